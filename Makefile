@@ -1,0 +1,103 @@
+# One virtual environment, .venv, with one MLX backend. Everything below installs what it needs first.
+#   make test BACKEND=cpu     metal | cpu | cuda12 | cuda13; default: what this machine can run
+#   make serve MODEL=Qwen/Qwen3-0.6B PORT=9000
+
+MODEL ?= demo
+HOST ?= 127.0.0.1
+PORT ?= 8000
+
+LOAD_PORT ?= 8765
+LOAD_USERS ?= 16
+LOAD_TIME ?= 20s
+
+# The first of these that is Python 3.11 or later.
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3 python; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+
+# An environment keeps its backend; only a new one looks at the machine. CUDA 13 needs driver 580, CUDA 12 driver 550.
+INSTALLED := $(patsubst .venv/installed-%,%,$(wildcard .venv/installed-*))
+DETECT = if [ "$$(uname -s)" = Darwin ]; then echo metal; exit; fi; \
+	driver=$$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1 | cut -d . -f 1); \
+	if [ "$${driver:-0}" -ge 580 ] 2>/dev/null; then echo cuda13; \
+	elif [ "$${driver:-0}" -ge 550 ] 2>/dev/null; then echo cuda12; else echo cpu; fi
+ifndef BACKEND
+BACKEND := $(or $(INSTALLED),$(shell $(DETECT)))
+endif
+EXTRA := $(if $(filter metal,$(BACKEND)),,$(BACKEND),)
+
+# PyTorch's own index has CPU builds for Linux; without it pip takes PyPI's, which brings CUDA along.
+TORCH := torch==2.13.0
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+VENV := .venv/installed-$(BACKEND)
+VENV_PARITY := .venv-parity/installed-$(BACKEND)
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install serve test test-parity lint format types imports check load clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+install: $(VENV) ## create .venv with the MLX backend for this machine
+
+serve: $(VENV) ## serve MODEL (the demo checkpoint) on HOST:PORT (127.0.0.1:8000)
+	$(BIN)/python -m app serve --model $(MODEL) --host $(HOST) --port $(PORT)
+
+test: $(VENV) ## run the tests that need no PyTorch
+	$(BIN)/python -m pytest --ignore=tests/parity
+
+test-parity: $(VENV_PARITY) ## compare with PyTorch, transformers and diffusers, in .venv-parity
+	.venv-parity/bin/python -m pytest tests/parity
+
+lint: $(VENV) ## check style and formatting
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: $(VENV) ## rewrite the code in the project's format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+types: $(VENV) ## check types, strictly
+	$(BIN)/mypy
+
+imports: $(VENV) ## check which module may import which
+	$(BIN)/lint-imports
+
+check: lint types imports ## lint, types and imports
+
+load: $(VENV) ## start a server and load it with locust for LOAD_TIME (20s)
+	@$(BIN)/python -m app serve --model $(MODEL) --port $(LOAD_PORT) & server=$$!; \
+	trap 'kill $$server; wait $$server' EXIT; \
+	until $(BIN)/python -c 'import urllib.request as r; r.urlopen("http://127.0.0.1:$(LOAD_PORT)/readyz", timeout=5)' \
+		2>/dev/null; do kill -0 $$server || exit 1; sleep 0.5; done; \
+	$(BIN)/locust --locustfile tests/load/locustfile.py --host http://127.0.0.1:$(LOAD_PORT) --headless --only-summary \
+		--users $(LOAD_USERS) --spawn-rate 8 --run-time $(LOAD_TIME) --stop-timeout 30 --exit-code-on-error 1
+
+clean: ## remove the environments and all that tools left behind
+	rm -rf .venv .venv-parity .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A backend overwrites files of another, so a change of backend, or an install that broke off, starts from nothing.
+$(VENV): pyproject.toml
+	$(call create,.venv)
+	.venv/bin/pip install --editable '.[$(EXTRA)dev]'
+	@touch $@
+
+# An environment of its own, so that .venv, in which `make test` runs, never has PyTorch.
+$(VENV_PARITY): pyproject.toml
+	$(call create,.venv-parity)
+	.venv-parity/bin/pip install --no-deps --retries 1 --extra-index-url $(TORCH_INDEX) $(TORCH)
+	.venv-parity/bin/pip install --editable '.[$(EXTRA)dev,parity]'
+	@touch $@
+
+define create
+@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed, and no python3.13, python3.12, python3.11 or python3 is one. \
+	Name one with PYTHON=/path/to/python." >&2; exit 1; }
+@$(PYTHON) -c 'import ensurepip, venv' || { echo "$(PYTHON) has no venv module. On Debian and Ubuntu: \
+	apt-get install python3-venv" >&2; exit 1; }
+@test -e $(1)/installed-$(BACKEND) || rm -rf $(1)
+@rm -f $(1)/installed-*
+$(PYTHON) -m venv $(1)
+endef

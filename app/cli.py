@@ -1,0 +1,80 @@
+"""The command line. Every setting is a flag; flags are made from the settings' fields."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from app import offline
+from app.server import serve
+from app.settings import Settings, SettingsError, choices, flag, load_settings
+from encoder import EncoderError
+
+MODEL_SETTINGS = ("model", "revision", "compute_dtype", "force_float16", "cache_dir", "default_preset", "log_level")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code: 0, 1 when it failed, 2 when it was asked wrongly."""
+    given = vars(make_parser().parse_args(arguments))
+    command: Callable[..., int] = given.pop("command")
+    own = {name: given.pop(name) for name in list(given) if name not in Settings.model_fields}
+    try:
+        settings = load_settings(given)
+        set_up_logging(settings.log_level)
+        return command(settings, **own)
+    except SettingsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except EncoderError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(prog="qwen3-encoder", description="Hidden states of a Qwen3 text encoder.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = _add(commands, "serve", serve, "serve hidden states over HTTP")
+    add_settings(command, Settings.model_fields)
+
+    command = _add(commands, "encode", offline.encode, "encode prompts to a file, without a server")
+    command.add_argument("prompts", nargs="+", metavar="PROMPT")
+    command.add_argument("-o", "--output", type=Path, required=True, help="file to write: *.safetensors or *.npy")
+    command.add_argument("--preset", help="name of a preset; see the command presets")
+    command.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help=offline.DTYPE_HELP)
+    add_settings(command, MODEL_SETTINGS)
+
+    _add(commands, "presets", offline.presets, "list the presets")
+
+    command = _add(commands, "inspect", offline.inspect, "say what a checkpoint is and which presets fit it")
+    command.add_argument("model", metavar="CHECKPOINT", help="`demo`, a local path, or a Hugging Face id")
+    add_settings(command, ("revision", "cache_dir", "log_level"))
+    return parser
+
+
+def _add(commands: Any, name: str, run: Callable[..., int], text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    parser.set_defaults(command=run)
+    return parser
+
+
+def add_settings(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
+    """Add the flag of each setting. What is not given is left to the environment, so flags have no defaults here."""
+    for name in names:
+        field = Settings.model_fields[name]
+        text = f"{field.description} Default: {field.default!r}.".replace("%", "%%")
+        if field.annotation is bool:
+            kind: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
+        else:
+            kind = {"choices": choices(field), "metavar": None if choices(field) else name.rpartition("_")[2].upper()}
+        parser.add_argument(flag(name), dest=name, default=argparse.SUPPRESS, help=text, **kind)
+
+
+def set_up_logging(level: str) -> None:
+    """Log to stderr, one line for each event."""
+    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for chatty in ("uvicorn", "httpx", "httpcore"):
+        logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLogger().level))

@@ -1,0 +1,43 @@
+"""What routes ask for by type: the engine, the settings, the metrics, and the parsed body."""
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated, TypeVar, cast
+
+from fastapi import Depends, Request
+from pydantic import BaseModel
+
+from app.body import read_document
+from app.metrics import Metrics
+from app.settings import Settings
+from encoder import Engine
+
+Body = TypeVar("Body", bound=BaseModel)
+
+
+def get_settings(request: Request) -> Settings:
+    """The settings that the app was created with."""
+    return cast(Settings, request.app.state.settings)
+
+
+def get_engine(request: Request) -> Engine:
+    """The engine of the app, loaded or not."""
+    return cast(Engine, request.app.state.engine)
+
+
+def get_metrics(request: Request) -> Metrics:
+    """The metrics of the app."""
+    return cast(Metrics, request.app.state.metrics)
+
+
+SettingsDep = Annotated[Settings, Depends(get_settings)]
+EngineDep = Annotated[Engine, Depends(get_engine)]
+MetricsDep = Annotated[Metrics, Depends(get_metrics)]
+
+
+def body_of(model: type[Body]) -> Callable[[Request, Settings], Awaitable[Body]]:
+    """A dependency that reads the body, JSON or msgpack, as `model`."""
+
+    async def read_body(request: Request, settings: SettingsDep) -> Body:
+        return model.model_validate(await read_document(request, settings.max_body_bytes, settings.body_timeout_s))
+
+    return read_body

@@ -1,0 +1,99 @@
+"""Builds the app: the engine, the routes, and what surrounds every request."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+
+from fastapi import FastAPI
+
+from app import errors, operations, routes
+from app.metrics import Metrics
+from app.middleware import Head, HostCheck, KeyCheck, RequestContext
+from app.settings import Settings, is_loopback
+from encoder import EncoderError, Engine
+
+logger = logging.getLogger(__name__)
+
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The service for these settings; those of the environment where none are given."""
+    settings = settings or Settings()
+    engine = Engine(
+        settings.model,
+        revision=settings.revision,
+        compute_dtype=settings.compute_dtype,
+        force_float16=settings.force_float16,
+        cache_dir=settings.cache_dir,
+        limits=settings.limits(),
+        cache_bytes=settings.cache_bytes,
+        stall_s=settings.stall_s,
+    )
+    app = FastAPI(
+        title="Qwen3 text encoder",
+        description="Prompts in, the hidden states that diffusion models are conditioned on out.",
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
+    app.state.settings, app.state.engine, app.state.metrics = settings, engine, Metrics(engine)
+    app.state.closed = True  # until there is something to close
+    app.include_router(routes.router)
+    app.include_router(operations.router)
+    errors.install(app)
+    _surround(app, settings)
+    return app
+
+
+def _surround(app: FastAPI, settings: Settings) -> None:
+    """Add the middleware; what is added last meets a request first."""
+    app.add_middleware(Head)
+    app.add_middleware(KeyCheck, api_key=settings.api_key.get_secret_value() if settings.api_key else None)
+    app.add_middleware(HostCheck, allowed=allowed_hosts(settings))
+    app.add_middleware(RequestContext, observe=app.state.metrics.observe_request)
+
+
+def allowed_hosts(settings: Settings) -> frozenset[str]:
+    """Names that the Host header may have; empty allows any."""
+    if "*" in settings.allowed_hosts or settings.uds is not None:  # no browser reaches a unix socket
+        return frozenset()
+    if not settings.allowed_hosts and not is_loopback(settings.host):
+        return frozenset()
+    return LOOPBACK | {settings.host.lower()} | {name.lower() for name in settings.allowed_hosts}
+
+
+@contextlib.asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Load the model behind a service that already answers, and close the engine at the end."""
+    engine: Engine = app.state.engine
+    app.state.loading = loading = asyncio.create_task(_load(engine))
+    try:
+        yield
+    finally:
+        loading.cancel()
+        await asyncio.wait([loading])
+        app.state.closed = await _close(engine, app.state.settings.drain_timeout_s)
+
+
+async def _close(engine: Engine, timeout_s: float) -> bool:
+    """Whether the engine has closed; a load or a forward pass that hangs can keep it from that."""
+    try:
+        await asyncio.wait_for(engine.close(), timeout_s)
+    except TimeoutError:
+        logger.warning("the model's thread has not ended within %g s", timeout_s)
+        return False
+    return True
+
+
+async def _load(engine: Engine) -> bool:
+    """Whether the model is loaded; the log says why not."""
+    try:
+        await engine.start()
+    except EncoderError as error:
+        logger.error("cannot serve: %s", error)
+        return False
+    except Exception:
+        logger.exception("cannot serve: loading failed")
+        return False
+    return True

@@ -1,0 +1,87 @@
+"""Prometheus metrics, in a registry of the app's own. Gauges and counters of the engine are read when scraped."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from encoder import EncodeResult, Engine
+
+NAMESPACE = "qwen3_encoder"
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+TOKENS = (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+
+GAUGES = {
+    "queued_prompts": "Prompts that wait for the model.",
+    "queued_tokens": "Padded tokens that wait for the model.",
+    "running_prompts": "Prompts in the forward pass of this moment.",
+    "cache_bytes": "Memory of cached results, in bytes.",
+    "active_memory_bytes": "Memory that MLX uses, in bytes.",
+    "cache_memory_bytes": "Memory that MLX keeps for reuse, in bytes.",
+    "peak_memory_bytes": "Most memory that MLX has used, in bytes.",
+}
+COUNTERS = {
+    "batches": "Forward passes.",
+    "prompts": "Prompts that went through the model.",
+    "real_tokens": "Tokens of prompts that went through the model.",
+    "padded_tokens": "Tokens that went through the model, padding included.",
+    "layers_run": "Decoder layers run, counted once for each batch.",
+    "cache_hits": "Prompts answered from the cache.",
+    "cache_misses": "Prompts that had to be computed.",
+    "cache_coalesced": "Prompts that joined an equal one in flight.",
+}
+
+
+class Metrics:
+    """All metrics of one app."""
+
+    media_type = CONTENT_TYPE_LATEST
+
+    def __init__(self, engine: Engine) -> None:
+        self.registry = CollectorRegistry()
+        self.registry.register(EngineCollector(engine))
+        self.requests = Counter(
+            "requests", "Answered requests.", ["route", "status"], namespace=NAMESPACE, registry=self.registry
+        )
+        self.request_seconds = self._histogram("request_seconds", "From request to response header.", SECONDS, "route")
+        self.tokenization_seconds = self._histogram("tokenization_seconds", "Tokenization of a request.", SECONDS)
+        self.queue_seconds = self._histogram("queue_seconds", "Longest wait of a request's prompts.", SECONDS)
+        self.inference_seconds = self._histogram("inference_seconds", "Longest forward pass of a request.", SECONDS)
+        self.prompt_tokens = self._histogram("prompt_tokens", "Tokens of a prompt, template included.", TOKENS)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        return Histogram(name, text, labels, namespace=NAMESPACE, registry=self.registry, buckets=buckets)
+
+    def observe_request(self, route: str, status: int, seconds: float) -> None:
+        """Count an answered request. `route` is the path of the route, not of the request, so labels stay few."""
+        self.requests.labels(route, str(status)).inc()
+        self.request_seconds.labels(route).observe(seconds)
+
+    def observe_result(self, result: EncodeResult) -> None:
+        """Record what an encoded request took."""
+        self.tokenization_seconds.observe(result.tokenization_ms / 1e3)
+        self.queue_seconds.observe(result.queue_ms / 1e3)
+        self.inference_seconds.observe(result.inference_ms / 1e3)
+        for prompt in result.prompts:
+            self.prompt_tokens.observe(len(prompt.input_ids))
+
+    def render(self) -> bytes:
+        """The text that Prometheus scrapes."""
+        return generate_latest(self.registry)
+
+
+class EngineCollector(Collector):
+    """The engine's own numbers, taken at each scrape."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterator[Metric]:
+        """One family for each number."""
+        stats = asdict(self._engine.stats())
+        for name, text in GAUGES.items():
+            yield GaugeMetricFamily(f"{NAMESPACE}_{name}", text, value=stats[name])
+        for name, text in COUNTERS.items():
+            yield CounterMetricFamily(f"{NAMESPACE}_{name}", text, value=stats[name])

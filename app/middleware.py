@@ -1,0 +1,146 @@
+"""What happens to every request before and after its route, in plain ASGI.
+
+RequestContext (id, time, log, last resort for errors) → HostCheck → KeyCheck → Head → the routes.
+"""
+
+import hmac
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import HostNotAllowed, Unauthorized, error_response
+
+logger = logging.getLogger(__name__)
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+OPEN_PATHS = frozenset({"/livez", "/readyz"})  # what an orchestrator asks without a key
+UNMATCHED = "(none)"
+
+Observe = Callable[[str, int, float], None]  # route, status, seconds
+
+
+class RequestContext:
+    """Gives each request an id, measures it, logs one line, and answers what nothing else has caught.
+
+    Neither headers nor prompts are logged: clients send their Hugging Face token in Authorization.
+    """
+
+    def __init__(self, app: ASGIApp, observe: Observe) -> None:
+        self.app = app
+        self.observe = observe
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        scope["request_id"] = request_id(Headers(scope=scope).get("x-request-id", ""))
+        status, seconds = 499, 0.0
+
+        async def send_with_context(message: Message) -> None:
+            nonlocal status, seconds
+            if message["type"] == "http.response.start":
+                status, seconds = message["status"], time.perf_counter() - started
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = scope["request_id"]
+                headers["x-total-time"] = f"{seconds * 1e3:.2f}"
+            await send(message)
+
+        inner: Scope = {**scope}  # the server looks at its own copy to answer HEAD without a body
+        try:
+            await self.app(inner, receive, send_with_context)
+        except Exception as error:
+            logger.exception("request %s failed", scope["request_id"])
+            if status == 499:
+                await error_response(error)(scope, receive, send_with_context)
+        finally:
+            self._record(scope, inner.get("route"), status, seconds or time.perf_counter() - started)
+
+    def _record(self, scope: Scope, route: Any, status: int, seconds: float) -> None:
+        self.observe(getattr(route, "path", UNMATCHED), status, seconds)
+        path = scope.get("raw_path", b"").decode("ascii", "backslashreplace")[:200]  # still percent-encoded: one line
+        logger.info("%s %s %d %.1f ms request=%s", scope["method"], path, status, seconds * 1e3, scope["request_id"])
+
+
+def request_id(wanted: str) -> str:
+    """The client's own id where it is harmless in headers and logs, else a new one."""
+    return wanted if REQUEST_ID.fullmatch(wanted) else uuid.uuid4().hex
+
+
+class HostCheck:
+    """Refuses a Host header that names another host, so that no web page reaches a local service by DNS rebinding.
+
+    Args:
+        allowed: host names without port, lower case; empty allows any.
+    """
+
+    def __init__(self, app: ASGIApp, allowed: frozenset[str]) -> None:
+        self.app = app
+        self.allowed = allowed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and self.allowed:
+            host = host_name(Headers(scope=scope).get("host", ""))
+            if host and host not in self.allowed:  # browsers always send one; HTTP/1.0 need not
+                error = HostNotAllowed(
+                    f"host: {host[:100]!a} is not this service.",
+                    "Add it to allowed_hosts if it is a name of this service.",
+                )
+                await error_response(error)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+def host_name(header: str) -> str:
+    """The name in a Host header, without the port."""
+    header = header.strip().lower()
+    if header.startswith("["):  # [::1]:8000
+        return header[1:].partition("]")[0]
+    return header.partition(":")[0].rstrip(".")
+
+
+class KeyCheck:
+    """Asks every route except liveness and readiness for the API key.
+
+    Args:
+        api_key: the key; None lets everybody in, whatever they send.
+    """
+
+    def __init__(self, app: ASGIApp, api_key: str | None) -> None:
+        self.app = app
+        self.api_key = api_key
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.api_key is None or scope["type"] != "http" or scope["path"] in OPEN_PATHS or self._has_key(scope):
+            await self.app(scope, receive, send)
+            return
+        error = Unauthorized(
+            "authorization: the API key is missing or wrong.",
+            "Send 'Authorization: Bearer <key>' with the key of the service.",
+            {"www-authenticate": "Bearer"},
+        )
+        await error_response(error)(scope, receive, send)
+
+    def _has_key(self, scope: Scope) -> bool:
+        scheme, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
+        expected = (self.api_key or "").encode()
+        given = token.strip().encode("latin-1")  # a header's bytes
+        return hmac.compare_digest(given, expected) and scheme.lower() == "bearer"
+
+
+class Head:
+    """Answers HEAD as GET; the server leaves the body out."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope["method"] = "GET"
+        await self.app(scope, receive, send)

@@ -1,0 +1,67 @@
+"""Chooses the format of a reply from the Accept header. Source: RFC 9110, section 12.5.1."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from starlette.requests import Request
+
+from app.errors import NotAcceptable
+
+
+class MediaRange(NamedTuple):
+    """One entry of an Accept header: `type/subtype`, `type/*` or `*/*`, with its weight."""
+
+    name: str
+    weight: float
+
+    def specificity(self, media_type: str) -> int:
+        """How closely this range describes a media type; 0 when it does not."""
+        if self.name == media_type:
+            return 3
+        if self.name == media_type.partition("/")[0] + "/*":
+            return 2
+        return 1 if self.name == "*/*" else 0
+
+
+def negotiate(request: Request, offered: Sequence[str]) -> str:
+    """The offered media type that the client likes best; the first of them where it says nothing.
+
+    Of equal weights the one asked for by name wins over one that a wildcard admits, then the order of `offered`.
+    Errors: NotAcceptable naming everything on offer.
+    """
+    header = ",".join(request.headers.getlist("accept"))
+    ranges = parse_accept(header) if header.strip() else [MediaRange("*/*", 1.0)]
+    ranked = [(*_preference(media_type, ranges), -place, media_type) for place, media_type in enumerate(offered)]
+    weight, _, _, best = max(ranked)
+    if weight == 0:
+        raise NotAcceptable(f"accept: {header[:100]!a} is not available.", f"Available are {', '.join(offered)}.")
+    return best
+
+
+def parse_accept(header: str) -> list[MediaRange]:
+    """The ranges of an Accept header; parameters other than the weight are ignored, as is what does not parse."""
+    ranges = []
+    for entry in header.split(","):
+        name, *parameters = (part.strip().lower() for part in entry.split(";"))
+        if "/" in name:
+            ranges.append(MediaRange(name, _weight(parameters)))
+    return ranges
+
+
+def _weight(parameters: Sequence[str]) -> float:
+    for parameter in parameters:
+        key, _, value = parameter.partition("=")
+        if key.strip() == "q":
+            try:
+                weight = float(value)
+            except ValueError:
+                return 0.0
+            return weight if 0 <= weight <= 1 else 0.0
+    return 1.0
+
+
+def _preference(media_type: str, ranges: Sequence[MediaRange]) -> tuple[float, int]:
+    """The weight of the closest range, and how close it is."""
+    matching = [(r.specificity(media_type), r.weight) for r in ranges if r.specificity(media_type)]
+    specificity, weight = max(matching, default=(0, 0.0))
+    return weight, specificity

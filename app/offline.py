@@ -1,0 +1,122 @@
+"""The commands that need no server: encode to a file, list presets, look at a checkpoint."""
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from app import wire
+from app.collate import collate, is_ragged
+from app.settings import Settings, SettingsError
+from encoder import (
+    LAST_HIDDEN_STATE,
+    PRESETS,
+    DType,
+    InvalidField,
+    Preset,
+    TextEncoder,
+    check_preset,
+    get_preset,
+    open_checkpoint,
+)
+
+DTYPE_HELP = "of the numbers; bfloat16, for *.npy float32: NumPy has no bfloat16"
+
+
+def encode(settings: Settings, prompts: list[str], preset: str | None, dtype: DType | None, output: Path) -> int:
+    """Write hidden states and mask to a safetensors file, or the hidden states alone to a NumPy file."""
+    numpy_file = _is_numpy_file(output)
+    if numpy_file and dtype == "bfloat16":
+        raise SettingsError("--dtype bfloat16: NumPy has none. Use float32, or write *.safetensors.")
+    name = preset or settings.default_preset
+    chosen = get_preset(name) if name else LAST_HIDDEN_STATE
+    encoder = TextEncoder.open(
+        settings.model,
+        revision=settings.revision,
+        cache_dir=settings.cache_dir,
+        compute_dtype=settings.compute_dtype,
+        force_float16=settings.force_float16,
+    )
+    embeds = encoder.encode(prompts, chosen, dtype or ("float32" if numpy_file else "bfloat16"))
+    if numpy_file and is_ragged(embeds):
+        raise SettingsError("*.npy has no mask, and these prompts have different numbers of rows. Use *.safetensors.")
+    hidden_states, attention_mask = collate(embeds)
+    if numpy_file:
+        np.save(output, hidden_states.array)
+    else:
+        tokenized = encoder.tokenize(prompts, chosen)
+        document = {
+            "model": encoder.info.model,
+            "preset": chosen.name,
+            "hidden_states": hidden_states,
+            "attention_mask": attention_mask,
+            "num_tokens": [len(prompt.input_ids) for prompt in tokenized],
+            "truncated": [prompt.truncated for prompt in tokenized],
+        }
+        output.write_bytes(wire.pack_safetensors(document))
+    print(f"{output}: {hidden_states.dtype} {list(hidden_states.array.shape)}")
+    return 0
+
+
+def _is_numpy_file(path: Path) -> bool:
+    if path.suffix not in (".npy", ".safetensors"):
+        raise SettingsError(f"--output {path}: expected a name that ends in .safetensors or .npy.")
+    if not path.parent.is_dir():
+        raise SettingsError(f"--output {path}: there is no folder {path.parent}.")
+    return path.suffix == ".npy"
+
+
+def presets(settings: Settings) -> int:
+    """Print all presets."""
+    rows = [("preset", "window", "padding", "rows", "hidden states", "for")]
+    rows += [_preset_row(preset) for preset in PRESETS]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return 0
+
+
+def _preset_row(preset: Preset) -> tuple[str, str, str, str, str, str]:
+    taken = (
+        f"layers {list(preset.layers)}"
+        if preset.layers is not None
+        else f"hidden_states {list(preset.hidden_states or ())}"
+    )
+    names = ", ".join((preset.name, *preset.aliases))
+    return (names, str(preset.max_sequence_length), preset.padding, preset.padding_rows, taken, preset.description)
+
+
+def inspect(settings: Settings) -> int:
+    """Print what a checkpoint is, the memory it takes, and which presets fit it."""
+    checkpoint = open_checkpoint(settings.model, revision=settings.revision, cache_dir=settings.cache_dir)
+    parameters = sum(math.prod(tensor.shape) for tensor in checkpoint.weights.tensors.values())
+    facts = {
+        "checkpoint": checkpoint.name,
+        "revision": checkpoint.revision or "none",
+        "fingerprint": checkpoint.fingerprint,
+        "weights": "random, made from a seed" if checkpoint.random_weights else "trained",
+        "dtype": checkpoint.dtype,
+        "quantization": checkpoint.quantization or "none",
+        "parameters": f"{parameters:,}",
+        "memory": f"{_size(2 * parameters)} in bfloat16, {_size(4 * parameters)} in float32",
+        **asdict(checkpoint.config),
+    }
+    for name, value in facts.items():
+        print(f"{name:24}{value}")
+    print("presets:")
+    for preset in PRESETS:
+        print(f"  {preset.name:22}{_fit(preset, checkpoint.config.num_hidden_layers, checkpoint.config.hidden_size)}")
+    return 0
+
+
+def _size(number: int) -> str:
+    return f"{number / 1e9:.2f} GB" if number >= 1e8 else f"{number / 1e6:.1f} MB"
+
+
+def _fit(preset: Preset, num_hidden_layers: int, hidden_size: int) -> str:
+    try:
+        check_preset(preset, num_hidden_layers, hidden_size)
+    except InvalidField as error:
+        return f"does not fit: {error}"
+    return "fits"

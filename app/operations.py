@@ -1,0 +1,71 @@
+"""The routes for those who run the service or want to know what it serves."""
+
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from app.dependencies import EngineDep, MetricsDep, SettingsDep
+from app.openapi import errors
+from encoder import PRESETS, InvalidField, ModelInfo, Preset, check_preset
+
+router = APIRouter(tags=["operations"])
+
+VERSIONED = ("fastapi", "uvicorn", "pydantic", "msgpack")
+
+
+@router.get("/livez", responses=errors(500))
+async def livez() -> dict[str, str]:
+    """The process answers. True from the first second, however busy the device is."""
+    return {"status": "alive"}
+
+
+@router.get("/readyz", responses=errors(500, 503))
+async def readyz(engine: EngineDep) -> dict[str, str]:
+    """The next request can be expected to succeed: loaded, warm, not stalled, not draining."""
+    await engine.probe()
+    return {"status": "ready"}
+
+
+@router.get("/health", responses=errors(401, 500, 503))
+async def health(engine: EngineDep) -> dict[str, str]:
+    """The same as `/readyz`, for clients that look here."""
+    return await readyz(engine)
+
+
+@router.get("/presets", responses=errors(401, 500, 503))
+async def presets(engine: EngineDep, settings: SettingsDep) -> dict[str, Any]:
+    """All presets, and for each whether it fits the loaded checkpoint."""
+    return {
+        "default_preset": settings.default_preset,
+        "presets": [asdict(preset) | fit(preset, engine.info) for preset in PRESETS],
+    }
+
+
+def fit(preset: Preset, info: ModelInfo) -> dict[str, Any]:
+    """Whether a preset fits the loaded checkpoint, and why not."""
+    try:
+        check_preset(preset, int(info.dims["num_hidden_layers"]), int(info.dims["hidden_size"]))
+    except InvalidField as error:
+        return {"fits": False, "reason": str(error)}
+    return {"fits": True, "reason": None}
+
+
+@router.get("/info", responses=errors(401, 500, 503))
+async def info(engine: EngineDep, settings: SettingsDep) -> dict[str, Any]:
+    """What is served, how it computes, and the limits of a request."""
+    loaded = asdict(engine.info)
+    return loaded | {
+        "versions": loaded["versions"] | {name: version(name) for name in VERSIONED},
+        "default_preset": settings.default_preset,
+        "limits": asdict(engine.limits)
+        | {"max_body_bytes": settings.max_body_bytes, "max_json_floats": settings.max_json_floats},
+    }
+
+
+@router.get("/metrics", responses=errors(401, 500))
+async def metrics(metrics: MetricsDep) -> Response:
+    """Prometheus metrics."""
+    return Response(metrics.render(), media_type=metrics.media_type)

@@ -1,0 +1,171 @@
+"""The fields of requests and replies. Strict: "5" is no number, and true is none either."""
+
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from encoder import LAST_HIDDEN_STATE, DType, InvalidField, Preset, get_preset
+
+Padding = Literal["preset", "longest", "max_length", "none"]
+
+
+def _encodable(text: str) -> str:
+    """JSON can escape half of a surrogate pair, which is no character and has no UTF-8."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"has a lone surrogate at character {error.start}, expected Unicode text") from error
+    return text
+
+
+def _distinct(indices: list[int]) -> list[int]:
+    if len(set(indices)) < len(indices):
+        raise ValueError("has an index twice, expected each once")
+    return indices
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+Indices = Annotated[list[int], Field(min_length=1), AfterValidator(_distinct)]
+
+
+class TokenizeRequest(BaseModel):
+    """One prompt or several, and how they become tokens."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    prompt: Text | None = Field(None, description="One prompt. Exactly one of prompt and prompts is given.")
+    prompts: list[Text] | None = Field(None, min_length=1, description="Several prompts.")
+    preset: str | None = Field(None, description="Name of a preset, see GET /presets; the server's default without.")
+    max_sequence_length: int | None = Field(None, ge=1, description="Window in tokens; longer prompts are truncated.")
+    padding: Padding = Field(
+        "preset",
+        description="`preset` pads as the preset does, `longest` to the longest prompt, `max_length` to the window; "
+        "`none` delivers rows of real tokens only.",
+    )
+    prefix: Text | None = Field(None, description="Replaces the preset's text in front of the prompt.")
+    suffix: Text | None = Field(None, description="Replaces the preset's text behind the prompt.")
+
+    def texts(self) -> list[str]:
+        """The prompts.
+
+        Errors: InvalidField unless exactly one of prompt and prompts is given.
+        """
+        if (self.prompt is None) == (self.prompts is None):
+            raise InvalidField("prompt", "give exactly one of prompt (a string) and prompts (a list of strings).")
+        return self.prompts if self.prompts is not None else [self.prompt or ""]
+
+    def resolve(self, default_preset: str | None) -> Preset:
+        """The preset that the request names, or the server's default, with the fields that the request sets itself."""
+        name = self.preset if self.preset is not None else default_preset
+        preset = LAST_HIDDEN_STATE if name is None else get_preset(name)
+        given = {name: getattr(self, name) for name in ("max_sequence_length", "prefix", "suffix")}
+        return _pad(
+            replace(preset, **{name: value for name, value in given.items() if value is not None}), self.padding
+        )
+
+
+def _pad(preset: Preset, padding: Padding) -> Preset:
+    match padding:
+        case "preset":
+            return preset
+        case "longest":
+            return replace(preset, padding="longest")
+        case "none":
+            return replace(preset, padding="longest", padding_rows="cut")
+        case "max_length":
+            rows = "zero" if preset.padding_rows == "cut" else preset.padding_rows
+            return replace(preset, padding="max_length", padding_rows=rows)
+
+
+class EncodeRequest(TokenizeRequest):
+    """Prompts to the hidden states of a preset."""
+
+    dtype: DType = Field("bfloat16", description="Of the numbers in the reply.")
+
+
+class EncodeLayersRequest(EncodeRequest):
+    """Prompts to the hidden states of chosen layers."""
+
+    layers: Indices | None = Field(
+        None, description="Decoder layers, 0-based, un-normed; -1 is the last. Exactly one of layers and hidden_states."
+    )
+    hidden_states: Indices | None = Field(
+        None, description="Hugging Face's index: 0 is the embedding output, -1 is after the final norm."
+    )
+    combine: Literal["concat", "stack"] = Field(
+        "concat", description="`concat` joins features layer after layer, [B, L, n*D]; `stack` gives [B, n, L, D]."
+    )
+
+    def resolve(self, default_preset: str | None) -> Preset:
+        """As for /encode, with the hidden states of this request in place of the preset's.
+
+        Errors: InvalidField unless exactly one of layers and hidden_states is given.
+        """
+        if (self.layers is None) == (self.hidden_states is None):
+            raise InvalidField("layers", "give exactly one of layers and hidden_states, a list of integers.")
+        return replace(
+            super().resolve(default_preset),
+            layers=tuple(self.layers) if self.layers is not None else None,
+            hidden_states=tuple(self.hidden_states) if self.hidden_states is not None else None,
+            combine=self.combine,
+        )
+
+
+class TensorBody(BaseModel):
+    """A tensor: little-endian, in C order."""
+
+    dtype: Literal["bfloat16", "float16", "float32", "bool"]
+    shape: list[int]
+    data: Any = Field(description="Bytes in msgpack; base64 in JSON, or nested lists with `?encoding=float`.")
+
+
+class Usage(BaseModel):
+    """What the request cost."""
+
+    prompt_tokens: int
+    layers_run: int = Field(description="Decoder layers that ran for it; 0 where the cache had all.")
+
+
+class EncodeReply(BaseModel):
+    """Hidden states of all prompts, right-padded with zeros to the longest, and the mask of real rows."""
+
+    model: str
+    preset: str
+    hidden_states: TensorBody
+    attention_mask: TensorBody
+    num_tokens: list[int]
+    truncated: list[bool]
+    usage: Usage
+
+
+class TokenizedPromptBody(BaseModel):
+    """A prompt as the model reads it, without padding."""
+
+    text: str = Field(description="prefix + prompt + suffix.")
+    input_ids: list[int]
+    tokens: list[str]
+    num_tokens: int
+    truncated: bool
+
+
+class TokenizeReply(BaseModel):
+    """What would be encoded."""
+
+    model: str
+    preset: str
+    prompts: list[TokenizedPromptBody]
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong and what to do next."""
+
+    code: str
+    message: str
+    hint: str | None = None
+
+
+class ErrorReply(BaseModel):
+    """The body of every error."""
+
+    error: ErrorDetail

@@ -1,0 +1,87 @@
+"""Runs the app under uvicorn: watches the model load, drains at a signal, and knows the exit code."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from app.listen import curl_line, listening_socket
+from app.main import create_app
+from app.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+KEEP_ALIVE_S = 75  # longer than clients keep an idle connection, so that they close it, not we in their face
+LAST_BYTES_S = 5  # for replies that are still being written when all work is done
+
+
+class Server(uvicorn.Server):
+    """At the first signal, drains with the socket open, so that new work gets its 503; at the second, exits at once."""
+
+    def __init__(self, app: FastAPI, sock: socket.socket) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                access_log=False,
+                log_config=None,
+                server_header=False,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=LAST_BYTES_S,
+            )
+        )
+        self.app = app
+        self.settings: Settings = app.state.settings
+        self.curl = curl_line(self.settings, sock)
+        self.exit_code = 0
+        self._draining = False
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept requests, and from then on watch the model load."""
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+        self._tasks.append(asyncio.create_task(self._watch_loading()))
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called for SIGINT and SIGTERM."""
+        if self._draining:
+            os._exit(128 + sig)
+        self._draining = True
+        self._loop.call_soon_threadsafe(lambda: self._tasks.append(asyncio.create_task(self._drain())))
+
+    async def _watch_loading(self) -> None:
+        if await asyncio.shield(self.app.state.loading):
+            logger.info("ready; try:\n  %s", self.curl)
+        elif not self._draining:
+            self.exit_code = 1
+            self.should_exit = True
+
+    async def _drain(self) -> None:
+        logger.info("draining: accepted requests are answered, new ones get 503; a second signal exits at once")
+        self.app.state.engine.drain()
+        try:
+            await asyncio.wait_for(self.app.state.engine.drained(), self.settings.drain_timeout_s)
+        except TimeoutError:
+            logger.warning("drain: requests are left after %g s", self.settings.drain_timeout_s)
+        self.should_exit = True
+
+
+def serve(settings: Settings) -> int:
+    """Serve until a signal; the exit code of the process.
+
+    Errors: SettingsError when the address is taken.
+    """
+    with listening_socket(settings) as sock:
+        app = create_app(settings)
+        server = Server(app, sock)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run([sock])
+    if not app.state.closed:  # the model's thread hangs in a load or a pass, and would hold up the exit
+        logging.shutdown()
+        os._exit(server.exit_code)
+    return server.exit_code

@@ -1,0 +1,169 @@
+"""Everything that can be configured, once: by environment variable, or by the command line flag of the same name.
+
+The rest of the package receives these values as arguments.
+"""
+
+import ipaddress
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from encoder import EncoderError, Limits, get_preset
+
+PREFIX = "QWEN3_ENCODER_"
+MIB = 1024 * 1024
+
+Positive = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _split(value: object) -> object:
+    """A list arrives from outside as one string, separated by commas."""
+    return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+
+class Settings(BaseSettings):
+    """Each description says what the value means and its unit; the README's table is made from it."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    model: str = Field(default="demo", min_length=1, description="Checkpoint: `demo`, a folder, or a Hugging Face id.")
+    revision: str | None = Field(default=None, description="Commit, branch or tag of a Hugging Face id.")
+    compute_dtype: Literal["auto", "bfloat16", "float32", "float16"] = Field(
+        default="auto", description="Dtype of the computation; `auto` is the checkpoint's on a GPU, float32 on a CPU."
+    )
+    force_float16: bool = Field(default=False, description="Allow compute dtype float16, in which Qwen3 can overflow.")
+    cache_dir: Path | None = Field(default=None, description="Folder for downloads; unset is Hugging Face's default.")
+    default_preset: str | None = Field(
+        default=None, description="Preset of a request that names none; unset is the bare prompt, last hidden state."
+    )
+
+    host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on.")
+    port: int = Field(default=8000, ge=0, le=65535, description="TCP port to listen on; 0 picks a free one.")
+    uds: Path | None = Field(default=None, description="Unix socket to listen on instead of host and port.")
+    api_key: SecretStr | None = Field(
+        default=None,
+        min_length=1,
+        description="Bearer token asked of every route except `/livez` and `/readyz`; unset asks none.",
+    )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
+        default=(),
+        description="Names allowed in the Host header beside loopback's, separated by commas; `*` allows any. "
+        "Unset on another address than loopback allows any.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged.")
+
+    max_body_bytes: Positive = Field(default=2_000_000, description="Largest request body, in bytes.")
+    max_prompts: Positive = Field(default=64, description="Prompts in one request.")
+    max_prompt_chars: Positive = Field(default=32_000, description="Length of one prompt, in characters.")
+    max_sequence_length: Positive = Field(default=2048, description="Largest window a request may ask for, in tokens.")
+    max_output_bytes: Positive = Field(default=256 * MIB, description="Largest result of one request, in bytes.")
+    max_json_floats: Positive = Field(default=1_000_000, description="Numbers in one reply of `?encoding=float`.")
+    max_queue_tokens: Positive = Field(
+        default=65_536, description="Tokens that may wait for the model, padding included; more is answered 429."
+    )
+    max_batch_tokens: Positive = Field(default=4096, description="Tokens in one forward pass, padding included.")
+    cache_bytes: int = Field(default=512 * MIB, ge=0, description="Memory for cached results, in bytes; 0 keeps none.")
+
+    request_timeout_s: Seconds = Field(default=300, description="Longest wait for a result, in seconds; then 504.")
+    body_timeout_s: Seconds = Field(
+        default=30, description="Longest time that a request body may take to arrive, in seconds; then 408."
+    )
+    stall_s: Seconds = Field(
+        default=120, description="Longest forward pass before the service calls itself not ready, in seconds."
+    )
+    drain_timeout_s: Seconds = Field(
+        default=30, description="Longest wait for accepted requests at shutdown, in seconds."
+    )
+
+    @model_validator(mode="after")
+    def _values_fit_together(self) -> "Settings":
+        if self.compute_dtype == "float16" and not self.force_float16:
+            raise ValueError("compute_dtype float16 can overflow to NaN in Qwen3; set force_float16 to use it anyway")
+        if self.default_preset is not None:
+            try:
+                get_preset(self.default_preset)
+            except EncoderError as error:
+                raise ValueError(f"default_preset: {error}") from error
+        return self
+
+    def limits(self) -> Limits:
+        """The limits that the encoder enforces."""
+        return Limits(
+            max_prompts=self.max_prompts,
+            max_prompt_chars=self.max_prompt_chars,
+            max_sequence_length=self.max_sequence_length,
+            max_output_bytes=self.max_output_bytes,
+            max_queue_tokens=self.max_queue_tokens,
+            max_batch_tokens=self.max_batch_tokens,
+        )
+
+
+class SettingsError(Exception):
+    """A setting has a value that is not allowed; the message is one line."""
+
+
+def load_settings(flags: dict[str, Any]) -> Settings:
+    """The settings of this process: flags, then environment, then defaults.
+
+    Errors: SettingsError naming the flag and the variable.
+    """
+    try:
+        return Settings(**flags)
+    except ValidationError as error:
+        raise SettingsError("; ".join(_explain(problem) for problem in error.errors(include_url=False))) from error
+
+
+def _explain(problem: Any) -> str:
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if not problem["loc"]:
+        return message
+    name = str(problem["loc"][0])
+    shown = "" if name == "api_key" else f" (got {problem['input']!r:.80})"
+    return f"{flag(name)} / {variable(name)}: {message}{shown}"
+
+
+def flag(name: str) -> str:
+    """The command line flag of a setting."""
+    return "--" + name.replace("_", "-")
+
+
+def variable(name: str) -> str:
+    """The environment variable of a setting."""
+    return PREFIX + name.upper()
+
+
+def choices(field: FieldInfo) -> tuple[str, ...] | None:
+    """The closed choice of a setting, if it is one."""
+    values = get_args(field.annotation)
+    return values if values and all(isinstance(value, str) for value in values) else None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a service bound to `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def settings_table() -> str:
+    """The README's table of settings, in Markdown."""
+    rows = ["| flag | environment variable | default | meaning |", "|---|---|---|---|"]
+    return "\n".join([*rows, *_rows()]) + "\n"
+
+
+def _rows() -> Iterator[str]:
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default in (None, ()) else f"`{field.default}`"
+        allowed = choices(field)
+        meaning = (
+            f"{field.description} One of {', '.join(f'`{c}`' for c in allowed)}." if allowed else field.description
+        )
+        yield f"| `{flag(name)}` | `{variable(name)}` | {default} | {meaning} |"

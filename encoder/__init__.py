@@ -1,0 +1,67 @@
+"""A Qwen3 text encoder in MLX: prompts in, the hidden states that diffusion models are conditioned on out.
+
+These are the public names. `TextEncoder` is synchronous; `Engine` serves many callers from one event loop.
+"""
+
+from encoder.blas import Blas, activate
+
+activate()  # before anything imports mlx.core, which binds cblas_sgemm to whatever is loaded by then
+
+from encoder.checkpoint import Checkpoint, open_checkpoint  # noqa: E402
+from encoder.engine import Engine  # noqa: E402
+from encoder.errors import (  # noqa: E402
+    CheckpointError,
+    DeadlineExceeded,
+    EncoderError,
+    InvalidField,
+    ModelFailure,
+    NotReady,
+    Overloaded,
+    QueueFull,
+    RequestError,
+    RequestTooLarge,
+)
+from encoder.limits import Limits  # noqa: E402
+from encoder.presets import LAST_HIDDEN_STATE, PRESETS, Preset, check_preset, get_preset  # noqa: E402
+from encoder.text_encoder import TextEncoder  # noqa: E402
+from encoder.types import (  # noqa: E402
+    Combine,
+    DType,
+    EncodeResult,
+    EngineStats,
+    ModelInfo,
+    PromptEmbeds,
+    TokenizedPrompt,
+)
+
+__all__ = [
+    "LAST_HIDDEN_STATE",
+    "PRESETS",
+    "Blas",
+    "Checkpoint",
+    "CheckpointError",
+    "Combine",
+    "DType",
+    "DeadlineExceeded",
+    "EncodeResult",
+    "EncoderError",
+    "Engine",
+    "EngineStats",
+    "InvalidField",
+    "Limits",
+    "ModelFailure",
+    "ModelInfo",
+    "NotReady",
+    "Overloaded",
+    "Preset",
+    "PromptEmbeds",
+    "QueueFull",
+    "RequestError",
+    "RequestTooLarge",
+    "TextEncoder",
+    "TokenizedPrompt",
+    "activate",
+    "check_preset",
+    "get_preset",
+    "open_checkpoint",
+]

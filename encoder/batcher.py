@@ -1,0 +1,100 @@
+"""A bounded queue, measured in tokens, from which batches are taken. Step 2 of the path.
+
+Batches by token count. Knows nothing of tensors, threads or HTTP. Used from the event loop alone, so it has no lock.
+"""
+
+import time
+from asyncio import Future
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+from encoder.errors import EncoderError, QueueFull, RequestTooLarge
+from encoder.types import Job, PromptEmbeds
+
+WINDOW = 64  # waiting entries looked at for one batch, so that forming it stays cheap however long the queue is
+
+
+@dataclass(eq=False, slots=True)
+class Entry:
+    """A job that waits or runs.
+
+    `length` is its padded length in tokens; `waiters` counts the requests that want its result; times are in seconds of
+    time.perf_counter, 0 while not known.
+    """
+
+    job: Job
+    length: int
+    done: "Future[PromptEmbeds | EncoderError]"
+    waiters: int = 0
+    enqueued_at: float = field(default_factory=time.perf_counter)
+    started_at: float = 0.0
+    finished_at: float = 0.0
+
+
+class Batcher:
+    """The waiting entries, oldest first.
+
+    Args:
+        max_queue_tokens: padded tokens that may wait.
+        max_batch_tokens: padded tokens in one batch; an entry that is longer alone still runs, alone.
+    """
+
+    def __init__(self, max_queue_tokens: int, max_batch_tokens: int) -> None:
+        self.max_queue_tokens = max_queue_tokens
+        self.max_batch_tokens = max_batch_tokens
+        self.queued_tokens = 0
+        self._waiting: dict[Entry, None] = {}  # in order of arrival, with removal from anywhere
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, entries: Sequence[Entry], retry_after_s: int) -> None:
+        """Queue all entries of a request, or none of them.
+
+        Errors: RequestTooLarge when they would not fit an empty queue, QueueFull when they don't fit now.
+        """
+        tokens = sum(entry.length for entry in entries)
+        if tokens > self.max_queue_tokens:
+            raise RequestTooLarge(
+                f"The request adds {tokens} padded tokens, the whole queue holds {self.max_queue_tokens}. "
+                "Send fewer prompts at a time."
+            )
+        if self.queued_tokens + tokens > self.max_queue_tokens:
+            raise QueueFull(
+                f"The queue holds {self.queued_tokens} of {self.max_queue_tokens} tokens, this request adds {tokens}. "
+                f"Retry in {retry_after_s} s.",
+                retry_after_s,
+            )
+        self._waiting.update(dict.fromkeys(entries))
+        self.queued_tokens += tokens
+
+    def discard(self, entry: Entry) -> bool:
+        """Take an entry out of the queue; False when it had left already."""
+        if entry not in self._waiting:
+            return False
+        del self._waiting[entry]
+        self.queued_tokens -= entry.length
+        return True
+
+    def take_batch(self) -> list[Entry]:
+        """Remove and return the next batch; empty when nothing waits.
+
+        The oldest entry leads every batch, so nobody starves. Of those behind it, the nearest in length join first,
+        while the batch stays inside its token budget and at least half of it is not padding to its longest entry.
+        """
+        window = list(islice(self._waiting, WINDOW))
+        if not window:
+            return []
+        lead = window[0]
+        batch, longest, tokens = [lead], lead.length, lead.length
+        for entry in sorted(window[1:], key=lambda entry: abs(entry.length - lead.length)):
+            new_longest = max(longest, entry.length)
+            padded = new_longest * (len(batch) + 1)
+            if padded > self.max_batch_tokens or padded > 2 * (tokens + entry.length):
+                continue
+            batch.append(entry)
+            longest, tokens = new_longest, tokens + entry.length
+        for entry in batch:
+            self.discard(entry)
+        return batch

@@ -1,0 +1,10 @@
+"""Checkpoints: one reader per format and one per place, all yielding the same `Checkpoint`.
+
+Nothing here reads a tensor before `load_weights` is called.
+"""
+
+from encoder.checkpoint.checkpoint import Checkpoint
+from encoder.checkpoint.load import check_weights, load_weights
+from encoder.checkpoint.source import open_checkpoint
+
+__all__ = ["Checkpoint", "check_weights", "load_weights", "open_checkpoint"]

@@ -1,0 +1,73 @@
+"""Every error of the encoder, one class per thing a caller can do about it.
+
+EncoderError
+ ├─ CheckpointError       the model folder is missing, incomplete or of another kind: fix the checkpoint
+ ├─ RequestError          the request cannot be served as asked: change the request
+ │   ├─ InvalidField        one field has a value that is not allowed here
+ │   └─ RequestTooLarge     the request is over a limit, however empty the service is
+ ├─ Overloaded            the service cannot take it now: come back later
+ │   ├─ QueueFull           the queue has no room; says after how many seconds to retry
+ │   └─ NotReady            the model is still loading, or the service is draining
+ ├─ DeadlineExceeded      the result was not there in time: ask for less, or allow more time
+ └─ ModelFailure          the model raised, or produced NaN or infinity: look at the log
+
+A message names the subject, what was expected, what was found, and the next step.
+"""
+
+
+class EncoderError(Exception):
+    """Base of all errors that this package raises on purpose."""
+
+
+class CheckpointError(EncoderError):
+    """The checkpoint cannot be opened or does not hold the model that its config describes."""
+
+
+class RequestError(EncoderError):
+    """The request cannot be served as asked."""
+
+
+class InvalidField(RequestError):
+    """A field has a value that is not allowed.
+
+    Args:
+        field: name of the field, as in the request.
+        message: the value found, what is allowed, and the next step.
+    """
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+
+
+class RequestTooLarge(RequestError):
+    """The request is over a fixed limit; waiting does not help."""
+
+
+class Overloaded(EncoderError):
+    """The service cannot take this request now.
+
+    Args:
+        message: what is full or not ready, with the numbers.
+        retry_after_s: seconds after which a retry makes sense.
+    """
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class QueueFull(Overloaded):
+    """The queue has no room for all prompts of the request."""
+
+
+class NotReady(Overloaded):
+    """The model is still loading, has failed, or the service is draining."""
+
+
+class DeadlineExceeded(EncoderError):
+    """The result was not there within the time allowed."""
+
+
+class ModelFailure(EncoderError):
+    """The forward pass raised, or its result is not finite."""

@@ -1,0 +1,130 @@
+"""The one thread that touches MLX: it loads the model, warms it, runs batches, and cleans up after itself.
+
+MLX arrays and streams belong to the thread that made them, so nothing lazy ever leaves this one: weights come in, NumPy
+buffers go out. Knows nothing of queues and requests.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import mlx.core as mx
+
+from encoder.errors import EncoderError, ModelFailure, NotReady
+from encoder.padding import bucket_length
+from encoder.presets import FLUX2_KLEIN, LAST_HIDDEN_STATE
+from encoder.text_encoder import TextEncoder
+from encoder.types import Job, PromptEmbeds
+
+logger = logging.getLogger(__name__)
+
+Outcome = PromptEmbeds | EncoderError
+T = TypeVar("T")
+
+MLX_CACHE_BYTES = {"cpu": 256 * 2**20, "gpu": 2**30}  # MLX's own default on a GPU is nearly all of its memory
+LONGEST_WARM_LENGTH = 512  # tokens: the window of nearly every preset
+PROGRESS_EVERY_S = 5.0
+
+
+class ModelThread:
+    """A TextEncoder on a thread of its own.
+
+    Args:
+        open_text_encoder: opens the model; called on the thread with a progress callback.
+        stall_s: a call that takes longer makes the thread unready until it returns.
+    """
+
+    def __init__(self, open_text_encoder: Callable[[Callable[[int, int], None]], TextEncoder], stall_s: float) -> None:
+        self._open_text_encoder = open_text_encoder
+        self._stall_s = stall_s
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
+        self._busy_since: float | None = None
+        self._suspect = False  # the last batch failed: prove the model before calling it ready
+
+    async def start(self) -> TextEncoder:
+        """Load and warm the model. Errors: CheckpointError, ModelFailure."""
+        return await self._call(self._load)
+
+    async def run(self, encoder: TextEncoder, jobs: Sequence[Job]) -> list[Outcome]:
+        """The outcome of each job. If a batch raises, its jobs run one by one, so that none can fail the others."""
+        self._busy_since = time.perf_counter()
+        try:
+            return await self._call(encoder.run, jobs)
+        except Exception as error:  # RuntimeError, ValueError, MemoryError: whatever MLX raises means the same here
+            logger.exception("a batch of %d prompts failed", len(jobs))
+            self._suspect = True
+            if len(jobs) == 1:
+                return [ModelFailure(f"The forward pass failed: {error}. The log has the details.")]
+        finally:
+            self._busy_since = None
+        return [outcome for job in jobs for outcome in await self.run(encoder, [job])]
+
+    async def probe(self, encoder: TextEncoder) -> None:
+        """Return when the next batch can be expected to succeed; after a failed batch, prove it by running the model.
+
+        Errors: NotReady with the reason.
+        """
+        if self._busy_since is not None and time.perf_counter() - self._busy_since > self._stall_s:
+            raise NotReady(f"A forward pass has not returned for more than {self._stall_s:g} s.", 10)
+        if self._suspect:
+            try:
+                await self._call(_warm, encoder, 1)
+            except Exception as error:  # as above
+                raise NotReady(f"The model fails: {error}", 10) from error
+            self._suspect = False
+
+    async def close(self) -> None:
+        """End the thread. A thread that leaves its MLX streams behind can abort the process at exit."""
+        await self._call(mx.clear_streams)
+        self._thread.shutdown()
+
+    async def _call(self, function: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+
+    def _load(self) -> TextEncoder:
+        started = time.perf_counter()
+        encoder = self._open_text_encoder(_LoadingLog())
+        info = encoder.info
+        mx.set_cache_limit(MLX_CACHE_BYTES[info.device])
+        logger.info(
+            "loaded %s in %.1f s: %.3f GB of weights in %s on %s",
+            *(info.model, time.perf_counter() - started, info.parameter_bytes / 1e9, info.compute_dtype, info.device),
+        )
+        started = time.perf_counter()
+        for length in _warm_lengths(info.device):
+            _warm(encoder, length)
+        mx.clear_cache()
+        logger.info("warm in %.1f s", time.perf_counter() - started)
+        return encoder
+
+
+class _LoadingLog:
+    """Logs how far loading is, every few seconds."""
+
+    def __init__(self) -> None:
+        self._next = time.perf_counter() + PROGRESS_EVERY_S
+
+    def __call__(self, done: int, total: int) -> None:
+        if time.perf_counter() >= self._next:
+            self._next += PROGRESS_EVERY_S
+            logger.info("loading: %.2f of %.2f GB", done / 1e9, total / 1e9)
+
+
+def _warm_lengths(device: str) -> list[int]:
+    """A GPU builds kernels and plans for each shape, so there every length runs once; a CPU needs one proof."""
+    if device == "cpu":
+        return [1]
+    return sorted({bucket_length(rows) for rows in range(1, LONGEST_WARM_LENGTH + 1)})
+
+
+def _warm(encoder: TextEncoder, length: int) -> None:
+    """Run the model at a length, without and with live padding rows. Errors: whatever the model raises."""
+    for preset in (LAST_HIDDEN_STATE, replace(FLUX2_KLEIN, layers=None, hidden_states=(-1,))):
+        [job] = encoder.plan(encoder.tokenize(["a"], preset), replace(preset, max_sequence_length=length), "bfloat16")
+        [outcome] = encoder.run([replace(job, input_ids=job.input_ids[:length])])
+        if isinstance(outcome, EncoderError):
+            raise outcome

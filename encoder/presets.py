@@ -1,0 +1,185 @@
+"""What each diffusion system wants from the encoder: one frozen Preset per system, its source beside it. Data only.
+
+Prompt strings, layers, windows and padding are those of the reference pipelines; the entries under `ollama/` are those
+of Ollama's image generation where it differs from the reference.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from encoder.errors import InvalidField
+from encoder.types import Combine, PaddingRows, Tap
+
+USER = "<|im_start|>user\n"
+ASSISTANT = "<|im_end|>\n<|im_start|>assistant\n"
+NO_THINKING = "<think>\n\n</think>\n\n"  # what the chat template adds for enable_thinking=False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """How one diffusion system turns a prompt into prompt embeds.
+
+    Attributes:
+        name: as in requests. `aliases` name the same preset.
+        description: one line for people.
+        source: the code that this preset reproduces.
+        prefix, suffix: the tokenized string is prefix + prompt + suffix, always tokenized whole.
+        add_special_tokens: whether the tokenizer's post-processor runs; it does nothing in plain Qwen3.
+        max_sequence_length: the window, in tokens; what is longer is cut on the right.
+        padding: "max_length" pads to the window, "longest" to the longest prompt of a request.
+        padding_rows: what becomes of padding rows: "cut" removes them, "zero" delivers zeros, "live" delivers the
+            hidden states that the model computes there.
+        layers: 0-based decoder layers, un-normed; negative counts from the end.
+        hidden_states: Hugging Face's index instead: 0 is the embedding output, -1 is after the final norm.
+            Exactly one of the two is given.
+        combine: "concat" joins features layer after layer, "stack" adds an axis in front of the rows.
+        dropped_rows: rows dropped in front.
+        negative_prompt: what the system encodes when no negative prompt is given; None where it has no negative.
+        hidden_size: of the only checkpoint size that fits, or None where any does.
+    """
+
+    name: str
+    description: str
+    source: str
+    aliases: tuple[str, ...] = ()
+    prefix: str = ""
+    suffix: str = ""
+    add_special_tokens: bool = True
+    max_sequence_length: int = 512
+    padding: Literal["longest", "max_length"] = "longest"
+    padding_rows: PaddingRows = "cut"
+    layers: tuple[int, ...] | None = None
+    hidden_states: tuple[int, ...] | None = None
+    combine: Combine = "concat"
+    dropped_rows: int = 0
+    negative_prompt: str | None = ""
+    hidden_size: int | None = None
+
+    def taps(self, num_hidden_layers: int) -> tuple[Tap, ...]:
+        """The places in a model of `num_hidden_layers` layers where this preset takes hidden states.
+
+        Errors: InvalidField when an index does not exist there, or not exactly one of the two numberings is given.
+        """
+        if (self.layers is None) == (self.hidden_states is None):
+            raise InvalidField("layers", "give exactly one of layers and hidden_states.")
+        if self.layers is not None:
+            return tuple(_layer_tap(index, num_hidden_layers) for index in self.layers)
+        return tuple(_hidden_state_tap(index, num_hidden_layers) for index in self.hidden_states or ())
+
+
+def _layer_tap(index: int, num_hidden_layers: int) -> Tap:
+    layer = index + num_hidden_layers if index < 0 else index
+    if not 0 <= layer < num_hidden_layers:
+        raise InvalidField(
+            "layers",
+            f"{index} does not exist; this checkpoint has {num_hidden_layers} decoder layers, "
+            f"so allowed are {-num_hidden_layers} to {num_hidden_layers - 1}.",
+        )
+    return Tap(depth=layer + 1, normed=False)
+
+
+def _hidden_state_tap(index: int, num_hidden_layers: int) -> Tap:
+    depth = index + num_hidden_layers + 1 if index < 0 else index
+    if not 0 <= depth <= num_hidden_layers:
+        raise InvalidField(
+            "hidden_states",
+            f"{index} does not exist; this checkpoint has {num_hidden_layers} decoder layers, "
+            f"so allowed are {-num_hidden_layers - 1} to {num_hidden_layers}.",
+        )
+    return Tap(depth=depth, normed=depth == num_hidden_layers)
+
+
+LAST_HIDDEN_STATE = Preset(  # transformers, Qwen3Model(...).last_hidden_state on the bare prompt
+    name="last-hidden-state",
+    description="The bare prompt, last hidden state after the final norm: what a request without a preset gets.",
+    source="transformers: models/qwen3/modeling_qwen3.py, Qwen3Model.forward",
+    hidden_states=(-1,),
+    negative_prompt=None,
+)
+
+FLUX2_KLEIN = Preset(  # the transformer attends to all 512 rows without a mask: padding rows are part of the contract
+    name="flux2-klein",
+    description="FLUX.2 klein, base and distilled; any size of Qwen3.",
+    source="diffusers: pipelines/flux2/pipeline_flux2_klein.py, _get_qwen3_prompt_embeds",
+    prefix=USER,
+    suffix=ASSISTANT + NO_THINKING,
+    padding="max_length",
+    padding_rows="live",
+    layers=(8, 17, 26),
+)
+
+FLUX2_KLEIN_4B = replace(
+    FLUX2_KLEIN, name="flux2-klein-4b", description="FLUX.2 klein 4B (Qwen3-4B).", hidden_size=2560
+)
+
+FLUX2_KLEIN_9B = replace(
+    FLUX2_KLEIN, name="flux2-klein-9b", description="FLUX.2 klein 9B (Qwen3-8B).", hidden_size=4096
+)
+
+Z_IMAGE = Preset(  # enable_thinking=True adds nothing to the template
+    name="z-image",
+    description="Z-Image Turbo and Base, image to image, inpainting and ControlNet (Qwen3-4B).",
+    source="diffusers: pipelines/z_image/pipeline_z_image.py, _encode_prompt",
+    aliases=("z-image-turbo",),
+    prefix=USER,
+    suffix=ASSISTANT,
+    padding="max_length",
+    padding_rows="cut",
+    layers=(-2,),
+)
+
+OLLAMA_FLUX2_KLEIN = replace(  # think=false leaves the <think> block out; everything else is as in the reference
+    FLUX2_KLEIN,
+    name="ollama/flux2-klein",
+    description="FLUX.2 klein as Ollama encodes it: without the empty <think> block.",
+    source="ollama: x/imagegen/models/qwen3/text_encoder.go, EncodePromptWithLayers",
+    suffix=ASSISTANT,
+)
+
+OLLAMA_Z_IMAGE = replace(  # the validity mask is thrown away, and all layers and the final norm are run
+    Z_IMAGE,
+    name="ollama/z-image",
+    description="Z-Image as Ollama encodes it: the last hidden state after the final norm, all 512 rows.",
+    source="ollama: x/imagegen/models/qwen3/text_encoder.go, EncodePrompt",
+    aliases=("ollama/z-image-turbo",),
+    padding_rows="live",
+    layers=None,
+    hidden_states=(-1,),
+    negative_prompt=None,
+)
+
+PRESETS: tuple[Preset, ...] = (
+    LAST_HIDDEN_STATE,
+    FLUX2_KLEIN,
+    FLUX2_KLEIN_4B,
+    FLUX2_KLEIN_9B,
+    Z_IMAGE,
+    OLLAMA_FLUX2_KLEIN,
+    OLLAMA_Z_IMAGE,
+)
+
+_BY_NAME = {name: preset for preset in PRESETS for name in (preset.name, *preset.aliases)}
+
+
+def get_preset(name: str) -> Preset:
+    """The preset of that name or alias.
+
+    Errors: InvalidField naming all presets when there is none.
+    """
+    if name not in _BY_NAME:
+        raise InvalidField("preset", f"{name!r} does not exist; allowed are {', '.join(p.name for p in PRESETS)}.")
+    return _BY_NAME[name]
+
+
+def check_preset(preset: Preset, num_hidden_layers: int, hidden_size: int) -> None:
+    """Refuse a preset that does not fit a checkpoint of these dims.
+
+    Errors: InvalidField saying which layer or dim does not fit.
+    """
+    preset.taps(num_hidden_layers)
+    if preset.hidden_size not in (None, hidden_size):
+        raise InvalidField(
+            "preset",
+            f"{preset.name} expects a checkpoint of hidden_size {preset.hidden_size}, this one has {hidden_size}. "
+            f"Serve the checkpoint that belongs to it.",
+        )

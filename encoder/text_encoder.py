@@ -1,0 +1,161 @@
+"""The steps of a request composed synchronously: prompts in, prompt embeds out, no concurrency.
+
+The command line, benchmarks and parity tests use this directly; the Engine calls the same steps from its threads.
+"""
+
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from encoder.blas import activate
+from encoder.checkpoint import Checkpoint, load_weights, open_checkpoint
+from encoder.errors import CheckpointError, EncoderError, InvalidField
+from encoder.padding import pad, padded_lengths
+from encoder.presets import Preset, check_preset
+from encoder.qwen3 import Qwen3
+from encoder.selection import select
+from encoder.tokenizer import tokenize
+from encoder.types import DType, Job, ModelInfo, PromptEmbeds, TokenizedPrompt
+
+COMPUTE_DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
+VERSIONED = ("mlx", "numpy", "safetensors", "tokenizers")
+
+
+class TextEncoder:
+    """A loaded Qwen3 text encoder. Load it and run it on one and the same thread: MLX streams belong to threads.
+
+    Args:
+        checkpoint: as opened; its weights are read here.
+        compute_dtype: "auto" is float32 on a CPU, elsewhere the checkpoint's own (bfloat16 for a float16 one).
+        force_float16: allow float16, in which Qwen3 overflows to NaN on ordinary prompts.
+        progress: called with bytes done and bytes in total while the weights load.
+    Errors: CheckpointError.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        compute_dtype: str = "auto",
+        force_float16: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.config = checkpoint.config
+        self.compute_dtype = resolve_compute_dtype(compute_dtype, checkpoint.dtype, force_float16)
+        self.model = Qwen3(self.config)
+        self.layers_run = 0  # decoder layers since the start, one count per batch and layer
+        load_weights(checkpoint, self.model, COMPUTE_DTYPES[self.compute_dtype], progress)
+
+    @classmethod
+    def open(
+        cls,
+        source: str,
+        *,
+        revision: str | None = None,
+        cache_dir: Path | None = None,
+        compute_dtype: str = "auto",
+        force_float16: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> "TextEncoder":
+        """Open and load a checkpoint: a folder, a hub id, or "demo"."""
+        checkpoint = open_checkpoint(source, revision=revision, cache_dir=cache_dir)
+        return cls(checkpoint, compute_dtype=compute_dtype, force_float16=force_float16, progress=progress)
+
+    def encode(self, prompts: Sequence[str], preset: Preset, dtype: DType = "float32") -> list[PromptEmbeds]:
+        """Encode prompts in one batch.
+
+        Errors: InvalidField when the preset does not fit or a prompt cannot be read, ModelFailure.
+        """
+        results = self.run(self.plan(self.tokenize(prompts, preset), preset, dtype))
+        embeds = [result for result in results if isinstance(result, PromptEmbeds)]
+        for result in results:
+            if isinstance(result, EncoderError):
+                raise result
+        return embeds
+
+    def tokenize(self, prompts: Sequence[str], preset: Preset) -> list[TokenizedPrompt]:
+        """Step 1. Safe on any thread."""
+        return tokenize(self.checkpoint.tokenizer, prompts, preset)
+
+    def plan(self, prompts: Sequence[TokenizedPrompt], preset: Preset, dtype: DType) -> list[Job]:
+        """What must be computed for the prompts of one request. Safe on any thread.
+
+        Errors: InvalidField when the preset does not fit this checkpoint, or a token is outside its vocabulary.
+        """
+        check_preset(preset, self.config.num_hidden_layers, self.config.hidden_size)
+        lengths = padded_lengths([len(prompt.input_ids) for prompt in prompts], preset)
+        return [self._job(*planned, preset, dtype) for planned in zip(prompts, lengths, strict=True)]
+
+    def _job(self, prompt: TokenizedPrompt, padded_length: int, preset: Preset, dtype: DType) -> Job:
+        num_tokens = len(prompt.input_ids)
+        if max(prompt.input_ids, default=0) >= self.config.vocab_size:
+            raise InvalidField(
+                "prompts",
+                f"token {max(prompt.input_ids)} is outside the checkpoint's vocabulary of {self.config.vocab_size}. "
+                "The tokenizer does not belong to this checkpoint.",
+            )
+        return Job(
+            input_ids=prompt.input_ids,
+            computed_rows=padded_length if preset.padding_rows == "live" else num_tokens,
+            delivered_rows=num_tokens if preset.padding_rows == "cut" else padded_length,
+            dropped_rows=preset.dropped_rows,
+            taps=preset.taps(self.config.num_hidden_layers),
+            combine=preset.combine,
+            dtype=dtype,
+        )
+
+    def run(self, jobs: Sequence[Job]) -> list[PromptEmbeds | EncoderError]:
+        """Steps 3 to 5 for one batch: each job's result, or the error that concerns it alone.
+
+        The forward pass runs to the deepest layer that a job wants, and each takes its own.
+        """
+        input_ids, mask = pad(jobs, self.checkpoint.tokenizer.pad_token_id)
+        taps = list(dict.fromkeys(tap for job in jobs for tap in job.taps))
+        hidden_states = self.model.hidden_states_at(taps, input_ids, mask=mask)
+        self.layers_run += max(job.depth for job in jobs)
+        return select(dict(zip(taps, hidden_states, strict=True)), jobs)
+
+    @property
+    def info(self) -> ModelInfo:
+        """What is loaded and how it computes."""
+        blas = activate()
+        return ModelInfo(
+            model=self.checkpoint.name,
+            revision=self.checkpoint.revision,
+            fingerprint=self.checkpoint.fingerprint,
+            quantization=self.checkpoint.quantization,
+            random_weights=self.checkpoint.random_weights,
+            compute_dtype=self.compute_dtype,
+            device=mx.default_device().type.name,
+            blas=f"{blas.name} {blas.version or ''}".strip(),
+            parameter_bytes=parameter_bytes(self.model),
+            dims=asdict(self.config),
+            versions={"python": platform.python_version(), **{name: version(name) for name in VERSIONED}},
+        )
+
+
+def resolve_compute_dtype(requested: str, stored: str, force_float16: bool) -> str:
+    """The dtype to compute in, by name.
+
+    Errors: CheckpointError when float16 is asked for and not forced.
+    """
+    if requested == "float16" and not force_float16:
+        raise CheckpointError(
+            "compute_dtype float16 is refused: Qwen3 overflows to NaN in it. Use bfloat16 or float32, or force float16."
+        )
+    if requested != "auto":
+        return requested
+    if mx.default_device().type == mx.DeviceType.cpu:
+        return "float32"  # bfloat16 is about 40 times slower there: no BLAS computes it
+    return "bfloat16" if stored == "float16" else stored
+
+
+def parameter_bytes(model: Qwen3) -> int:
+    """Bytes that the weights occupy."""
+    return sum(array.nbytes for array in dict(tree_flatten(model.parameters())).values())

@@ -1,0 +1,138 @@
+"""The values that travel between the steps of a request. Data only.
+
+Shape letters: B batch, L sequence length, D hidden size, n number of hidden states taken.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+DType = Literal["bfloat16", "float16", "float32"]
+Combine = Literal["concat", "stack"]
+PaddingRows = Literal["cut", "zero", "live"]
+Mask = mx.array | Literal["causal", "none"]
+
+
+class Tap(NamedTuple):
+    """A place in the model where hidden states are taken, free of both public numberings.
+
+    `depth` counts the decoder layers that have run: 0 is the embedding output, k the output of decoder layer k-1.
+    `normed` says whether the final norm is applied on top.
+    """
+
+    depth: int
+    normed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedPrompt:
+    """A prompt after the template: what the model will read.
+
+    `text` is prefix + prompt + suffix; `input_ids` are its tokens without padding, truncated to the window.
+    """
+
+    text: str
+    input_ids: tuple[int, ...]
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One prompt, tokenized and planned: everything that steps 3 to 5 need, and everything that changes the result.
+
+    Equal jobs have equal results on one checkpoint, so a job is also the key of the cache.
+
+    Attributes:
+        input_ids: the real tokens.
+        computed_rows: rows that go through the model: the real tokens, and the padding rows where those are live.
+        delivered_rows: rows handed out, zero rows included, before the first `dropped_rows` are taken away.
+        dropped_rows: rows dropped in front, e.g. a system turn.
+        taps: the hidden states wanted, in order.
+        combine: how several become one tensor.
+        dtype: of the result.
+    """
+
+    input_ids: tuple[int, ...]
+    computed_rows: int
+    delivered_rows: int
+    dropped_rows: int
+    taps: tuple[Tap, ...]
+    combine: Combine
+    dtype: DType
+
+    @property
+    def depth(self) -> int:
+        """Decoder layers that must run."""
+        return max(tap.depth for tap in self.taps)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptEmbeds:
+    """The result for one prompt.
+
+    Attributes:
+        hidden_states: (L, n*D) for `concat`, (n, L, D) for `stack`; bfloat16 is held as its uint16 bit pattern.
+        attention_mask: (L,) bool, True where a row belongs to a real token.
+        dtype: of the numbers in hidden_states.
+    """
+
+    hidden_states: NDArray[np.generic]
+    attention_mask: NDArray[np.bool_]
+    dtype: DType
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeResult:
+    """The result of one request, in the order of its prompts.
+
+    `cache` is "hit" when nothing had to run, "coalesced" when it only waited for prompts that others had asked for.
+    """
+
+    embeds: list[PromptEmbeds]
+    prompts: list[TokenizedPrompt]
+    cache: Literal["hit", "miss", "coalesced"]
+    tokenization_ms: float
+    queue_ms: float
+    inference_ms: float
+    layers_run: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What is loaded and how it computes."""
+
+    model: str
+    revision: str | None
+    fingerprint: str
+    quantization: str | None
+    random_weights: bool
+    compute_dtype: str
+    device: str
+    blas: str
+    parameter_bytes: int
+    dims: dict[str, int | float | bool]
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Gauges (what is queued, running, held) and counters since the start (all others)."""
+
+    queued_prompts: int
+    queued_tokens: int
+    running_prompts: int
+    batches: int
+    prompts: int
+    real_tokens: int
+    padded_tokens: int
+    layers_run: int
+    cache_hits: int
+    cache_misses: int
+    cache_coalesced: int
+    cache_bytes: int
+    active_memory_bytes: int
+    cache_memory_bytes: int
+    peak_memory_bytes: int

@@ -1,0 +1,84 @@
+"""The commands that need no server."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from app import wire
+from app.cli import main
+
+
+def test_encode_writes_what_the_service_answers(client: httpx.Client, tmp_path: Path) -> None:
+    path = tmp_path / "out.safetensors"
+    body = {"prompts": ["a cat", ""], "preset": "z-image"}
+
+    code = main(["encode", "a cat", "", "--preset", "z-image", "-o", str(path)])
+
+    written = wire.unpack_safetensors(path.read_bytes())
+    answered = wire.unpack_safetensors(client.post("/encode", json=body, headers={"accept": wire.SAFETENSORS}).content)
+    assert code == 0
+    assert written["hidden_states"].dtype == "bfloat16"
+    np.testing.assert_allclose(
+        written["hidden_states"].float32(), answered["hidden_states"].float32(), rtol=2**-7, atol=1e-4
+    )  # other batch shapes may round the last of bfloat16's 8 bits differently
+    np.testing.assert_array_equal(written["attention_mask"].array, answered["attention_mask"].array)
+    assert json.loads(written["num_tokens"]) == json.loads(answered["num_tokens"])
+
+
+def test_encode_writes_numpy_in_float32(tmp_path: Path) -> None:
+    path = tmp_path / "out.npy"
+
+    assert main(["encode", "a cat", "-o", str(path)]) == 0
+    assert np.load(path).dtype == np.float32
+    assert np.load(path).shape == (1, 5, 32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        pytest.param(["a", "-o", "out.npy", "--dtype", "bfloat16"], ["float32", "safetensors"], id="bfloat16 in NumPy"),
+        pytest.param(["a", "bb", "-o", "out.npy"], ["mask", "safetensors"], id="ragged rows in NumPy"),
+        pytest.param(["a", "-o", "out.pt"], [".safetensors"], id="other format"),
+        pytest.param(["a", "-o", "nowhere/out.npy"], ["nowhere"], id="no folder"),
+        pytest.param(["a", "-o", "out.npy", "--preset", "sdxl"], ["sdxl", "z-image"], id="unknown preset"),
+        pytest.param(["a", "-o", "out.npy", "--preset", "flux2-klein-4b"], ["2560"], id="preset of another size"),
+        pytest.param(["a", "-o", "out.npy", "--model", "./nowhere"], ["nowhere"], id="no model"),
+    ],
+)
+def test_encode_refuses_in_one_line(
+    arguments: list[str], words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    code = main(["encode", *arguments])
+
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert code in (1, 2)
+    assert not list(tmp_path.iterdir())
+    for word in words:
+        assert word in line
+
+
+def test_presets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["presets"]) == 0
+
+    printed = capsys.readouterr().out
+    assert "flux2-klein" in printed
+    assert "layers [8, 17, 26]" in printed
+
+
+def test_inspect_says_what_a_checkpoint_is_and_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "demo"]) == 0
+
+    printed = capsys.readouterr().out
+    for word in ("random", "fingerprint", "num_hidden_layers", "bfloat16", "float32", "z-image", "2560"):
+        assert word in printed
+
+
+def test_inspect_of_nothing_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["inspect", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith("error: ")

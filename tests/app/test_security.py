@@ -1,0 +1,135 @@
+"""Who may talk to the service: keys, hosts, ids, and what reaches the log."""
+
+import logging
+import re
+
+import httpx
+import pytest
+
+from app.middleware import OPEN_PATHS, host_name
+from tests.conftest import RunningServer, Start
+
+KEY = "correct horse"
+SECRET = "hf_SECRET"
+
+
+def routes(server: RunningServer) -> list[tuple[str, str]]:
+    """Every method and path of the API description, and the description itself."""
+    described = server.app.openapi()["paths"]
+    walked = [(method.upper(), path) for path, methods in described.items() for method in methods]
+    return [*walked, ("GET", "/openapi.json"), ("GET", "/docs"), ("GET", "/redoc"), ("GET", "/nothing")]
+
+
+def test_without_the_key_no_route_answers_but_liveness_and_readiness(start_server: Start) -> None:
+    """The routes come from the API description, so a new one is covered the day it is written."""
+    with start_server(api_key=KEY) as server:
+        server.wait_until_ready()
+        walked = routes(server)
+        answers = {path: httpx.request(method, server.url + path) for method, path in walked}
+
+    assert {"/encode", "/encode_layers", "/tokenize", "/info", "/presets", "/health", "/metrics"} < set(answers)
+    assert {path for path, answer in answers.items() if answer.status_code != 401} == OPEN_PATHS
+    assert all(
+        answer.headers["www-authenticate"] == "Bearer" for path, answer in answers.items() if path not in OPEN_PATHS
+    )
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        pytest.param(f"Bearer {KEY}", 200, id="right"),
+        pytest.param(f"bearer {KEY}", 200, id="scheme in lower case"),
+        pytest.param(f"Basic {KEY}", 401, id="other scheme"),
+        pytest.param(KEY, 401, id="no scheme"),
+        pytest.param(f"Bearer {KEY}x", 401, id="longer"),
+        pytest.param(f"Bearer {KEY[:-1]}", 401, id="shorter"),
+        pytest.param("Bearer", 401, id="empty"),
+        pytest.param("Bearer None", 401, id="what diffusers sends without a token"),
+        pytest.param("Bearer kéy", 401, id="not ASCII"),
+    ],
+)
+def test_only_the_right_key_opens(start_server: Start, header: str, status: int) -> None:
+    with start_server(api_key=KEY) as server:
+        response = httpx.get(f"{server.url}/openapi.json", headers={"authorization": header.encode("latin-1")})
+
+    assert response.status_code == status
+
+
+def test_without_a_configured_key_any_authorization_is_ignored_and_never_logged(
+    client: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """diffusers sends the user's Hugging Face token to whatever encoder it is pointed at."""
+    caplog.set_level(logging.DEBUG)
+
+    response = client.post("/encode", json={"prompt": "hush"}, headers={"authorization": f"Bearer {SECRET}"})
+
+    assert response.status_code == 200
+    assert "POST /encode 200" in caplog.text
+    assert SECRET not in caplog.text
+    assert "hush" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("LOCALHOST:8000", 200),
+        ("127.0.0.1:1", 200),
+        ("[::1]:8000", 200),
+        ("evil.example", 421),
+        ("evil.example:8000", 421),
+        ("127.0.0.1.evil.example", 421),
+        ("localhost.evil.example", 421),
+        ("localhost@evil.example", 421),
+    ],
+)
+def test_on_loopback_only_its_own_names_are_hosts(client: httpx.Client, host: str, status: int) -> None:
+    """Else a web page could reach the service by DNS rebinding."""
+    assert client.get("/livez", headers={"host": host}).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("settings", "host", "status"),
+    [
+        pytest.param({"allowed_hosts": ("Encoder.lan",)}, "encoder.lan:8000", 200, id="configured"),
+        pytest.param({"allowed_hosts": ("encoder.lan",)}, "other.lan", 421, id="not configured"),
+        pytest.param({"allowed_hosts": ("*",)}, "other.lan", 200, id="any"),
+        pytest.param({"host": "0.0.0.0"}, "other.lan", 200, id="open address"),
+        pytest.param({"host": "0.0.0.0", "allowed_hosts": ("encoder.lan",)}, "other.lan", 421, id="open, configured"),
+    ],
+)
+def test_allowed_hosts_are_configurable(
+    start_server: Start, settings: dict[str, object], host: str, status: int
+) -> None:
+    with start_server(**settings) as server:
+        port = server.address[1]
+        response = httpx.get(f"http://127.0.0.1:{port}/livez", headers={"host": host})
+
+    assert response.status_code == status
+
+
+@pytest.mark.parametrize(
+    ("header", "name"), [("a:1", "a"), ("A", "a"), ("[::1]:1", "::1"), ("[::1]", "::1"), ("a.:1", "a"), ("", "")]
+)
+def test_host_name_is_the_header_without_the_port(header: str, name: str) -> None:
+    assert host_name(header) == name
+
+
+def test_a_request_id_comes_back(client: httpx.Client) -> None:
+    assert client.get("/livez", headers={"x-request-id": "job-42"}).headers["x-request-id"] == "job-42"
+
+
+@pytest.mark.parametrize("wanted", ["", "a b", "x" * 129, "a;b", "{jndi}", "é"])
+def test_a_harmful_request_id_is_replaced(client: httpx.Client, wanted: str) -> None:
+    found = client.get("/livez", headers={"x-request-id": wanted.encode("latin-1")}).headers["x-request-id"]
+
+    assert re.fullmatch("[0-9a-f]{32}", found)
+
+
+def test_a_path_cannot_break_the_log_line(client: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+
+    client.get("/a%0aINFO%20forged")
+
+    [line] = [record.getMessage() for record in caplog.records if record.name == "app.middleware"]
+    assert "\n" not in line

@@ -1,0 +1,102 @@
+"""Settings, command line flags and the README's table are one and the same list."""
+
+from pathlib import Path
+
+import pytest
+
+from app.cli import main, make_parser
+from app.settings import Settings, SettingsError, flag, load_settings, settings_table, variable
+
+README = Path(__file__).parents[2] / "README.md"
+VALUES = {
+    "model": "m",
+    "revision": "main",
+    "compute_dtype": "float32",
+    "cache_dir": "/tmp",
+    "default_preset": "z-image",
+    "host": "::1",
+    "uds": "/tmp/s",
+    "api_key": "k",
+    "allowed_hosts": "a,b",
+    "log_level": "error",
+}
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_is_a_flag_and_a_variable(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    value = VALUES.get(name, "7")
+    arguments = [flag(name)] if name == "force_float16" else [flag(name), value]
+    given = vars(make_parser().parse_args(["serve", *arguments]))
+    del given["command"]
+
+    by_flag = load_settings(given)
+    monkeypatch.setenv(variable(name), "true" if name == "force_float16" else value)
+    by_variable = load_settings({})
+
+    assert getattr(by_flag, name) == getattr(by_variable, name) != Settings.model_fields[name].default
+
+
+def test_a_flag_wins_over_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QWEN3_ENCODER_PORT", "1")
+
+    assert load_settings({"port": "2"}).port == 2
+
+
+def test_every_setting_is_documented() -> None:
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+        unit = {"bytes": "bytes", "s": "seconds", "tokens": "okens", "chars": "characters"}.get(
+            name.rpartition("_")[2], ""
+        )
+        assert unit in field.description, name
+
+
+def test_the_readme_has_this_table() -> None:
+    """Where it has not: python -c 'from app.settings import settings_table; print(settings_table())'."""
+    text = README.read_text(encoding="utf-8")
+
+    assert text.partition("<!-- settings -->")[2].partition("<!-- /settings -->")[0].strip() == settings_table().strip()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        pytest.param({"port": "99999"}, ["--port", "QWEN3_ENCODER_PORT", "99999"], id="port"),
+        pytest.param({"port": "x"}, ["--port", "x"], id="no number"),
+        pytest.param({"max_prompts": "0"}, ["--max-prompts", "0"], id="limit 0"),
+        pytest.param({"request_timeout_s": "inf"}, ["--request-timeout-s", "inf"], id="infinite"),
+        pytest.param({"request_timeout_s": "nan"}, ["--request-timeout-s", "nan"], id="nan"),
+        pytest.param({"cache_bytes": "-1"}, ["--cache-bytes", "-1"], id="negative"),
+        pytest.param({"model": ""}, ["--model"], id="empty model"),
+        pytest.param({"compute_dtype": "int8"}, ["--compute-dtype", "int8", "bfloat16"], id="dtype"),
+        pytest.param({"compute_dtype": "float16"}, ["force_float16"], id="float16"),
+        pytest.param({"default_preset": "sdxl"}, ["default_preset", "sdxl", "z-image"], id="preset"),
+    ],
+)
+def test_a_bad_value_names_flag_and_variable_in_one_line(flags: dict[str, str], words: list[str]) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(flags)
+
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_a_bad_variable_is_one_line_on_the_command_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("QWEN3_ENCODER_PORT", "eighty")
+
+    assert main(["serve"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "QWEN3_ENCODER_PORT" in line
+    assert "eighty" in line
+
+
+def test_an_api_key_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings({"api_key": ["hush"]})
+
+    assert "hush" not in str(caught.value)
+    assert "hush" not in repr(load_settings({"api_key": "hush"}))

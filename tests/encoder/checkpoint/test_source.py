@@ -1,0 +1,53 @@
+"""What the user typed, and which reader it reaches."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from encoder.checkpoint import open_checkpoint
+from encoder.errors import CheckpointError
+from tests.checkpoints import write_checkpoint
+
+
+def test_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A setting in a file is not expanded by a shell."""
+    write_checkpoint(tmp_path / "model")
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    assert open_checkpoint("~/model").name == "~/model"
+
+
+def test_folder_named_like_a_hub_id_is_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is here needs no network."""
+    write_checkpoint(tmp_path / "org" / "model")
+    monkeypatch.chdir(tmp_path)
+
+    assert open_checkpoint("org/model").revision is None
+
+
+@pytest.mark.parametrize(
+    "source", ["", "nothing", "/no/such/folder", "./org/model", "a/b/c", "org/model@", "x" * 5000, "a\0"]
+)
+def test_source_that_is_nothing_says_what_was_looked_for(source: str) -> None:
+    """A typing error is the usual cause."""
+    with pytest.raises(CheckpointError, match=r"no such folder, and not a hub id.*'demo'"):
+        open_checkpoint(source)
+
+
+def test_file_is_refused(tmp_path: Path) -> None:
+    """A single file has no config and no tokenizer."""
+    write_checkpoint(tmp_path)
+
+    with pytest.raises(CheckpointError, match="is a file, expected the folder"):
+        open_checkpoint(str(tmp_path / "model.safetensors"))
+
+
+def test_linked_files_are_followed(tmp_path: Path) -> None:
+    """The hub's cache is made of links into a folder of blobs."""
+    write_checkpoint(tmp_path / "blobs")
+    (tmp_path / "snapshot").mkdir()
+    for file in (tmp_path / "blobs").iterdir():
+        os.symlink(file, tmp_path / "snapshot" / file.name)
+
+    assert len(open_checkpoint(str(tmp_path / "snapshot")).weights.tensors) == 24

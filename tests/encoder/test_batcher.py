@@ -1,0 +1,115 @@
+import asyncio
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from encoder.batcher import Batcher, Entry
+from encoder.errors import QueueFull, RequestTooLarge
+from encoder.types import Job, Tap
+
+MakeEntry = Callable[[int], Entry]
+
+
+@pytest.fixture
+def batcher() -> Batcher:
+    return Batcher(max_queue_tokens=1024, max_batch_tokens=256)
+
+
+@pytest.fixture
+def make_entry() -> Iterator[MakeEntry]:
+    loop = asyncio.new_event_loop()
+
+    def make(length: int) -> Entry:
+        job = Job(
+            input_ids=(1,) * length,
+            computed_rows=length,
+            delivered_rows=length,
+            dropped_rows=0,
+            taps=(Tap(1, False),),
+            combine="concat",
+            dtype="float32",
+        )
+        return Entry(job, length, loop.create_future())
+
+    yield make
+    loop.close()
+
+
+def lengths(entries: list[Entry]) -> list[int]:
+    return [entry.length for entry in entries]
+
+
+def test_an_empty_queue_gives_an_empty_batch(batcher: Batcher) -> None:
+    assert batcher.take_batch() == []
+
+
+def test_one_prompt_alone_is_a_batch_at_once(batcher: Batcher, make_entry: MakeEntry) -> None:
+    """Nobody waits for company."""
+    batcher.put([make_entry(16)], retry_after_s=1)
+
+    assert lengths(batcher.take_batch()) == [16]
+    assert len(batcher) == 0
+    assert batcher.queued_tokens == 0
+
+
+def test_the_oldest_entry_leads_every_batch(batcher: Batcher, make_entry: MakeEntry) -> None:
+    """A long prompt behind a stream of short ones would starve if batches were chosen for their fit alone."""
+    batcher.put([make_entry(256)], retry_after_s=1)
+    batcher.put([make_entry(16) for _ in range(8)], retry_after_s=1)
+
+    assert lengths(batcher.take_batch()) == [256]
+
+
+def test_a_batch_stays_inside_its_token_budget(batcher: Batcher, make_entry: MakeEntry) -> None:
+    batcher.put([make_entry(64) for _ in range(6)], retry_after_s=1)
+
+    assert lengths(batcher.take_batch()) == [64] * 4
+    assert lengths(batcher.take_batch()) == [64] * 2
+
+
+def test_the_nearest_in_length_join_first(batcher: Batcher, make_entry: MakeEntry) -> None:
+    batcher.put([make_entry(n) for n in (64, 16, 80, 64)], retry_after_s=1)
+
+    assert lengths(batcher.take_batch()) == [64, 64, 80]
+
+
+def test_at_least_half_of_a_batch_is_not_padding(batcher: Batcher, make_entry: MakeEntry) -> None:
+    """One long and several short prompts cost more in one rectangle than apart."""
+    batcher.put([make_entry(n) for n in (16, 16, 128)], retry_after_s=1)
+
+    assert lengths(batcher.take_batch()) == [16, 16]
+    assert lengths(batcher.take_batch()) == [128]
+
+
+def test_an_entry_over_the_budget_runs_alone(batcher: Batcher, make_entry: MakeEntry) -> None:
+    batcher.put([make_entry(512), make_entry(512)], retry_after_s=1)
+
+    assert lengths(batcher.take_batch()) == [512]
+    assert lengths(batcher.take_batch()) == [512]
+
+
+def test_a_full_queue_takes_all_prompts_of_a_request_or_none(batcher: Batcher, make_entry: MakeEntry) -> None:
+    batcher.put([make_entry(256) for _ in range(3)], retry_after_s=1)
+
+    with pytest.raises(QueueFull, match=r"holds 768 of 1024 tokens, this request adds 512. Retry in 7 s") as caught:
+        batcher.put([make_entry(256), make_entry(256)], retry_after_s=7)
+
+    assert caught.value.retry_after_s == 7
+    assert len(batcher) == 3
+    assert batcher.queued_tokens == 768
+
+
+def test_a_request_that_no_empty_queue_could_hold_is_too_large(batcher: Batcher, make_entry: MakeEntry) -> None:
+    """429 would tell the client to retry for ever."""
+    with pytest.raises(RequestTooLarge, match="adds 1280 padded tokens, the whole queue holds 1024"):
+        batcher.put([make_entry(256) for _ in range(5)], retry_after_s=1)
+
+
+def test_a_discarded_entry_frees_its_place(batcher: Batcher, make_entry: MakeEntry) -> None:
+    entries = [make_entry(256) for _ in range(4)]
+    batcher.put(entries, retry_after_s=1)
+
+    assert batcher.discard(entries[1])
+    assert not batcher.discard(entries[1])
+    batcher.put([make_entry(256)], retry_after_s=1)
+    assert batcher.queued_tokens == 1024

@@ -1,0 +1,304 @@
+"""The engine on the demo checkpoint, with its real thread, queue and cache."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from encoder.engine import Engine
+from encoder.errors import DeadlineExceeded, InvalidField, ModelFailure, NotReady, QueueFull, RequestTooLarge
+from encoder.limits import Limits
+from encoder.presets import LAST_HIDDEN_STATE, get_preset
+from encoder.text_encoder import TextEncoder
+from encoder.types import Job, PromptEmbeds
+
+pytestmark = pytest.mark.anyio
+
+KLEIN = replace(get_preset("flux2-klein"), max_sequence_length=64)  # a short window, to be quick
+Z_IMAGE = replace(get_preset("ollama/z-image"), max_sequence_length=64)
+SHORT = replace(LAST_HIDDEN_STATE, max_sequence_length=64)
+SMALL = Limits(
+    max_prompts=4, max_prompt_chars=100, max_sequence_length=64, max_queue_tokens=64, max_output_bytes=10_000
+)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+async def engine(tmp_path: Path) -> AsyncIterator[Engine]:
+    engine = Engine("demo", cache_dir=tmp_path)
+    await engine.start()
+    yield engine
+    await engine.close()
+
+
+@pytest.fixture
+async def small_engine(tmp_path: Path) -> AsyncIterator[Engine]:
+    engine = Engine("demo", cache_dir=tmp_path, limits=SMALL)
+    await engine.start()
+    yield engine
+    await engine.close()
+
+
+class Gate:
+    """Holds the model thread until it is opened, so that a test can fill the queue behind it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._open = asyncio.Event()
+
+    async def __aenter__(self) -> "Gate":
+        thread = self._engine._model_thread
+        run = thread.run
+
+        async def run_when_open(encoder: TextEncoder, jobs: list[Job]) -> list[object]:
+            await self._open.wait()
+            return await run(encoder, jobs)
+
+        thread.run = run_when_open  # type: ignore[method-assign,assignment]
+        self.first = asyncio.create_task(self._engine.encode(["x"], SHORT))
+        while not self._engine.stats().running_prompts:
+            assert not self.first.done()
+            await asyncio.sleep(0.001)
+        return self
+
+    def open(self) -> None:
+        self._open.set()
+
+    async def __aexit__(self, *error: object) -> None:
+        self.open()
+        await self.first
+
+
+async def queued(engine: Engine, prompts: int) -> None:
+    async with asyncio.timeout(30):
+        while engine.stats().queued_prompts != prompts:
+            await asyncio.sleep(0.001)
+
+
+async def test_a_result_equals_that_of_the_synchronous_encoder(engine: Engine, tmp_path: Path) -> None:
+    result = await engine.encode(["a cat"], KLEIN, dtype="float32")
+
+    [expected] = TextEncoder.open("demo", cache_dir=tmp_path).encode(["a cat"], KLEIN)
+    np.testing.assert_array_equal(result.embeds[0].hidden_states, expected.hidden_states)
+    assert result.prompts[0].text == "<|im_start|>user\na cat<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    assert result.layers_run == 27
+
+
+async def test_a_prompt_asked_for_again_comes_from_the_cache(engine: Engine) -> None:
+    first = await engine.encode(["a cat"], KLEIN)
+    again = await engine.encode(["a cat"], KLEIN)
+
+    assert (first.cache, again.cache) == ("miss", "hit")
+    assert again.embeds[0] is first.embeds[0]
+    assert engine.stats().batches == 1
+
+
+async def test_another_dtype_or_layer_is_not_the_cached_result(engine: Engine) -> None:
+    await engine.encode(["a cat"], KLEIN)
+
+    assert (await engine.encode(["a cat"], KLEIN, dtype="float32")).cache == "miss"
+    assert (await engine.encode(["a cat"], replace(KLEIN, layers=(8, 17, 25)))).cache == "miss"
+
+
+async def test_the_cache_can_be_passed_by(engine: Engine) -> None:
+    await engine.encode(["a cat"], KLEIN)
+
+    assert (await engine.encode(["a cat"], KLEIN, use_cache=False)).cache == "miss"
+
+
+async def test_equal_prompts_of_one_request_run_once(engine: Engine) -> None:
+    result = await engine.encode(["a cat", "a dog", "a cat"], KLEIN)
+
+    assert engine.stats().prompts == 2
+    assert result.embeds[0] is result.embeds[2]
+
+
+async def test_equal_prompts_in_flight_run_once(engine: Engine) -> None:
+    async with Gate(engine) as gate:
+        requests = [asyncio.create_task(engine.encode(["a cat"], KLEIN)) for _ in range(3)]
+        await queued(engine, 1)
+        await asyncio.sleep(0.05)
+        gate.open()
+        results = await asyncio.gather(*requests)
+
+    assert sorted(result.cache for result in results) == ["coalesced", "coalesced", "miss"]
+    assert engine.stats().prompts == 2
+
+
+async def test_what_waits_together_runs_together(engine: Engine) -> None:
+    """A batch is formed when the model thread is free, from all that has come by then, whatever its preset."""
+    async with Gate(engine) as gate:
+        requests = [
+            asyncio.create_task(engine.encode(["a cat"], KLEIN)),
+            asyncio.create_task(engine.encode(["a dog"], Z_IMAGE)),
+        ]
+        await queued(engine, 2)
+        gate.open()
+        await asyncio.gather(*requests)
+
+    assert engine.stats().batches == 2
+
+
+async def test_a_cancelled_request_frees_its_place(small_engine: Engine) -> None:
+    async with Gate(small_engine):
+        waiting = asyncio.create_task(small_engine.encode(["a" * 60], SHORT))
+        await queued(small_engine, 1)
+        with pytest.raises(QueueFull, match="holds 64 of 64 tokens"):
+            await small_engine.encode(["b" * 60], SHORT)
+
+        waiting.cancel()
+        await queued(small_engine, 0)
+
+        assert small_engine.stats().queued_tokens == 0
+
+
+async def test_a_coalesced_prompt_outlives_the_request_that_asked_first(engine: Engine) -> None:
+    async with Gate(engine) as gate:
+        first = asyncio.create_task(engine.encode(["a cat"], KLEIN))
+        await queued(engine, 1)
+        second = asyncio.create_task(engine.encode(["a cat"], KLEIN))
+        await asyncio.sleep(0.05)
+        first.cancel()
+        gate.open()
+
+        assert (await second).cache == "coalesced"
+
+
+async def test_a_request_past_its_deadline_fails_and_frees_its_place(engine: Engine) -> None:
+    async with Gate(engine):
+        with pytest.raises(DeadlineExceeded, match=r"No result within 0\.05 s"):
+            await engine.encode(["a cat"], KLEIN, timeout_s=0.05)
+
+        assert engine.stats().queued_prompts == 0
+
+
+async def test_draining_answers_what_was_accepted_and_refuses_the_rest(engine: Engine) -> None:
+    async with Gate(engine) as gate:
+        accepted = asyncio.create_task(engine.encode(["a cat"], KLEIN))
+        await queued(engine, 1)
+        engine.drain()
+        with pytest.raises(NotReady, match="shutting down"):
+            await engine.encode(["a dog"], KLEIN)
+        with pytest.raises(NotReady, match="shutting down"):
+            await engine.probe()
+        gate.open()
+        await engine.drained()
+
+    assert len((await accepted).embeds) == 1
+
+
+async def test_closing_fails_what_still_waits(tmp_path: Path) -> None:
+    engine = Engine("demo", cache_dir=tmp_path)
+    await engine.start()
+    gate = await Gate(engine).__aenter__()
+    waiting = asyncio.create_task(engine.encode(["a cat"], KLEIN))
+    await queued(engine, 1)
+
+    await engine.close()
+
+    with pytest.raises(NotReady, match="closed"):
+        await waiting
+    with pytest.raises(NotReady, match="closed"):
+        await gate.first
+
+
+async def test_a_batch_that_raises_runs_its_prompts_one_by_one(engine: Engine) -> None:
+    """An out-of-memory error of a large batch must not fail prompts that fit alone."""
+    encoder = engine._loaded()
+    run = encoder.run
+
+    def run_if_alone(jobs: list[Job]) -> list[object]:
+        if len(jobs) > 1:
+            raise RuntimeError("out of memory")
+        return run(jobs)
+
+    encoder.run = run_if_alone  # type: ignore[method-assign,assignment]
+
+    result = await engine.encode(["a cat", "a dog"], KLEIN)
+
+    assert all(isinstance(embeds, PromptEmbeds) for embeds in result.embeds)
+
+
+async def test_after_a_failure_readiness_is_proved_by_running_the_model(engine: Engine) -> None:
+    encoder = engine._loaded()
+    run = encoder.run
+    broken = True
+
+    def run_unless_broken(jobs: list[Job]) -> list[object]:
+        if broken:
+            raise RuntimeError("device lost")
+        return run(jobs)
+
+    encoder.run = run_unless_broken  # type: ignore[method-assign,assignment]
+    with pytest.raises(ModelFailure, match="device lost"):
+        await engine.encode(["a cat"], KLEIN)
+    with pytest.raises(NotReady, match="device lost"):
+        await engine.probe()
+
+    broken = False
+
+    await engine.probe()
+    assert len((await engine.encode(["a cat"], KLEIN)).embeds) == 1
+
+
+async def test_a_stalled_forward_pass_makes_the_engine_unready(tmp_path: Path) -> None:
+    engine = Engine("demo", cache_dir=tmp_path, stall_s=0.0)
+    await engine.start()
+    encoder = engine._loaded()
+    run = encoder.run
+    reached, release = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def run_slowly(jobs: list[Job]) -> list[object]:
+        loop.call_soon_threadsafe(reached.set)
+        release.wait()
+        return run(jobs)
+
+    encoder.run = run_slowly  # type: ignore[method-assign,assignment]
+    request = asyncio.create_task(engine.encode(["a cat"], KLEIN))
+    await reached.wait()
+
+    with pytest.raises(NotReady, match="has not returned"):
+        await engine.probe()
+
+    release.set()
+    await request
+    await engine.probe()
+    await engine.close()
+
+
+async def test_nothing_is_served_before_the_model_is_loaded() -> None:
+    engine = Engine("demo")
+
+    with pytest.raises(NotReady, match="still loading"):
+        await engine.encode(["a cat"], KLEIN)
+    await engine.close()
+
+
+@pytest.mark.parametrize(
+    ("prompts", "fields", "error", "message"),
+    [
+        pytest.param([], {}, InvalidField, "prompts: none given", id="no prompts"),
+        pytest.param(["x"] * 5, {}, RequestTooLarge, "prompts: 5 in one request, allowed are 4", id="prompts"),
+        pytest.param(["x" * 101], {}, RequestTooLarge, "101 characters, allowed are 100", id="characters"),
+        pytest.param(["x"], {"max_sequence_length": 65}, InvalidField, "65; allowed are 1 to 64", id="window"),
+        pytest.param(["x"], {"max_sequence_length": 0}, InvalidField, "0; allowed are 1 to 64", id="no window"),
+        pytest.param(["x" * 60], {"layers": (0, 1), "hidden_states": None}, RequestTooLarge, "bytes", id="output"),
+        pytest.param(["x"], {"layers": (36,), "hidden_states": None}, InvalidField, "layers: 36", id="layer"),
+    ],
+)
+async def test_limits_are_checked_before_anything_runs(
+    small_engine: Engine, prompts: list[str], fields: dict[str, object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        await small_engine.encode(prompts, replace(SHORT, **fields), dtype="float32")  # type: ignore[arg-type]
+
+    assert small_engine.stats().batches == 0
