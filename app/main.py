@@ -38,7 +38,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.settings, app.state.engine, app.state.metrics = settings, engine, Metrics(engine)
-    app.state.closed = True  # until there is something to close
+    app.state.closed = None
     app.include_router(routes.router)
     app.include_router(operations.router)
     errors.install(app)
@@ -73,17 +73,23 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     finally:
         loading.cancel()
         await asyncio.wait([loading])
-        app.state.closed = await _close(engine, app.state.settings.drain_timeout_s)
+        await close(app)
 
 
-async def _close(engine: Engine, timeout_s: float) -> bool:
-    """Whether the engine has closed; a load or a forward pass that hangs can keep it from that."""
+async def close(app: FastAPI) -> None:
+    """Close the engine, once. What it has not answered fails with NotReady.
+
+    `app.state.closed` is then True, or False where a load or a forward pass still holds the model's thread.
+    """
+    if app.state.closed is not None:
+        return
+    app.state.closed = False
+    timeout_s = app.state.settings.drain_timeout_s
     try:
-        await asyncio.wait_for(engine.close(), timeout_s)
+        await asyncio.wait_for(app.state.engine.close(), timeout_s)
+        app.state.closed = True
     except TimeoutError:
         logger.warning("the model's thread has not ended within %g s", timeout_s)
-        return False
-    return True
 
 
 async def _load(engine: Engine) -> bool:

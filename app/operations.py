@@ -5,7 +5,7 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from app.dependencies import EngineDep, MetricsDep, SettingsDep
 from app.openapi import errors
@@ -65,7 +65,7 @@ async def info(engine: EngineDep, settings: SettingsDep) -> dict[str, Any]:
     }
 
 
-@router.get("/metrics", responses=errors(401, 500))
+@router.get("/metrics", response_class=PlainTextResponse, responses=errors(401, 500))
 async def metrics(metrics: MetricsDep) -> Response:
     """Prometheus metrics."""
     return Response(metrics.render(), media_type=metrics.media_type)

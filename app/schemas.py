@@ -3,10 +3,11 @@
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
 from encoder import LAST_HIDDEN_STATE, DType, InvalidField, Preset, get_preset
 
+MAX_TEMPLATE_CHARS = 4096  # of prefix and of suffix, which are tokenized with every prompt of a request
 Padding = Literal["preset", "longest", "max_length", "none"]
 
 
@@ -25,6 +26,11 @@ def _distinct(indices: list[int]) -> list[int]:
     return indices
 
 
+def _exactly_one(*names: str) -> dict[str, JsonValue]:
+    """JSON schema: one of these fields, not two."""
+    return {"oneOf": [{"required": [name]} for name in names]}
+
+
 Text = Annotated[str, AfterValidator(_encodable)]
 Indices = Annotated[list[int], Field(min_length=1), AfterValidator(_distinct)]
 
@@ -32,7 +38,7 @@ Indices = Annotated[list[int], Field(min_length=1), AfterValidator(_distinct)]
 class TokenizeRequest(BaseModel):
     """One prompt or several, and how they become tokens."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra=_exactly_one("prompt", "prompts"))
 
     prompt: Text | None = Field(None, description="One prompt. Exactly one of prompt and prompts is given.")
     prompts: list[Text] | None = Field(None, min_length=1, description="Several prompts.")
@@ -43,8 +49,12 @@ class TokenizeRequest(BaseModel):
         description="`preset` pads as the preset does, `longest` to the longest prompt, `max_length` to the window; "
         "`none` delivers rows of real tokens only.",
     )
-    prefix: Text | None = Field(None, description="Replaces the preset's text in front of the prompt.")
-    suffix: Text | None = Field(None, description="Replaces the preset's text behind the prompt.")
+    prefix: Text | None = Field(
+        None, max_length=MAX_TEMPLATE_CHARS, description="Replaces the preset's text in front of the prompt."
+    )
+    suffix: Text | None = Field(
+        None, max_length=MAX_TEMPLATE_CHARS, description="Replaces the preset's text behind the prompt."
+    )
 
     def texts(self) -> list[str]:
         """The prompts.
@@ -86,6 +96,10 @@ class EncodeRequest(TokenizeRequest):
 
 class EncodeLayersRequest(EncodeRequest):
     """Prompts to the hidden states of chosen layers."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"allOf": [_exactly_one("prompt", "prompts"), _exactly_one("layers", "hidden_states")]}
+    )
 
     layers: Indices | None = Field(
         None, description="Decoder layers, 0-based, un-normed; -1 is the last. Exactly one of layers and hidden_states."

@@ -11,7 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.listen import curl_line, listening_socket
-from app.main import create_app
+from app.main import close, create_app
 from app.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -29,6 +29,8 @@ class Server(uvicorn.Server):
                 app,
                 access_log=False,
                 log_config=None,
+                proxy_headers=False,
+                ws="none",
                 server_header=False,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=LAST_BYTES_S,
@@ -39,12 +41,13 @@ class Server(uvicorn.Server):
         self.curl = curl_line(self.settings, sock)
         self.exit_code = 0
         self._draining = False
+        self._loop: asyncio.AbstractEventLoop | None = None  # once it accepts requests
         self._tasks: list[asyncio.Task[None]] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept requests, and from then on watch the model load."""
-        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        self._loop = asyncio.get_running_loop()
         self._tasks.append(asyncio.create_task(self._watch_loading()))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -52,12 +55,18 @@ class Server(uvicorn.Server):
         if self._draining:
             os._exit(128 + sig)
         self._draining = True
+        if self._loop is None:
+            self.should_exit = True
+            return
         self._loop.call_soon_threadsafe(lambda: self._tasks.append(asyncio.create_task(self._drain())))
 
     async def _watch_loading(self) -> None:
-        if await asyncio.shield(self.app.state.loading):
+        loaded = await asyncio.shield(self.app.state.loading)
+        if self._draining:
+            return
+        if loaded:
             logger.info("ready; try:\n  %s", self.curl)
-        elif not self._draining:
+        else:
             self.exit_code = 1
             self.should_exit = True
 
@@ -67,7 +76,8 @@ class Server(uvicorn.Server):
         try:
             await asyncio.wait_for(self.app.state.engine.drained(), self.settings.drain_timeout_s)
         except TimeoutError:
-            logger.warning("drain: requests are left after %g s", self.settings.drain_timeout_s)
+            logger.warning("drain: requests are left after %g s, they get 503", self.settings.drain_timeout_s)
+            await close(self.app)
         self.should_exit = True
 
 
@@ -81,7 +91,7 @@ def serve(settings: Settings) -> int:
         server = Server(app, sock)
         with contextlib.suppress(KeyboardInterrupt):
             server.run([sock])
-    if not app.state.closed:  # the model's thread hangs in a load or a pass, and would hold up the exit
+    if app.state.closed is False:  # the model's thread hangs in a load or a pass, and would hold up the exit
         logging.shutdown()
         os._exit(server.exit_code)
     return server.exit_code

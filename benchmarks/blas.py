@@ -1,4 +1,4 @@
-"""Matrix products of MLX on the CPU, with the reference BLAS of its wheel and with the BLAS that encoder activates.
+"""Matrix products of MLX on the CPU, with the reference BLAS of its wheel and with what encoder activates.
 
     python benchmarks/blas.py [--rounds 5]
 
@@ -7,6 +7,7 @@ Each runs in a process of its own, since a BLAS once loaded stays. They take tur
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -36,10 +37,11 @@ print(json.dumps([name, gflops]))
 """
 
 
-def measure(choose_blas: str) -> tuple[str, list[float]]:
+def measure(choose_blas: str, **environment: str) -> tuple[str, list[float]]:
     """Name of the BLAS and GFLOP/s for each shape, from a fresh process."""
     code = f"{choose_blas}\nSHAPES = {SHAPES}\n{MEASURE}"
-    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code]
+    finished = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True)
     name, gflops = json.loads(finished.stdout.splitlines()[-1])
     return name, gflops
 
@@ -49,12 +51,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="fresh processes for each BLAS; the median counts")
     rounds = parser.parse_args().rounds
 
-    pairs = [(measure(REFERENCE), measure(ACTIVATED)) for _ in range(rounds)]
-    print(f"float32, GFLOP/s, median of {rounds}: reference BLAS | {pairs[0][1][0]} | ratio")
-    for index, (rows, inner, columns) in enumerate(SHAPES):
-        before = statistics.median(reference[1][index] for reference, _ in pairs)
-        after = statistics.median(activated[1][index] for _, activated in pairs)
-        print(f"{rows:4} × {inner} @ {inner} × {columns}: {before:6.1f} | {after:6.1f} | {after / before:5.1f}")
+    runs: dict[str, list[list[float]]] = {}
+    for _ in range(rounds):
+        for name, gflops in measure(REFERENCE), measure(ACTIVATED, OPENBLAS_NUM_THREADS="1"), measure(ACTIVATED):
+            runs.setdefault(name, []).append(gflops)
+
+    print(f"float32, GFLOP/s, median of {rounds}; load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs")
+    print(" | ".join([f"{'tokens':>6}", *(f"{rows:>6}" for rows, _, _ in SHAPES)]))
+    for name, results in runs.items():
+        print(" | ".join([" " * 6, *(f"{statistics.median(shape):6.1f}" for shape in zip(*results, strict=True)), name]))
 
 
 if __name__ == "__main__":

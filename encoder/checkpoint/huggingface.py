@@ -107,7 +107,7 @@ def read_index(file: Path) -> dict[str, str]:
     """
     weight_map = read_json_object(file).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{file}: weight_map is {weight_map!r}, expected keys of tensors and names of files.")
+        raise CheckpointError(f"{file}: weight_map is no map of tensors to files, or empty.")
     for key, name in weight_map.items():
         if not isinstance(name, str) or name in ("", "..") or name != Path(name).name or "\\" in name:
             raise CheckpointError(f"{file}: {key} is in {name!r}, expected the name of a file beside it.")
@@ -176,11 +176,11 @@ def _refuse_absurd_depth(config: Qwen3Config, weights: Weights) -> None:
 
 
 def _stored_dtype(weights: Weights) -> DType:
-    """The dtype of most numbers."""
-    elements: Counter[str] = Counter()
+    """The dtype of most bytes: some converters leave the norms in float32."""
+    nbytes: Counter[str] = Counter()
     for tensor in weights.tensors.values():
-        elements[tensor.dtype] += tensor.nbytes
-    return _DTYPES[elements.most_common(1)[0][0]] if elements else "float32"
+        nbytes[tensor.dtype] += tensor.nbytes
+    return _DTYPES[nbytes.most_common(1)[0][0]]
 
 
 def _check_vocabulary(tokenizer: Tokenizer, config: Qwen3Config) -> None:

@@ -21,22 +21,29 @@ def open_checkpoint(source: str, *, revision: str | None = None, cache_dir: Path
         cache_dir: where downloads and the demo go; None means each in its usual place.
     Errors: CheckpointError saying what was looked for, or what is wrong with what was found.
     """
-    folder = os.path.expanduser(source)
-    if source == "demo":
-        checkpoint = open_folder(demo.write_demo(cache_dir), name=source)
-    elif os.path.isdir(folder):
-        checkpoint = open_folder(Path(folder), name=source)
-    elif hub.is_hub_id(source):
-        checkpoint = hub.open_repository(source, revision=revision, cache_dir=cache_dir)
-    elif os.path.isfile(folder):
-        raise CheckpointError(
-            f"{source}: is a file, expected the folder with config.json, the weights and tokenizer.json."
-        )
-    else:
-        raise CheckpointError(
-            f"{source!r}: no such folder, and not a hub id like Qwen/Qwen3-0.6B. "
-            f"Give the folder of a checkpoint, a hub id, or 'demo'."
-        )
+    try:
+        checkpoint = _open(source, revision, cache_dir)
+    except OSError as error:
+        raise CheckpointError(f"{source}: cannot be read: {error}") from error
     if checkpoint.random_weights:
         log.warning("%s: the weights of this checkpoint are RANDOM; its hidden states mean nothing.", source)
     return checkpoint
+
+
+def _open(source: str, revision: str | None, cache_dir: Path | None) -> Checkpoint:
+    folder = os.path.expanduser(source)
+    is_here = source == "demo" or os.path.isdir(folder)
+    if is_here and revision is not None:
+        raise CheckpointError(f"{source}: is no hub repository, so it has no revision {revision!r}. Leave that out.")
+    if source == "demo":
+        return open_folder(demo.write_demo(cache_dir), name=source)
+    if is_here:
+        return open_folder(Path(folder), name=source)
+    if hub.is_hub_id(source):
+        return hub.open_repository(source, revision=revision, cache_dir=cache_dir)
+    if os.path.isfile(folder):
+        raise CheckpointError(f"{source}: is a file, expected the folder with config.json, weights and tokenizer.json.")
+    raise CheckpointError(
+        f"{source!r}: no such folder, and not a hub id like Qwen/Qwen3-0.6B. "
+        f"Give the folder of a checkpoint, a hub id, or 'demo'."
+    )

@@ -1,6 +1,7 @@
 """Whatever is wrong with a request, the answer is a 4xx that says what, and the service goes on."""
 
 import json
+import logging
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -46,6 +47,7 @@ BAD_FIELDS = [
     pytest.param({"prompt": "\ud800"}, ["prompt", "surrogate"], id="lone surrogate"),
     pytest.param({"prompts": ["a", "\udfff"]}, ["prompts[1]", "surrogate"], id="lone surrogate among prompts"),
     pytest.param({"prompt": "a", "prefix": "\ud800"}, ["prefix"], id="lone surrogate in prefix"),
+    pytest.param({"prompt": "a", "prefix": "x" * 4097}, ["prefix", "4096"], id="long prefix"),
     pytest.param({"prompt": "a", "suffix": 1}, ["suffix"], id="number for suffix"),
     pytest.param({"prompt": "a", "preset": "sdxl"}, ["preset", "sdxl", "flux2-klein"], id="unknown preset"),
     pytest.param({"prompt": "a", "preset": ""}, ["preset"], id="empty preset"),
@@ -254,6 +256,19 @@ def test_a_body_that_does_not_arrive_is_408(start_server: Start) -> None:
 
     assert reply.startswith(b"HTTP/1.1 408")
     assert b"body_timeout" in reply
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error(
+    server: RunningServer, client: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    head = b"POST /encode HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 20\r\n\r\n"
+    with socket.create_connection(server.address) as connection:
+        connection.sendall(head + b'{"prompt": ')
+
+    while "POST /encode 499" not in caplog.text:
+        client.get("/livez")
+    assert "Traceback" not in caplog.text
 
 
 @pytest.mark.parametrize("path", ["/", "/nothing", "/encode/", "/ENCODE", "/encode%2e", "/%ff", "/static/../../etc"])

@@ -7,7 +7,7 @@ import pytest
 
 from encoder.checkpoint import open_checkpoint
 from encoder.errors import CheckpointError
-from tests.checkpoints import write_checkpoint
+from tests.checkpoints import write_checkpoint, write_json
 
 
 def test_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,6 +41,25 @@ def test_file_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(CheckpointError, match="is a file, expected the folder"):
         open_checkpoint(str(tmp_path / "model.safetensors"))
+
+
+@pytest.mark.parametrize("source", ["demo", "folder"])
+def test_revision_of_something_that_is_not_on_the_hub_is_refused(tmp_path: Path, source: str) -> None:
+    """Ignored, it would leave the user believing in a pinned commit."""
+    write_checkpoint(tmp_path)
+
+    with pytest.raises(CheckpointError, match="is no hub repository, so it has no revision 'v1'"):
+        open_checkpoint("demo" if source == "demo" else str(tmp_path), revision="v1")
+
+
+def test_error_of_the_file_system_is_passed_on(tmp_path: Path) -> None:
+    """Permissions, a share that is gone, or here a name that no file can have."""
+    write_checkpoint(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    write_json(tmp_path / "model.safetensors.index.json", {"weight_map": {"model.norm.weight": "x" * 1000}})
+
+    with pytest.raises(CheckpointError, match=r"cannot be read: .*File name too long"):
+        open_checkpoint(str(tmp_path))
 
 
 def test_linked_files_are_followed(tmp_path: Path) -> None:
