@@ -1,129 +1,18 @@
 """The Qwen3 decoder as an encoder: token ids in, hidden states out. Step 4 of the path.
 
-Attributes are named as the checkpoint's keys, config fields as those of config.json, so loading needs no map.
+Attributes are named as the checkpoint's keys, so loading needs no map.
 Knows nothing of prompts, presets or padding rules.
 
 Shape letters: B batch, L sequence length, D hidden size, H attention heads, K key-value heads, d head_dim.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from encoder.errors import CheckpointError
+from encoder.config import Qwen3Config
 from encoder.types import Mask, Tap
-
-
-@dataclass(frozen=True, slots=True)
-class Qwen3Config:
-    """Dims of a Qwen3 text model, under the names of config.json."""
-
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    vocab_size: int
-    rms_norm_eps: float
-    rope_theta: float
-    max_position_embeddings: int
-    attention_bias: bool = False
-    attention_sinks: bool = False
-    tie_word_embeddings: bool = False
-
-    @classmethod
-    def from_dict(cls, config: dict[str, Any]) -> "Qwen3Config":
-        """Read a parsed config.json, of Qwen3 itself or of a Qwen3-VL that nests it under `text_config`.
-
-        Errors: CheckpointError naming what is missing, of the wrong kind, or asks for an unsupported variant.
-        Source of the defaults: transformers, models/qwen3/configuration_qwen3.py and qwen3_vl's.
-        """
-        text = config.get("text_config", config)
-        if not isinstance(text, dict):
-            raise CheckpointError("config.json: text_config is not an object. Is this a Qwen3 checkpoint?")
-        _refuse_other_models(text)
-        num_attention_heads = _positive(text, "num_attention_heads")
-        return cls(
-            hidden_size=_positive(text, "hidden_size"),
-            intermediate_size=_positive(text, "intermediate_size"),
-            num_hidden_layers=_positive(text, "num_hidden_layers"),
-            num_attention_heads=num_attention_heads,
-            num_key_value_heads=_key_value_heads(text, num_attention_heads),
-            head_dim=_head_dim(text),
-            vocab_size=_positive(text, "vocab_size"),
-            rms_norm_eps=_number(text, "rms_norm_eps", 1e-6),
-            rope_theta=_rope_theta(text),
-            max_position_embeddings=_positive(text, "max_position_embeddings", 32768),
-            attention_bias=bool(text.get("attention_bias", False)),
-            attention_sinks=bool(text.get("attention_sinks", False)),
-            tie_word_embeddings=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
-        )
-
-
-def _refuse_other_models(text: dict[str, Any]) -> None:
-    model_type = text.get("model_type", "qwen3")
-    if model_type not in ("qwen3", "qwen3_vl_text"):
-        raise CheckpointError(f"config.json: model_type is {model_type!r}, expected 'qwen3' or 'qwen3_vl_text'.")
-    if text.get("hidden_act", "silu") != "silu":
-        raise CheckpointError(f"config.json: hidden_act is {text['hidden_act']!r}, expected 'silu'.")
-    if text.get("use_sliding_window") or "sliding_attention" in (text.get("layer_types") or ()):
-        raise CheckpointError("config.json: sliding window attention is not supported, expected full_attention.")
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    # Interleaved mrope with equal text positions is plain RoPE, whatever its sections are.
-    if rope_type not in ("default", "mrope"):
-        raise CheckpointError(
-            f"config.json: rope_type is {rope_type!r}, expected 'default'. RoPE scaling is not supported."
-        )
-
-
-def _number(text: dict[str, Any], key: str, default: float | None = None) -> float:
-    value = text.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0 or math.isinf(value):
-        raise CheckpointError(f"config.json: {key} is {value!r}, expected a positive number.")
-    return float(value)
-
-
-def _positive(text: dict[str, Any], key: str, default: int | None = None) -> int:
-    value = text.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise CheckpointError(f"config.json: {key} is {value!r}, expected a positive integer.")
-    return value
-
-
-def _key_value_heads(text: dict[str, Any], num_attention_heads: int) -> int:
-    if text.get("num_key_value_heads") is None:
-        return num_attention_heads
-    heads = _positive(text, "num_key_value_heads")
-    if num_attention_heads % heads:
-        raise CheckpointError(
-            f"config.json: num_attention_heads {num_attention_heads} is not a multiple of num_key_value_heads {heads}."
-        )
-    return heads
-
-
-def _head_dim(text: dict[str, Any]) -> int:
-    # Qwen3's default is 128 whatever the hidden size; an explicit null means hidden_size / num_attention_heads.
-    if "head_dim" in text and text["head_dim"] is None:
-        head_dim = _positive(text, "hidden_size") // _positive(text, "num_attention_heads")
-    else:
-        head_dim = _positive(text, "head_dim", 128)
-    if head_dim % 2:
-        raise CheckpointError(f"config.json: head_dim is {head_dim}, expected an even number: RoPE turns pairs.")
-    return head_dim
-
-
-def _rope_theta(text: dict[str, Any]) -> float:
-    """transformers 5 writes rope_parameters; before it was top-level; some converters nest it in rope_scaling."""
-    for place in (text.get("rope_parameters"), text, text.get("rope_scaling")):
-        if isinstance(place, dict) and place.get("rope_theta") is not None:
-            return _number(place, "rope_theta")
-    return 500_000.0 if text.get("model_type") == "qwen3_vl_text" else 10_000.0
 
 
 def apply_rope(x: mx.array, rope_theta: float, position_ids: mx.array | None = None) -> mx.array:

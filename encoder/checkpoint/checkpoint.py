@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from encoder.checkpoint.weights import Weights
-from encoder.qwen3 import Qwen3Config
+from encoder.config import Qwen3Config
 from encoder.tokenizer import Tokenizer
 from encoder.types import DType
 

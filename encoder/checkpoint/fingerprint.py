@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import asdict
 
 from encoder.checkpoint.weights import Weights
-from encoder.qwen3 import Qwen3Config
+from encoder.config import Qwen3Config
 
 # They do not change a hidden state, and differ between copies of the same model.
 _IRRELEVANT = ("max_position_embeddings", "tie_word_embeddings")

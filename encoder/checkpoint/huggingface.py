@@ -1,5 +1,6 @@
 """Reads a Hugging Face folder, single file or sharded, and a diffusers pipeline folder."""
 
+import logging
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,12 @@ from encoder.checkpoint.json_file import read_json_object
 from encoder.checkpoint.keys import parameter_name
 from encoder.checkpoint.safetensors_files import SafetensorsWeights
 from encoder.checkpoint.weights import Weights
+from encoder.config import Qwen3Config
 from encoder.errors import CheckpointError
-from encoder.qwen3 import Qwen3Config
 from encoder.tokenizer import Tokenizer
 from encoder.types import DType
+
+log = logging.getLogger(__name__)
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -48,7 +51,7 @@ def open_folder(folder: Path, name: str, revision: str | None = None) -> Checkpo
     _refuse_quantized(weights)
     _refuse_absurd_depth(config, weights)
     tokenizer = open_tokenizer(layout.tokenizer)
-    _check_vocabulary(tokenizer, config)
+    _warn_of_larger_vocabulary(tokenizer, config)
     return Checkpoint(
         name=name,
         config=config,
@@ -183,9 +186,10 @@ def _stored_dtype(weights: Weights) -> DType:
     return _DTYPES[nbytes.most_common(1)[0][0]]
 
 
-def _check_vocabulary(tokenizer: Tokenizer, config: Qwen3Config) -> None:
+def _warn_of_larger_vocabulary(tokenizer: Tokenizer, config: Qwen3Config) -> None:
     if tokenizer.vocab_size > config.vocab_size:
-        raise CheckpointError(
-            f"tokenizer.json has {tokenizer.vocab_size} tokens, expected at most vocab_size {config.vocab_size} of "
-            f"config.json. Are both from the same model?"
+        log.warning(
+            "tokenizer.json has %d tokens, expected at most vocab_size %d of config.json: prompts with tokens beyond it "
+            "will be refused. Are both from the same model?",
+            *(tokenizer.vocab_size, config.vocab_size),
         )

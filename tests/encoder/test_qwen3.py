@@ -10,8 +10,9 @@ import pytest
 from mlx.utils import tree_flatten
 from numpy.typing import NDArray
 
+from encoder.config import Qwen3Config
 from encoder.presets import FLUX2_KLEIN, Preset
-from encoder.qwen3 import DecoderLayer, Qwen3, Qwen3Config, apply_rope, attend, repeat_kv
+from encoder.qwen3 import DecoderLayer, Qwen3, apply_rope, attend, repeat_kv
 from encoder.types import Mask, Tap
 from tests.reference import Weights, hidden_states, relative_error
 
@@ -282,7 +283,8 @@ def test_expanding_key_value_heads_equals_grouping_them(heads: int, kv_heads: in
     """`repeat_kv` is for paths that don't group by themselves, so it must group as attention does."""
     random = np.random.default_rng(4)
     q, k, v = (
-        mx.array(random.standard_normal((2, count, LENGTH, 16)).astype(np.float32)) for count in (heads, kv_heads, kv_heads)
+        mx.array(random.standard_normal((2, count, LENGTH, 16)).astype(np.float32))
+        for count in (heads, kv_heads, kv_heads)
     )
     grouped = attend(q, k, v, 0.25)
     expanded = attend(q, repeat_kv(k, heads // kv_heads), repeat_kv(v, heads // kv_heads), 0.25)

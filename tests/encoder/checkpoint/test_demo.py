@@ -22,7 +22,7 @@ def test_weights_are_the_same_bytes_everywhere() -> None:
     """Fingerprints, golden files and the examples in the README depend on it."""
     digest = hashlib.sha256(demo.demo_files()["model.safetensors"]).hexdigest()
 
-    assert digest == "4eac45276fc3481051252df1862d99e9e164ac59652bc49cd90214e4cb6bf836"
+    assert digest == "17ef07591b5b61da1f58875c2812147ca918e989e8f079a459988a794e00efd8"
 
 
 def test_checkpoint_is_a_qwen3_of_36_layers_and_a_megabyte(tmp_path: Path) -> None:

@@ -209,19 +209,20 @@ def test_slow_tokenizer_alone_is_refused_with_the_way_out(tmp_path: Path) -> Non
         open_checkpoint(str(tmp_path))
 
 
-def test_tokenizer_of_a_larger_vocabulary_is_refused(tmp_path: Path) -> None:
-    """MLX does not check indices: such an id would read memory that is not the embedding's."""
+def test_tokenizer_of_a_larger_vocabulary_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Small test models come with the full tokenizer; only a prompt with a token beyond them must be refused."""
     write_checkpoint(tmp_path, vocab_size=281)
 
-    with pytest.raises(CheckpointError, match="has 282 tokens, expected at most vocab_size 281"):
-        open_checkpoint(str(tmp_path))
+    open_checkpoint(str(tmp_path))
+
+    assert "has 282 tokens, expected at most vocab_size 281" in caplog.text
 
 
 def test_more_layers_than_tensors_are_refused(tmp_path: Path) -> None:
-    """Building a billion layers to find them missing would never end."""
+    """Building a million layers to find them missing would never end."""
     write_checkpoint(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    write_json(tmp_path / "config.json", config | {"num_hidden_layers": 10**9})
+    write_json(tmp_path / "config.json", config | {"num_hidden_layers": 10**6})
 
     with pytest.raises(CheckpointError, match=r"num_hidden_layers is 1,000,000,000, but the files hold 24 tensors"):
         open_checkpoint(str(tmp_path))
@@ -268,10 +269,10 @@ def write_sparse(tmp_path: Path) -> Callable[[Path], int]:
     def write(file: Path) -> int:
         write_checkpoint(tmp_path)
         config = json.loads((tmp_path / "config.json").read_text())
-        write_json(tmp_path / "config.json", config | {"vocab_size": 2**32, "num_hidden_layers": 1})
-        nbytes = 2**32 * 16 * 2
+        write_json(tmp_path / "config.json", config | {"vocab_size": 2**24, "num_hidden_layers": 1})
+        nbytes = 2**24 * 4096 * 2
         header = json.dumps(
-            {"embed_tokens.weight": {"dtype": "BF16", "shape": [2**32, 16], "data_offsets": [0, nbytes]}}
+            {"embed_tokens.weight": {"dtype": "BF16", "shape": [2**24, 4096], "data_offsets": [0, nbytes]}}
         ).encode()
         with file.open("wb") as stream:
             stream.write(len(header).to_bytes(8, "little") + header)

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from encoder.config import Qwen3Config
 from encoder.errors import CheckpointError
-from encoder.qwen3 import Qwen3Config
 
 QWEN3_4B: dict[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -116,8 +116,23 @@ def test_head_dim_is_read_or_defaulted(config: dict[str, Any], head_dim: int) ->
         pytest.param(without(model_type="qwen3_moe"), "model_type is 'qwen3_moe'", id="mixture-of-experts"),
         pytest.param(without(hidden_act="gelu"), "hidden_act is 'gelu'", id="other-activation"),
         pytest.param(without(use_sliding_window=True), "sliding window", id="sliding-window"),
-        pytest.param(without(rope_scaling={"rope_type": "yarn"}), "rope_type is 'yarn'", id="yarn"),
-        pytest.param({"text_config": "qwen3"}, "text_config is not an object", id="text-config-string"),
+        pytest.param(without(rope_scaling={"rope_type": "yarn"}), "RoPE is .*'yarn'", id="yarn"),
+        pytest.param(
+            without(rope_scaling={"type": "yarn"}, rope_parameters={"rope_theta": 1e6}),
+            "'yarn'",
+            id="yarn-beside-default",
+        ),
+        pytest.param(without(rope_scaling="linear"), "RoPE is described by 'linear'", id="rope-string"),
+        pytest.param(without(rope_parameters=[1]), r"RoPE is described by \[1\]", id="rope-list"),
+        pytest.param(without(rope_parameters={"partial_rotary_factor": 0.5}), "on whole heads", id="partial-rope"),
+        pytest.param(without(layer_types=5), "only full_attention", id="layer-types-number"),
+        pytest.param(
+            without(layer_types=["full_attention", "sliding_attention"]), "only full_attention", id="layer-types"
+        ),
+        pytest.param(without(rms_norm_eps=10**400), "rms_norm_eps is 1000", id="over-float"),
+        pytest.param(without(hidden_size=2**40), "expected an integer from 1 to 16777216", id="absurd-size"),
+        pytest.param(without(attention_bias="false"), "attention_bias is 'false'", id="flag-string"),
+        pytest.param({"text_config": "qwen3"}, "text_config is 'qwen3'", id="text-config-string"),
     ],
 )
 def test_config_that_is_not_understood_is_refused(config: dict[str, Any], message: str) -> None:
