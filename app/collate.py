@@ -14,13 +14,12 @@ def collate(prompts: Sequence[PromptEmbeds]) -> tuple[Tensor, Tensor]:
     """hidden_states and attention_mask of all prompts; short ones are padded with zeros on the right.
 
     Args:
-        prompts: (L, D) or (n, L, D) each, all of one dtype.
+        prompts: (L, D), (n, L, D) or (L, n, D) each, all of one request.
     Returns:
-        (B, L, D) or (B, n, L, D) with the longest L, and (B, L) bool. One prompt is passed on without a copy.
+        (B, L, D), (B, n, L, D) or (B, L, n, D) with the longest L, and (B, L) bool. One prompt is passed on without a copy.
     """
     length = max(len(prompt.attention_mask) for prompt in prompts)
-    rows_axis = prompts[0].hidden_states.ndim - 2
-    hidden_states = _stack([prompt.hidden_states for prompt in prompts], length, rows_axis)
+    hidden_states = _stack([prompt.hidden_states for prompt in prompts], length, prompts[0].rows_axis)
     attention_mask = _stack([prompt.attention_mask for prompt in prompts], length, 0)
     return Tensor(hidden_states, prompts[0].dtype), Tensor(attention_mask, "bool")
 

@@ -57,9 +57,9 @@ def main() -> None:
             runs.setdefault(name, []).append(gflops)
 
     print(f"float32, GFLOP/s, median of {rounds}; load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs")
-    print(" | ".join([f"{'tokens':>6}", *(f"{rows:>6}" for rows, _, _ in SHAPES)]))
+    print("".join(f"{rows:8}" for rows, _, _ in SHAPES), " tokens")
     for name, results in runs.items():
-        print(" | ".join([" " * 6, *(f"{statistics.median(shape):6.1f}" for shape in zip(*results, strict=True)), name]))
+        print("".join(f"{statistics.median(shape):8.1f}" for shape in zip(*results, strict=True)), "", name)
 
 
 if __name__ == "__main__":

@@ -17,10 +17,11 @@ SHORTEST_BUCKET = 16  # rows; also what keeps OpenBLAS off its slow edge kernels
 
 
 class ModelInput(NamedTuple):
-    """input_ids (B, L) int32; mask as the model takes it. Positions are 0, 1, 2, ... in every row."""
+    """What the model takes: input_ids (B, L) int32, a mask, and position_ids (B, L) int32 or None for 0, 1, 2, ..."""
 
     input_ids: mx.array
     mask: Mask
+    position_ids: mx.array | None
 
 
 def bucket_length(rows: int) -> int:
@@ -34,8 +35,9 @@ def bucket_length(rows: int) -> int:
 
 def padded_lengths(num_tokens: Sequence[int], preset: Preset) -> list[int]:
     """How long each prompt of one request is after the preset's padding, in tokens."""
-    target = preset.max_sequence_length if preset.padding == "max_length" else max(num_tokens, default=0)
-    return [max(target, n) for n in num_tokens]
+    longest = {"own": 0, "longest": max(num_tokens), "max_length": preset.max_sequence_length}[preset.padding]
+    multiple = preset.pad_to_multiple_of
+    return [-(-max(longest, n, preset.min_length) // multiple) * multiple for n in num_tokens]
 
 
 def pad(jobs: Sequence[Job], pad_token_id: int) -> ModelInput:
@@ -45,9 +47,20 @@ def pad(jobs: Sequence[Job], pad_token_id: int) -> ModelInput:
     for row, job in zip(input_ids, jobs, strict=True):
         row[: len(job.input_ids)] = job.input_ids
     if all(job.computed_rows == len(job.input_ids) for job in jobs):
-        return ModelInput(mx.array(input_ids), "causal")
+        return ModelInput(mx.array(input_ids), "causal", None)
     lengths = mx.array([len(job.input_ids) for job in jobs])
-    return ModelInput(mx.array(input_ids), make_attention_mask(lengths, length))
+    return ModelInput(mx.array(input_ids), make_attention_mask(lengths, length), make_position_ids(jobs, length))
+
+
+def make_position_ids(jobs: Sequence[Job], length: int) -> mx.array | None:
+    """(B, L) int32 where a job gives its padding rows a position of their own, None where all positions run on."""
+    if all(job.pad_position is None for job in jobs):
+        return None
+    position_ids = np.tile(np.arange(length, dtype=np.int32), (len(jobs), 1))
+    for row, job in zip(position_ids, jobs, strict=True):
+        if job.pad_position is not None:
+            row[len(job.input_ids) :] = job.pad_position
+    return mx.array(position_ids)
 
 
 def make_attention_mask(lengths: mx.array, length: int) -> mx.array:

@@ -94,6 +94,8 @@ class TextEncoder:
 
     def _job(self, prompt: TokenizedPrompt, padded_length: int, preset: Preset, dtype: DType) -> Job:
         num_tokens = len(prompt.input_ids)
+        # Padding rows that share one position are all alike: one is computed and repeated.
+        live_rows = padded_length if preset.pad_position is None else min(padded_length, num_tokens + 1)
         if max(prompt.input_ids, default=0) >= self.config.vocab_size:
             raise InvalidField(
                 "prompts",
@@ -102,12 +104,16 @@ class TextEncoder:
             )
         return Job(
             input_ids=prompt.input_ids,
-            computed_rows=padded_length if preset.padding_rows == "live" else num_tokens,
+            computed_rows=live_rows if preset.padding_rows == "live" else num_tokens,
             delivered_rows=num_tokens if preset.padding_rows == "cut" else padded_length,
             dropped_rows=preset.dropped_rows,
             taps=preset.taps(self.config.num_hidden_layers),
             combine=preset.combine,
             dtype=dtype,
+            tail_rows=prompt.tail_tokens,
+            pad_position=preset.pad_position,
+            unit_rms=preset.unit_rms,
+            bundle=preset.bundle,
         )
 
     def run(self, jobs: Sequence[Job]) -> list[PromptEmbeds | EncoderError]:
@@ -115,9 +121,11 @@ class TextEncoder:
 
         The forward pass runs to the deepest layer that a job wants, and each takes its own.
         """
-        input_ids, mask = pad(jobs, self.checkpoint.tokenizer.pad_token_id)
+        model_input = pad(jobs, self.checkpoint.tokenizer.pad_token_id)
         taps = list(dict.fromkeys(tap for job in jobs for tap in job.taps))
-        hidden_states = self.model.hidden_states_at(taps, input_ids, mask=mask)
+        hidden_states = self.model.hidden_states_at(
+            taps, model_input.input_ids, mask=model_input.mask, position_ids=model_input.position_ids
+        )
         self.layers_run += max(job.depth for job in jobs)
         return select(dict(zip(taps, hidden_states, strict=True)), jobs)
 

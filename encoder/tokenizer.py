@@ -86,16 +86,24 @@ class Tokenizer:
 def tokenize(tokenizer: Tokenizer, prompts: Sequence[str], preset: Preset) -> list[TokenizedPrompt]:
     """Put the preset's template around each prompt, and tokenize the whole.
 
-    Errors: InvalidField as in `Tokenizer.tokenize`.
+    Errors: InvalidField as in `Tokenizer.tokenize`, and for a prompt that is too long where the preset refuses that.
     """
-    return [_tokenize_one(tokenizer, preset.prefix + prompt + preset.suffix, preset) for prompt in prompts]
+    return [_tokenize_one(tokenizer, prompt, preset) for prompt in prompts]
 
 
-def _tokenize_one(tokenizer: Tokenizer, text: str, preset: Preset) -> TokenizedPrompt:
+def _tokenize_one(tokenizer: Tokenizer, prompt: str, preset: Preset) -> TokenizedPrompt:
+    prefix = preset.prefix
+    if not prompt:
+        prompt, prefix = preset.empty_prompt, prefix if preset.empty_prefix is None else preset.empty_prefix
+    text = prefix + prompt + preset.suffix
+    window = preset.max_sequence_length
+    tail, _ = tokenizer.tokenize(preset.tail, max_length=window, add_special_tokens=False)
     input_ids, truncated = tokenizer.tokenize(
-        text, max_length=preset.max_sequence_length, add_special_tokens=preset.add_special_tokens
+        text, max_length=window - len(tail), add_special_tokens=preset.add_special_tokens
     )
-    return TokenizedPrompt(text, input_ids, truncated)
+    if truncated and preset.overlong == "refused":
+        raise InvalidField("prompts", f"one has more than {window} tokens, which {preset.name} refuses. Shorten it.")
+    return TokenizedPrompt(text + preset.tail, input_ids + tail, truncated, len(tail))
 
 
 def _added_ids(tokenizer: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:

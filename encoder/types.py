@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 DType = Literal["bfloat16", "float16", "float32"]
-Combine = Literal["concat", "stack"]
+Combine = Literal["concat", "interleave", "stack", "stack_rows"]
 PaddingRows = Literal["cut", "zero", "live"]
 Mask = mx.array | Literal["causal", "none"]
 
@@ -31,12 +31,14 @@ class Tap(NamedTuple):
 class TokenizedPrompt:
     """A prompt after the template: what the model will read.
 
-    `text` is prefix + prompt + suffix; `input_ids` are its tokens without padding, truncated to the window.
+    `text` is prefix + prompt + suffix + tail; `input_ids` are its tokens without padding, truncated to the window, the
+    last `tail_tokens` of them the tail's.
     """
 
     text: str
     input_ids: tuple[int, ...]
     truncated: bool
+    tail_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +50,15 @@ class Job:
     Attributes:
         input_ids: the real tokens.
         computed_rows: rows that go through the model: the real tokens, and the padding rows where those are live.
-        delivered_rows: rows handed out, zero rows included, before the first `dropped_rows` are taken away.
+        delivered_rows: rows handed out, padding rows included, before the first `dropped_rows` are taken away.
         dropped_rows: rows dropped in front, e.g. a system turn.
         taps: the hidden states wanted, in order.
         combine: how several become one tensor.
         dtype: of the result.
+        tail_rows: real rows that stand behind the padding.
+        pad_position: position of every padding row, None where positions run on.
+        unit_rms: scale each row of each hidden state to a root mean square of 1.
+        bundle: hidden states that are joined on their features before `combine` sees them.
     """
 
     input_ids: tuple[int, ...]
@@ -62,6 +68,10 @@ class Job:
     taps: tuple[Tap, ...]
     combine: Combine
     dtype: DType
+    tail_rows: int = 0
+    pad_position: int | None = None
+    unit_rms: bool = False
+    bundle: int = 1
 
     @property
     def depth(self) -> int:
@@ -74,14 +84,17 @@ class PromptEmbeds:
     """The result for one prompt.
 
     Attributes:
-        hidden_states: (L, n*D) for `concat`, (n, L, D) for `stack`; bfloat16 is held as its uint16 bit pattern.
+        hidden_states: (L, n*D) for `concat` and `interleave`, (n, L, D) for `stack`, (L, n, D) for `stack_rows`;
+            bfloat16 is held as its uint16 bit pattern.
         attention_mask: (L,) bool, True where a row belongs to a real token.
         dtype: of the numbers in hidden_states.
+        rows_axis: of hidden_states.
     """
 
     hidden_states: NDArray[np.generic]
     attention_mask: NDArray[np.bool_]
     dtype: DType
+    rows_axis: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -189,7 +189,7 @@ def _stored_dtype(weights: Weights) -> DType:
 def _warn_of_larger_vocabulary(tokenizer: Tokenizer, config: Qwen3Config) -> None:
     if tokenizer.vocab_size > config.vocab_size:
         log.warning(
-            "tokenizer.json has %d tokens, expected at most vocab_size %d of config.json: prompts with tokens beyond it "
-            "will be refused. Are both from the same model?",
+            "tokenizer.json has %d tokens, expected at most vocab_size %d of config.json: prompts with tokens beyond "
+            "it will be refused. Are both from the same model?",
             *(tokenizer.vocab_size, config.vocab_size),
         )

@@ -17,13 +17,15 @@ from encoder.types import DType, Job
 from tests.checkpoints import write_checkpoint
 from tests.reference import Weights, flux2_klein, hidden_states, relative_error, z_image
 
-# float32 rounds at 6e-8; 28 layers of random weights amplify that to some 5e-6 here.
+# float32 rounds at 6e-8; 28 layers of random weights amplify that to some 1e-5 here; the angles of RoPE in
+# row 511 are rounded at 3e-5.
 CLOSE = 5e-5
 # The same numbers, summed in another order because the batch has another shape: up to 2e-6 here.
 SAME = 1e-5
 
 KLEIN = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 CHAT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+SHORT_KLEIN = replace(get_preset("flux2-klein"), max_sequence_length=64)  # for what does not depend on the window
 PROMPTS = {
     "short": "a cat",
     "empty": "",
@@ -99,12 +101,10 @@ EXPECTED: dict[str, Callable[[Subject, str], NDArray[np.float64]]] = {
     ("name", "prompt"),
     [
         ("flux2-klein", "short"),
-        ("flux2-klein", "empty"),
         ("flux2-klein", "longer-than-the-window"),
         ("z-image", "short"),
         ("z-image", "empty"),
         ("z-image", "not-ascii"),
-        ("z-image", "longer-than-the-window"),
         ("ollama/flux2-klein", "not-ascii"),
         ("ollama/z-image", "short"),
         ("last-hidden-state", "not-ascii"),
@@ -131,7 +131,7 @@ def test_truncation_cuts_the_end_of_the_template_too(subject: Subject) -> None:
 
 def test_window_of_a_request_replaces_the_presets(subject: Subject) -> None:
     """A frontend that knows its own window need not pay for 512 rows."""
-    [embeds] = subject.text_encoder.encode(["a cat"], replace(get_preset("flux2-klein"), max_sequence_length=64))
+    [embeds] = subject.text_encoder.encode(["a cat"], SHORT_KLEIN)
     ids = subject.read(KLEIN, "a cat")
     padded = [*ids, *[subject.pad_token_id] * (64 - len(ids))]
     states = hidden_states(subject.config, subject.weights, padded, num_tokens=len(ids))
@@ -181,9 +181,8 @@ def encode_jobs(text_encoder: TextEncoder, jobs: Sequence[Job]) -> list[PromptEm
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_layers_and_hidden_states_name_the_same_bytes(text_encoder: TextEncoder, dtype: DType) -> None:
     """Layer k is hidden state k+1; mixing up the two numberings is the classic mistake."""
-    klein = get_preset("flux2-klein")
-    [by_layer] = text_encoder.encode(["a cat"], replace(klein, layers=(8, 17, 26)), dtype)
-    [by_state] = text_encoder.encode(["a cat"], replace(klein, layers=None, hidden_states=(9, 18, 27)), dtype)
+    [by_layer] = text_encoder.encode(["a cat"], replace(SHORT_KLEIN, layers=(8, 17, 26)), dtype)
+    [by_state] = text_encoder.encode(["a cat"], replace(SHORT_KLEIN, layers=None, hidden_states=(9, 18, 27)), dtype)
 
     assert by_layer.hidden_states.tobytes() == by_state.hidden_states.tobytes()
 
@@ -212,25 +211,24 @@ def rms(x: NDArray[Any]) -> NDArray[Any]:
 def test_flux2_klein_runs_27_layers(text_encoder: TextEncoder) -> None:
     """Nine layers that nobody asked for would cost a third more."""
     before = text_encoder.layers_run
-    text_encoder.encode(["a cat", "a dog"], get_preset("flux2-klein"))
+    text_encoder.encode(["a cat", "a dog"], SHORT_KLEIN)
 
     assert text_encoder.layers_run - before == 27
 
 
 def test_stack_holds_what_concat_joins(text_encoder: TextEncoder) -> None:
     """Features are layer-major: all of the first layer, then all of the next."""
-    klein = get_preset("flux2-klein")
-    [joined] = text_encoder.encode(["a cat"], klein)
-    [stacked] = text_encoder.encode(["a cat"], replace(klein, combine="stack"))
+    [joined] = text_encoder.encode(["a cat"], SHORT_KLEIN)
+    [stacked] = text_encoder.encode(["a cat"], replace(SHORT_KLEIN, combine="stack"))
 
-    assert joined.hidden_states.shape == (512, 144) and stacked.hidden_states.shape == (3, 512, 48)
+    assert joined.hidden_states.shape == (64, 144) and stacked.hidden_states.shape == (3, 64, 48)
     assert np.array_equal(np.concatenate(list(stacked.hidden_states), axis=-1), joined.hidden_states)
 
 
 @pytest.mark.parametrize("combine", ["concat", "stack"])
 def test_dropped_rows_are_missing_in_front(text_encoder: TextEncoder, combine: Any) -> None:
     """Some systems drop their system turn, after the model has seen it."""
-    whole_preset = replace(get_preset("flux2-klein"), combine=combine)
+    whole_preset = replace(SHORT_KLEIN, combine=combine)
     [whole] = text_encoder.encode(["a cat"], whole_preset)
     [dropped] = text_encoder.encode(["a cat"], replace(whole_preset, dropped_rows=3))
 
@@ -241,7 +239,7 @@ def test_dropped_rows_are_missing_in_front(text_encoder: TextEncoder, combine: A
 @pytest.mark.parametrize("combine", ["concat", "stack"])
 def test_zero_rows_are_zeros_after_the_real_ones(text_encoder: TextEncoder, combine: Any) -> None:
     """Some systems multiply by the mask; the shape is part of their contract, the model's padding rows are not."""
-    preset = replace(get_preset("flux2-klein"), combine=combine)
+    preset = replace(SHORT_KLEIN, combine=combine)
     [live] = text_encoder.encode(["a cat"], preset)
     [zero] = text_encoder.encode(["a cat"], replace(preset, padding_rows="zero"))
     real = int(live.attention_mask.sum())
@@ -264,10 +262,10 @@ def test_padding_to_the_longest_prompt_delivers_equal_lengths(text_encoder: Text
 
 def test_attention_mask_marks_the_real_tokens(subject: Subject) -> None:
     """Whoever pads further must know where a prompt ends."""
-    [klein] = subject.text_encoder.encode(["a cat"], get_preset("flux2-klein"))
+    [klein] = subject.text_encoder.encode(["a cat"], SHORT_KLEIN)
     [z_image] = subject.text_encoder.encode(["a cat"], get_preset("z-image"))
 
-    assert klein.attention_mask.tolist() == [row < len(subject.read(KLEIN, "a cat")) for row in range(512)]
+    assert klein.attention_mask.tolist() == [row < len(subject.read(KLEIN, "a cat")) for row in range(64)]
     assert z_image.attention_mask.tolist() == [True] * len(subject.read(CHAT, "a cat"))
 
 
@@ -281,8 +279,8 @@ def test_bare_empty_prompt_has_no_rows(text_encoder: TextEncoder) -> None:
 
 def test_bfloat16_is_float32_rounded_to_nearest_even(text_encoder: TextEncoder) -> None:
     """The result is rounded once, at the end, and not truncated."""
-    [full] = text_encoder.encode(["a cat"], get_preset("flux2-klein"), "float32")
-    [half] = text_encoder.encode(["a cat"], get_preset("flux2-klein"), "bfloat16")
+    [full] = text_encoder.encode(["a cat"], SHORT_KLEIN, "float32")
+    [half] = text_encoder.encode(["a cat"], SHORT_KLEIN, "bfloat16")
     bits = full.hidden_states.view(np.uint32).astype(np.uint64)
     rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
 
@@ -292,8 +290,8 @@ def test_bfloat16_is_float32_rounded_to_nearest_even(text_encoder: TextEncoder) 
 
 def test_float16_is_float32_rounded_by_numpy(text_encoder: TextEncoder) -> None:
     """What MLX calls float16 is IEEE's."""
-    [full] = text_encoder.encode(["a cat"], get_preset("flux2-klein"), "float32")
-    [half] = text_encoder.encode(["a cat"], get_preset("flux2-klein"), "float16")
+    [full] = text_encoder.encode(["a cat"], SHORT_KLEIN, "float32")
+    [half] = text_encoder.encode(["a cat"], SHORT_KLEIN, "float16")
 
     assert half.hidden_states.dtype == np.float16
     assert np.array_equal(half.hidden_states, full.hidden_states.astype(np.float16))
