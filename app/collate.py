@@ -16,7 +16,7 @@ def collate(prompts: Sequence[PromptEmbeds]) -> tuple[Tensor, Tensor]:
     Args:
         prompts: (L, D), (n, L, D) or (L, n, D) each, all of one request.
     Returns:
-        (B, L, D), (B, n, L, D) or (B, L, n, D) with the longest L, and (B, L) bool. One prompt is passed on without a copy.
+        (B, L, D), (B, n, L, D) or (B, L, n, D) with the longest L, and (B, L) bool. One prompt is passed on uncopied.
     """
     length = max(len(prompt.attention_mask) for prompt in prompts)
     hidden_states = _stack([prompt.hidden_states for prompt in prompts], length, prompts[0].rows_axis)

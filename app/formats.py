@@ -1,7 +1,7 @@
 """The formats of a reply: which one the client asked for, and how it is built."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -9,9 +9,10 @@ from fastapi import Depends, Query, Request
 from starlette.responses import Response
 
 from app import wire
+from app.collate import collate, is_ragged
 from app.errors import NotAcceptable, ResponseTooLarge
 from app.negotiation import negotiate
-from app.wire import Tensor
+from encoder import PromptEmbeds
 
 Document = Mapping[str, Any]
 LARGE_BYTES = 256 * 1024  # building more than this holds up the event loop for a noticeable time
@@ -32,31 +33,36 @@ class ReplyFormat:
     media_type: str
     floats: bool
 
-    async def respond(self, document: Document, ragged: bool, max_json_floats: int) -> Response:
-        """The document in this format.
+    async def respond(self, facts: Document, embeds: Sequence[PromptEmbeds], max_json_floats: int) -> Response:
+        """The hidden states and mask of all prompts in this format, with the facts about them.
 
-        Args:
-            document: of `hidden_states`, `attention_mask`, and what is said about them.
-            ragged: whether the mask is needed to tell padding from rows.
-            max_json_floats: limit on the numbers in lists.
-        Errors: ResponseTooLarge over that limit, NotAcceptable for ragged rows in a format without a mask.
+        Errors: ResponseTooLarge for more numbers in lists than `max_json_floats`, NotAcceptable for rows that differ in
+        number and a format without a mask.
         """
-        hidden_states: Tensor = document["hidden_states"]
-        if self.media_type == wire.TENSOR and ragged:
+        self._check(embeds, max_json_floats)
+        large = sum(prompt.hidden_states.nbytes for prompt in embeds) > LARGE_BYTES
+        body, headers = await asyncio.to_thread(self._build, facts, embeds) if large else self._build(facts, embeds)
+        return Response(body, headers=headers, media_type=self.media_type)
+
+    def _check(self, embeds: Sequence[PromptEmbeds], max_json_floats: int) -> None:
+        if self.media_type == wire.TENSOR and is_ragged(embeds):
             raise NotAcceptable(
                 f"accept: {wire.TENSOR} has no mask, and these prompts have different numbers of rows.",
                 "Send one prompt per request, set padding to max_length, or accept application/msgpack.",
             )
-        if self.floats and hidden_states.array.size > max_json_floats:
+        numbers = len(embeds) * max(prompt.hidden_states.size for prompt in embeds)
+        if self.floats and numbers > max_json_floats:
             raise ResponseTooLarge(
-                f"encoding: float would be {hidden_states.array.size:,} numbers, allowed are {max_json_floats:,}.",
+                f"encoding: float would be {numbers:,} numbers, allowed are {max_json_floats:,}.",
                 "Leave encoding out for base64, or accept application/msgpack.",
             )
+
+    def _build(self, facts: Document, embeds: Sequence[PromptEmbeds]) -> tuple[bytes, dict[str, str]]:
+        """Body and headers. Safe on any thread."""
+        hidden_states, attention_mask = collate(embeds)
         pack = wire.pack_json_floats if self.floats else PACKERS[self.media_type]
-        large = hidden_states.array.nbytes > LARGE_BYTES
-        body = await asyncio.to_thread(pack, document) if large else pack(document)
-        headers = wire.tensor_headers(hidden_states) if self.media_type == wire.TENSOR else None
-        return Response(body, headers=headers, media_type=self.media_type)
+        headers = wire.tensor_headers(hidden_states) if self.media_type == wire.TENSOR else {}
+        return pack({**facts, "hidden_states": hidden_states, "attention_mask": attention_mask}), headers
 
 
 def reply_format(

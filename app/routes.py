@@ -6,7 +6,6 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from app import wire
-from app.collate import collate, is_ragged
 from app.dependencies import EngineDep, MetricsDep, SettingsDep, body_of
 from app.disconnect import unless_disconnected
 from app.formats import ReplyFormatDep
@@ -35,8 +34,7 @@ async def encode(
     """
     preset = body.resolve(settings.default_preset)
     result = await _run(request, body, preset, engine, settings, metrics)
-    ragged = is_ragged(result.embeds)
-    response = await reply_format.respond(_document(result, preset, engine), ragged, settings.max_json_floats)
+    response = await reply_format.respond(_facts(result, preset, engine), result.embeds, settings.max_json_floats)
     response.headers.update(_timings(result))
     return response
 
@@ -88,14 +86,12 @@ def _directives(request: Request) -> set[str]:
     return {name.strip().lower() for name in request.headers.get("cache-control", "").split(",")}
 
 
-def _document(result: EncodeResult, preset: Preset, engine: Engine) -> dict[str, Any]:
-    hidden_states, attention_mask = collate(result.embeds)
+def _facts(result: EncodeResult, preset: Preset, engine: Engine) -> dict[str, Any]:
+    """What a reply says beside its tensors."""
     num_tokens = [len(prompt.input_ids) for prompt in result.prompts]
     return {
         "model": engine.info.model,
         "preset": preset.name,
-        "hidden_states": hidden_states,
-        "attention_mask": attention_mask,
         "num_tokens": num_tokens,
         "truncated": [prompt.truncated for prompt in result.prompts],
         "usage": {"prompt_tokens": sum(num_tokens), "layers_run": result.layers_run},

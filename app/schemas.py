@@ -123,6 +123,8 @@ class EncodeLayersRequest(EncodeRequest):
             layers=tuple(self.layers) if self.layers is not None else None,
             hidden_states=tuple(self.hidden_states) if self.hidden_states is not None else None,
             combine=self.combine,
+            unit_rms=False,
+            bundle=1,
         )
 
 

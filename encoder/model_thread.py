@@ -90,9 +90,10 @@ class ModelThread:
         encoder = self._open_text_encoder(_LoadingLog())
         info = encoder.info
         mx.set_cache_limit(MLX_CACHE_BYTES[info.device])
+        logger.info("loaded %s in %.1f s", info.model, time.perf_counter() - started)
         logger.info(
-            "loaded %s in %.1f s: %.3f GB of weights in %s on %s",
-            *(info.model, time.perf_counter() - started, info.parameter_bytes / 1e9, info.compute_dtype, info.device),
+            "%.3f GB of weights, computing in %s on %s with %s",
+            *(info.parameter_bytes / 1e9, info.compute_dtype, info.device, info.blas),
         )
         started = time.perf_counter()
         for length in _warm_lengths(info.device):

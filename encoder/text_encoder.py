@@ -6,6 +6,7 @@ The command line, benchmarks and parity tests use this directly; the Engine call
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
@@ -129,7 +130,7 @@ class TextEncoder:
         self.layers_run += max(job.depth for job in jobs)
         return select(dict(zip(taps, hidden_states, strict=True)), jobs)
 
-    @property
+    @cached_property
     def info(self) -> ModelInfo:
         """What is loaded and how it computes."""
         blas = activate()

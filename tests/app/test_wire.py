@@ -44,7 +44,7 @@ def test_bytes_that_do_not_fit_their_description_are_refused(dtype: str, shape: 
 
 def embeds(*shape: int) -> PromptEmbeds:
     rows = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    return PromptEmbeds(rows, np.ones(shape[-2], bool), "float32")
+    return PromptEmbeds(rows, np.ones(shape[-2], bool), "float32", rows_axis=len(shape) - 2)
 
 
 @pytest.mark.parametrize("front", [(), (3,)], ids=["concat", "stack"])
