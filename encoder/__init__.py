@@ -22,7 +22,8 @@ from encoder.errors import (  # noqa: E402
     RequestTooLarge,
 )
 from encoder.limits import Limits  # noqa: E402
-from encoder.presets import LAST_HIDDEN_STATE, PRESETS, Preset, check_preset, get_preset  # noqa: E402
+from encoder.preset import Preset, check_preset  # noqa: E402
+from encoder.presets import LAST_HIDDEN_STATE, PRESETS, get_preset  # noqa: E402
 from encoder.text_encoder import TextEncoder  # noqa: E402
 from encoder.types import (  # noqa: E402
     Combine,

@@ -19,7 +19,7 @@ from encoder.errors import DeadlineExceeded, EncoderError, NotReady
 from encoder.limits import Limits
 from encoder.model_thread import ModelThread
 from encoder.padding import bucket_length
-from encoder.presets import Preset
+from encoder.preset import Preset
 from encoder.text_encoder import TextEncoder
 from encoder.types import DType, EncodeResult, EngineStats, Job, ModelInfo, PromptEmbeds, TokenizedPrompt
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from encoder.errors import InvalidField, RequestTooLarge
-from encoder.presets import Preset
+from encoder.preset import Preset
 from encoder.types import Job
 
 BYTES_PER_NUMBER = {"bfloat16": 2, "float16": 2, "float32": 4}

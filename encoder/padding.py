@@ -10,7 +10,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from encoder.presets import Preset
+from encoder.preset import Preset
 from encoder.types import Job, Mask
 
 SHORTEST_BUCKET = 16  # rows; also what keeps OpenBLAS off its slow edge kernels

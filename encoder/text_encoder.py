@@ -17,7 +17,7 @@ from encoder.blas import activate
 from encoder.checkpoint import Checkpoint, load_weights, open_checkpoint
 from encoder.errors import CheckpointError, EncoderError, InvalidField
 from encoder.padding import pad, padded_lengths
-from encoder.presets import Preset, check_preset
+from encoder.preset import Preset, check_preset
 from encoder.qwen3 import Qwen3
 from encoder.selection import select
 from encoder.tokenizer import tokenize

@@ -9,7 +9,7 @@ from pathlib import Path
 import tokenizers
 
 from encoder.errors import CheckpointError, InvalidField
-from encoder.presets import Preset
+from encoder.preset import Preset
 from encoder.types import TokenizedPrompt
 
 _DEFAULT_PAD_TOKEN = "<|endoftext|>"

@@ -3,7 +3,8 @@ from dataclasses import replace
 import pytest
 
 from encoder.errors import InvalidField
-from encoder.presets import PRESETS, Preset, check_preset, get_preset
+from encoder.preset import Preset, check_preset
+from encoder.presets import PRESETS, get_preset
 from encoder.types import Tap
 
 

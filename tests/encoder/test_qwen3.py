@@ -11,7 +11,8 @@ from mlx.utils import tree_flatten
 from numpy.typing import NDArray
 
 from encoder.config import Qwen3Config
-from encoder.presets import FLUX2_KLEIN, Preset
+from encoder.preset import Preset
+from encoder.presets import FLUX2_KLEIN
 from encoder.qwen3 import DecoderLayer, Qwen3, apply_rope, attend, repeat_kv
 from encoder.types import Mask, Tap
 from tests.reference import Weights, hidden_states, relative_error
