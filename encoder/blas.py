@@ -83,6 +83,13 @@ def activate(cache_dir: Path | None = None, sources: Sequence[Loadable] = ("syst
         return _active
 
 
+def set_threads(threads: int) -> None:
+    """Let OpenBLAS use so many threads from now on; nothing happens with another BLAS, or where the user has said."""
+    process = ctypes.CDLL(None)
+    if hasattr(process, "openblas_set_num_threads") and not any(os.environ.get(name) for name in THREAD_SETTINGS):
+        process.openblas_set_num_threads(threads)
+
+
 def _choose(cache_dir: Path, sources: Sequence[Loadable]) -> Blas:
     if sys.platform == "darwin":
         return Blas("Accelerate", None, "accelerate", None, None, None)

@@ -63,6 +63,7 @@ class Engine:
             stall_s,
         )
         self._encoder: TextEncoder | None = None
+        self._failure: str | None = None  # why there will be no encoder
         self._batch_loop: asyncio.Task[None] | None = None
         self._cache = Cache(cache_bytes)
         self._batcher = Batcher(self.limits.max_queue_tokens, self.limits.max_batch_tokens)
@@ -80,7 +81,11 @@ class Engine:
 
     async def start(self) -> None:
         """Load and warm the model, then accept requests. Errors: CheckpointError, ModelFailure."""
-        self._encoder = await self._model_thread.start()
+        try:
+            self._encoder = await self._model_thread.start()
+        except Exception as error:
+            self._failure = str(error)
+            raise
         self._batch_loop = asyncio.create_task(self._run_batches())
 
     async def probe(self) -> None:
@@ -246,6 +251,8 @@ class Engine:
             del self._in_flight[entry.job]
 
     def _loaded(self) -> TextEncoder:
+        if self._failure is not None:
+            raise NotReady(f"The model could not be loaded: {self._failure}", 60)
         if self._encoder is None:
             raise NotReady("The model is still loading.", 5)
         return self._encoder

@@ -16,7 +16,7 @@ class Limits:
 
     Attributes:
         max_prompts: prompts in a request.
-        max_prompt_chars: characters in a prompt, before the template.
+        max_prompt_chars: characters in a prompt, its template included.
         max_sequence_length: tokens in a window.
         max_output_bytes: bytes of the hidden states of a request.
         max_queue_tokens: tokens that may wait, padding included.
@@ -36,9 +36,11 @@ class Limits:
             raise InvalidField("prompts", "none given; expected at least one.")
         if len(prompts) > self.max_prompts:
             raise RequestTooLarge(f"prompts: {len(prompts)} in one request, allowed are {self.max_prompts}. Split it.")
-        longest = max(map(len, prompts))
+        longest = len(preset.prefix) + max(map(len, prompts)) + len(preset.suffix)
         if longest > self.max_prompt_chars:
-            raise RequestTooLarge(f"prompts: one has {longest} characters, allowed are {self.max_prompt_chars}.")
+            raise RequestTooLarge(
+                f"prompts: one has {longest} characters with its template, allowed are {self.max_prompt_chars}."
+            )
         if not 1 <= preset.max_sequence_length <= self.max_sequence_length:
             raise InvalidField(
                 "max_sequence_length", f"{preset.max_sequence_length}; allowed are 1 to {self.max_sequence_length}."

@@ -42,6 +42,7 @@ class ModelThread:
         self._open_text_encoder = open_text_encoder
         self._stall_s = stall_s
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
+        self._closed = False
         self._busy_since: float | None = None
         self._suspect = False  # the last batch failed: prove the model before calling it ready
 
@@ -78,9 +79,11 @@ class ModelThread:
             self._suspect = False
 
     async def close(self) -> None:
-        """End the thread. A thread that leaves its MLX streams behind can abort the process at exit."""
-        await self._call(mx.clear_streams)
-        self._thread.shutdown()
+        """End the thread, once. A thread that leaves its MLX streams behind can abort the process at exit."""
+        if not self._closed:
+            self._closed = True
+            await self._call(mx.clear_streams)
+            self._thread.shutdown()
 
     async def _call(self, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)

@@ -13,7 +13,7 @@ from pathlib import Path
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from encoder.blas import activate
+from encoder.blas import activate, set_threads
 from encoder.checkpoint import Checkpoint, load_weights, open_checkpoint
 from encoder.errors import CheckpointError, EncoderError, InvalidField
 from encoder.padding import pad, padded_lengths
@@ -24,6 +24,9 @@ from encoder.tokenizer import tokenize
 from encoder.types import DType, Job, ModelInfo, PromptEmbeds, TokenizedPrompt
 
 COMPUTE_DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
+SMALLEST_THREADED = (
+    512  # hidden_size; below it a second BLAS thread costs more than it gives, far more on a busy machine
+)
 VERSIONED = ("mlx", "numpy", "safetensors", "tokenizers")
 
 
@@ -50,6 +53,8 @@ class TextEncoder:
         self.config = checkpoint.config
         self.compute_dtype = resolve_compute_dtype(compute_dtype, checkpoint.dtype, force_float16)
         self.model = Qwen3(self.config)
+        if self.config.hidden_size < SMALLEST_THREADED:
+            set_threads(1)
         self.layers_run = 0  # decoder layers since the start, one count per batch and layer
         load_weights(checkpoint, self.model, COMPUTE_DTYPES[self.compute_dtype], progress)
 
