@@ -60,7 +60,7 @@ class Settings(BaseSettings):
     max_body_bytes: Positive = Field(default=2_000_000, description="Largest request body, in bytes.")
     max_prompts: Positive = Field(default=64, description="Prompts in one request.")
     max_prompt_chars: Positive = Field(default=32_000, description="Length of one prompt, in characters.")
-    max_sequence_length: Positive = Field(default=2048, description="Largest window a request may ask for, in tokens.")
+    max_sequence_length: Positive = Field(default=8192, description="Largest window a request may ask for, in tokens.")
     max_output_bytes: Positive = Field(default=256 * MIB, description="Largest result of one request, in bytes.")
     max_json_floats: Positive = Field(default=1_000_000, description="Numbers in one reply of `?encoding=float`.")
     max_queue_tokens: Positive = Field(

@@ -25,7 +25,7 @@ class Limits:
 
     max_prompts: int = 64
     max_prompt_chars: int = 32_000
-    max_sequence_length: int = 2048
+    max_sequence_length: int = 8192
     max_output_bytes: int = 256 * 2**20
     max_queue_tokens: int = 65_536
     max_batch_tokens: int = 4096

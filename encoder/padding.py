@@ -37,7 +37,8 @@ def padded_lengths(num_tokens: Sequence[int], preset: Preset) -> list[int]:
     """How long each prompt of one request is after the preset's padding, in tokens."""
     longest = {"own": 0, "longest": max(num_tokens), "max_length": preset.max_sequence_length}[preset.padding]
     multiple = preset.pad_to_multiple_of
-    return [-(-max(longest, n, preset.min_length) // multiple) * multiple for n in num_tokens]
+    rounded = [-(-max(longest, n, preset.min_length) // multiple) * multiple for n in num_tokens]
+    return [min(n, preset.max_sequence_length) for n in rounded] if preset.padding == "own" else rounded
 
 
 def pad(jobs: Sequence[Job], pad_token_id: int) -> ModelInput:

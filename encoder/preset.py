@@ -17,11 +17,13 @@ class Preset:
         source: the code that this preset reproduces.
         prefix, suffix: the tokenized string is prefix + prompt + suffix, always tokenized whole.
         tail: a string that is tokenized apart and stands behind the padding.
-        empty_prefix, empty_prompt: what an empty prompt is encoded with instead.
+        empty_prefix: the prefix of a blank prompt, where it is another.
+        empty_prompt: what takes the place of an empty prompt.
         add_special_tokens: whether the tokenizer's post-processor runs; it does nothing in plain Qwen3.
         max_sequence_length: the window, in tokens, the tail included.
         overlong: what is longer than the window is "cut" on the right, or the request is "refused".
-        padding: "max_length" pads to the window, "longest" to the longest prompt of a request, "own" each by itself.
+        padding: "max_length" pads to the window, "longest" to the longest prompt of a request, "own" each by itself
+            and never beyond the window.
         pad_to_multiple_of: the padded length is rounded up to a multiple of this.
         min_length: the padded length is at least this.
         padding_rows: what becomes of padding rows: "cut" removes them, "zero" delivers zeros, "live" delivers the

