@@ -12,7 +12,7 @@ from app.server import serve
 from app.settings import Settings, SettingsError, choices, flag, load_settings
 from encoder import EncoderError
 
-MODEL_SETTINGS = ("model", "revision", "compute_dtype", "force_float16", "cache_dir", "default_preset", "log_level")
+MODEL_SETTINGS = ("model", "revision", "compute_dtype", "force_float16", "cache_dir", "presets", "default_preset", "log_level")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,11 +47,12 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help=offline.DTYPE_HELP)
     add_settings(command, MODEL_SETTINGS)
 
-    _add(commands, "presets", offline.presets, "list the presets")
+    command = _add(commands, "presets", offline.presets, "list the presets")
+    add_settings(command, ("presets",))
 
     command = _add(commands, "inspect", offline.inspect, "say what a checkpoint is and which presets fit it")
     command.add_argument("model", metavar="CHECKPOINT", help="`demo`, a local path, or a Hugging Face id")
-    add_settings(command, ("revision", "cache_dir", "log_level"))
+    add_settings(command, ("revision", "cache_dir", "presets", "log_level"))
     return parser
 
 

@@ -1,4 +1,4 @@
-"""What routes ask for by type: the engine, the settings, the metrics, and the parsed body."""
+"""What routes ask for by type: the engine, the settings, the presets, the metrics, and the parsed body."""
 
 from collections.abc import Awaitable, Callable
 from typing import Annotated, TypeVar, cast
@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from app.body import read_document
 from app.metrics import Metrics
 from app.settings import Settings
-from encoder import Engine
+from encoder import Catalog, Engine
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -17,6 +17,11 @@ Body = TypeVar("Body", bound=BaseModel)
 def get_settings(request: Request) -> Settings:
     """The settings that the app was created with."""
     return cast(Settings, request.app.state.settings)
+
+
+def get_catalog(settings: Annotated[Settings, Depends(get_settings)]) -> Catalog:
+    """The presets of the app."""
+    return settings.catalog
 
 
 def get_engine(request: Request) -> Engine:
@@ -30,6 +35,7 @@ def get_metrics(request: Request) -> Metrics:
 
 
 SettingsDep = Annotated[Settings, Depends(get_settings)]
+CatalogDep = Annotated[Catalog, Depends(get_catalog)]
 EngineDep = Annotated[Engine, Depends(get_engine)]
 MetricsDep = Annotated[Metrics, Depends(get_metrics)]
 

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from fastapi import Depends, Query, Request
 from starlette.responses import Response
 
-from app import wire
+from app import torch_file, wire
+from app.dependencies import SettingsDep
 from app.collate import collate, is_ragged
 from app.errors import NotAcceptable, ResponseTooLarge
 from app.negotiation import negotiate
@@ -23,57 +24,66 @@ PACKERS: dict[str, Callable[[Document], bytes]] = {
     wire.SAFETENSORS: wire.pack_safetensors,
     wire.JSON: wire.pack_json,
     wire.TENSOR: lambda document: wire.pack_tensor(document["hidden_states"]),
+    torch_file.MEDIA_TYPE: lambda document: torch_file.pack(document["hidden_states"]),
 }
+MASKLESS = (wire.TENSOR, torch_file.MEDIA_TYPE)
 
 
 @dataclass(frozen=True, slots=True)
 class ReplyFormat:
-    """What the client asked for: a media type, and whether numbers in JSON are to be lists."""
+    """What the client asked for: a media type, and whether numbers in JSON are to be lists.
+
+    Attributes:
+        media_type: one of PACKERS.
+        max_floats: so many numbers may be in lists; None has them as bytes.
+    """
 
     media_type: str
-    floats: bool
+    max_floats: int | None = None
 
-    async def respond(self, facts: Document, embeds: Sequence[PromptEmbeds], max_json_floats: int) -> Response:
-        """The hidden states and mask of all prompts in this format, with the facts about them.
+    async def respond(self, embeds: Sequence[PromptEmbeds], facts: Document) -> Response:
+        """The hidden states and mask of all prompts in this format, with the facts about them where it has room.
 
-        Errors: ResponseTooLarge for more numbers in lists than `max_json_floats`, NotAcceptable for rows that differ in
-        number and a format without a mask.
+        Errors: ResponseTooLarge for more numbers in lists than allowed, NotAcceptable for rows that differ in number and
+        a format without a mask.
         """
-        self._check(embeds, max_json_floats)
+        self._check(embeds)
         large = sum(prompt.hidden_states.nbytes for prompt in embeds) > LARGE_BYTES
         body, headers = await asyncio.to_thread(self._build, facts, embeds) if large else self._build(facts, embeds)
         return Response(body, headers=headers, media_type=self.media_type)
 
-    def _check(self, embeds: Sequence[PromptEmbeds], max_json_floats: int) -> None:
-        if self.media_type == wire.TENSOR and is_ragged(embeds):
+    def _check(self, embeds: Sequence[PromptEmbeds]) -> None:
+        if self.media_type in MASKLESS and is_ragged(embeds):
             raise NotAcceptable(
-                f"accept: {wire.TENSOR} has no mask, and these prompts have different numbers of rows.",
-                "Send one prompt per request, set padding to max_length, or accept application/msgpack.",
+                f"{self.media_type} has no mask, and these prompts have different numbers of rows.",
+                "Send one prompt per request, take a preset that pads to its window, or accept application/msgpack.",
             )
         numbers = len(embeds) * max(prompt.hidden_states.size for prompt in embeds)
-        if self.floats and numbers > max_json_floats:
+        if self.max_floats is not None and numbers > self.max_floats:
             raise ResponseTooLarge(
-                f"encoding: float would be {numbers:,} numbers, allowed are {max_json_floats:,}.",
-                "Leave encoding out for base64, or accept application/msgpack.",
+                f"encoding: float would be {numbers:,} numbers, allowed are {self.max_floats:,}.",
+                "Take base64, or accept application/msgpack.",
             )
 
     def _build(self, facts: Document, embeds: Sequence[PromptEmbeds]) -> tuple[bytes, dict[str, str]]:
         """Body and headers. Safe on any thread."""
         hidden_states, attention_mask = collate(embeds)
-        pack = wire.pack_json_floats if self.floats else PACKERS[self.media_type]
+        pack = PACKERS[self.media_type] if self.max_floats is None else wire.pack_json_floats
         headers = wire.tensor_headers(hidden_states) if self.media_type == wire.TENSOR else {}
         return pack({**facts, "hidden_states": hidden_states, "attention_mask": attention_mask}), headers
 
 
 def reply_format(
     request: Request,
+    settings: SettingsDep,
     encoding: Annotated[
         Literal["base64", "float"], Query(description="How a JSON reply holds tensors; other formats ignore it.")
     ] = "base64",
 ) -> ReplyFormat:
     """The format that the Accept header and `?encoding=` ask for, found before any work is done."""
     media_type = negotiate(request, tuple(PACKERS))
-    return ReplyFormat(media_type, floats=media_type == wire.JSON and encoding == "float")
+    lists = media_type == wire.JSON and encoding == "float"
+    return ReplyFormat(media_type, settings.max_json_floats if lists else None)
 
 
 ReplyFormatDep = Annotated[ReplyFormat, Depends(reply_format)]

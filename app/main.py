@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
 
-from app import errors, operations, routes
+from app import dropins, errors, operations, routes
 from app.metrics import Metrics
 from app.middleware import Head, HostCheck, KeyCheck, RequestContext
 from app.settings import Settings, is_loopback
@@ -40,6 +40,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.settings, app.state.engine, app.state.metrics = settings, engine, Metrics(engine)
     app.state.closed = None
     app.include_router(routes.router)
+    app.include_router(dropins.router)
     app.include_router(operations.router)
     errors.install(app)
     _surround(app, settings)

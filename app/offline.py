@@ -10,14 +10,11 @@ from app import wire
 from app.collate import collate, is_ragged
 from app.settings import Settings, SettingsError
 from encoder import (
-    LAST_HIDDEN_STATE,
-    PRESETS,
     DType,
     InvalidField,
     Preset,
     TextEncoder,
     check_preset,
-    get_preset,
     open_checkpoint,
 )
 
@@ -29,8 +26,7 @@ def encode(settings: Settings, prompts: list[str], preset: str | None, dtype: DT
     numpy_file = _is_numpy_file(output)
     if numpy_file and dtype == "bfloat16":
         raise SettingsError("--dtype bfloat16: NumPy has none. Use float32, or write *.safetensors.")
-    name = preset or settings.default_preset
-    chosen = get_preset(name) if name else LAST_HIDDEN_STATE
+    chosen = settings.catalog.get(preset)
     encoder = TextEncoder.open(
         settings.model,
         revision=settings.revision,
@@ -70,7 +66,7 @@ def _is_numpy_file(path: Path) -> bool:
 def presets(settings: Settings) -> int:
     """Print all presets."""
     rows = [("preset", "window", "padding", "rows", "hidden states", "for")]
-    rows += [_preset_row(preset) for preset in PRESETS]
+    rows += [_preset_row(preset) for preset in settings.catalog]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -105,7 +101,7 @@ def inspect(settings: Settings) -> int:
     for name, value in facts.items():
         print(f"{name:24}{value}")
     print("presets:")
-    for preset in PRESETS:
+    for preset in settings.catalog:
         print(f"  {preset.name:22}{_fit(preset, checkpoint.config.num_hidden_layers, checkpoint.config.hidden_size)}")
     return 0
 

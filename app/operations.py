@@ -7,9 +7,9 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import PlainTextResponse, Response
 
-from app.dependencies import EngineDep, MetricsDep, SettingsDep
+from app.dependencies import CatalogDep, EngineDep, MetricsDep, SettingsDep
 from app.openapi import errors
-from encoder import PRESETS, InvalidField, ModelInfo, Preset, check_preset
+from encoder import InvalidField, ModelInfo, Preset, check_preset
 
 router = APIRouter(tags=["operations"])
 
@@ -36,11 +36,11 @@ async def health(engine: EngineDep) -> dict[str, str]:
 
 
 @router.get("/presets", responses=errors(401, 500, 503))
-async def presets(engine: EngineDep, settings: SettingsDep) -> dict[str, Any]:
+async def presets(engine: EngineDep, settings: SettingsDep, catalog: CatalogDep) -> dict[str, Any]:
     """All presets, and for each whether it fits the loaded checkpoint."""
     return {
         "default_preset": settings.default_preset,
-        "presets": [asdict(preset) | fit(preset, engine.info) for preset in PRESETS],
+        "presets": [asdict(preset) | fit(preset, engine.info) for preset in catalog],
     }
 
 

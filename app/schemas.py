@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
-from encoder import LAST_HIDDEN_STATE, DType, InvalidField, Preset, get_preset
+from encoder import Catalog, DType, InvalidField, Preset
 
 MAX_TEMPLATE_CHARS = 4096  # of prefix and of suffix, which are tokenized with every prompt of a request
 Padding = Literal["preset", "longest", "max_length", "none"]
@@ -65,10 +65,9 @@ class TokenizeRequest(BaseModel):
             raise InvalidField("prompt", "give exactly one of prompt (a string) and prompts (a list of strings).")
         return self.prompts if self.prompts is not None else [self.prompt or ""]
 
-    def resolve(self, default_preset: str | None) -> Preset:
+    def resolve(self, catalog: Catalog) -> Preset:
         """The preset that the request names, or the server's default, with the fields that the request sets itself."""
-        name = self.preset if self.preset is not None else default_preset
-        preset = LAST_HIDDEN_STATE if name is None else get_preset(name)
+        preset = catalog.get(self.preset)
         given = {name: getattr(self, name) for name in ("max_sequence_length", "prefix", "suffix")}
         return _pad(
             replace(preset, **{name: value for name, value in given.items() if value is not None}), self.padding
@@ -111,7 +110,7 @@ class EncodeLayersRequest(EncodeRequest):
         "concat", description="`concat` joins features layer after layer, [B, L, n*D]; `stack` gives [B, n, L, D]."
     )
 
-    def resolve(self, default_preset: str | None) -> Preset:
+    def resolve(self, catalog: Catalog) -> Preset:
         """As for /encode, with the hidden states of this request in place of the preset's.
 
         Errors: InvalidField unless exactly one of layers and hidden_states is given.
@@ -119,7 +118,7 @@ class EncodeLayersRequest(EncodeRequest):
         if (self.layers is None) == (self.hidden_states is None):
             raise InvalidField("layers", "give exactly one of layers and hidden_states, a list of integers.")
         return replace(
-            super().resolve(default_preset),
+            super().resolve(catalog),
             layers=tuple(self.layers) if self.layers is not None else None,
             hidden_states=tuple(self.hidden_states) if self.hidden_states is not None else None,
             combine=self.combine,

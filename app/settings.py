@@ -5,6 +5,7 @@ The rest of the package receives these values as arguments.
 
 import ipaddress
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -12,7 +13,7 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_v
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from encoder import EncoderError, Limits, get_preset
+from encoder import BUILT_IN, Catalog, EncoderError, Limits, read_presets
 
 PREFIX = "QWEN3_ENCODER_"
 MIB = 1024 * 1024
@@ -38,8 +39,12 @@ class Settings(BaseSettings):
     )
     force_float16: bool = Field(default=False, description="Allow compute dtype float16, in which Qwen3 can overflow.")
     cache_dir: Path | None = Field(default=None, description="Folder for downloads; unset is Hugging Face's default.")
+    presets: Path | None = Field(default=None, description="TOML file with presets of your own, beside those built in.")
     default_preset: str | None = Field(
         default=None, description="Preset of a request that names none; unset is the bare prompt, last hidden state."
+    )
+    predict_preset: str = Field(
+        default="flux2-klein", description="Preset of `POST /predict`, whose clients cannot name one."
     )
 
     host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on.")
@@ -84,12 +89,20 @@ class Settings(BaseSettings):
     def _values_fit_together(self) -> "Settings":
         if self.compute_dtype == "float16" and not self.force_float16:
             raise ValueError("compute_dtype float16 can overflow to NaN in Qwen3; set force_float16 to use it anyway")
-        if self.default_preset is not None:
-            try:
-                get_preset(self.default_preset)
-            except EncoderError as error:
-                raise ValueError(f"default_preset: {error}") from error
+        try:
+            field = "presets"
+            catalog = self.catalog
+            for field in ("default_preset", "predict_preset"):
+                catalog.get(getattr(self, field))
+        except EncoderError as error:
+            raise ValueError(f"{field}: {error}") from error
         return self
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """The presets of this service: those built in, and those of its file. Errors: PresetFileError, InvalidField."""
+        catalog = BUILT_IN if self.presets is None else read_presets(self.presets, BUILT_IN)
+        return catalog if self.default_preset is None else catalog.with_default(self.default_preset)
 
     def limits(self) -> Limits:
         """The limits that the encoder enforces."""

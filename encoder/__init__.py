@@ -7,6 +7,7 @@ from encoder.blas import Blas, activate
 
 activate()  # before anything imports mlx.core, which binds cblas_sgemm to whatever is loaded by then
 
+from encoder.catalog import Catalog  # noqa: E402
 from encoder.checkpoint import Checkpoint, open_checkpoint  # noqa: E402
 from encoder.engine import Engine  # noqa: E402
 from encoder.errors import (  # noqa: E402
@@ -17,13 +18,15 @@ from encoder.errors import (  # noqa: E402
     ModelFailure,
     NotReady,
     Overloaded,
+    PresetFileError,
     QueueFull,
     RequestError,
     RequestTooLarge,
 )
 from encoder.limits import Limits  # noqa: E402
 from encoder.preset import Preset, check_preset  # noqa: E402
-from encoder.presets import LAST_HIDDEN_STATE, PRESETS, get_preset  # noqa: E402
+from encoder.preset_file import read_presets  # noqa: E402
+from encoder.presets import BUILT_IN, LAST_HIDDEN_STATE, PRESETS, get_preset  # noqa: E402
 from encoder.text_encoder import TextEncoder  # noqa: E402
 from encoder.types import (  # noqa: E402
     Combine,
@@ -36,9 +39,11 @@ from encoder.types import (  # noqa: E402
 )
 
 __all__ = [
+    "BUILT_IN",
     "LAST_HIDDEN_STATE",
     "PRESETS",
     "Blas",
+    "Catalog",
     "Checkpoint",
     "CheckpointError",
     "Combine",
@@ -55,6 +60,7 @@ __all__ = [
     "NotReady",
     "Overloaded",
     "Preset",
+    "PresetFileError",
     "PromptEmbeds",
     "QueueFull",
     "RequestError",
@@ -65,4 +71,5 @@ __all__ = [
     "check_preset",
     "get_preset",
     "open_checkpoint",
+    "read_presets",
 ]

@@ -2,6 +2,7 @@
 
 EncoderError
  ├─ CheckpointError       the model folder is missing, incomplete or of another kind: fix the checkpoint
+ ├─ PresetFileError       the file of own presets is missing or says what a preset cannot: fix the file
  ├─ RequestError          the request cannot be served as asked: change the request
  │   ├─ InvalidField        one field has a value that is not allowed here
  │   └─ RequestTooLarge     the request is over a limit, however empty the service is
@@ -21,6 +22,10 @@ class EncoderError(Exception):
 
 class CheckpointError(EncoderError):
     """The checkpoint cannot be opened or does not hold the model that its config describes."""
+
+
+class PresetFileError(EncoderError):
+    """The file of own presets cannot be read, or says what a preset cannot say."""
 
 
 class RequestError(EncoderError):

@@ -6,7 +6,7 @@ of Ollama's image generation where it differs from the reference.
 
 from dataclasses import replace
 
-from encoder.errors import InvalidField
+from encoder.catalog import Catalog
 from encoder.preset import Preset
 
 USER = "<|im_start|>user\n"
@@ -355,14 +355,12 @@ PRESETS: tuple[Preset, ...] = (
     ACE_STEP_LYRICS,
 )
 
-_BY_NAME = {name: preset for preset in PRESETS for name in (preset.name, *preset.aliases)}
+BUILT_IN = Catalog(PRESETS, default=LAST_HIDDEN_STATE.name)
 
 
 def get_preset(name: str) -> Preset:
-    """The preset of that name or alias.
+    """The built-in preset of that name or alias.
 
     Errors: InvalidField naming all presets when there is none.
     """
-    if name not in _BY_NAME:
-        raise InvalidField("preset", f"{name!r} does not exist; allowed are {', '.join(p.name for p in PRESETS)}.")
-    return _BY_NAME[name]
+    return BUILT_IN.get(name)

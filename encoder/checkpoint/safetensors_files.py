@@ -1,81 +1,86 @@
-"""The tensors of one or several safetensors files: headers now, values later. Knows nothing of models.
+"""The arrays of safetensors files: headers now, values later. Knows nothing of models.
 
 A header is checked by the safetensors library (sizes, overlaps, truncation) before anything else looks at it.
 """
 
 import json
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from encoder.checkpoint.keys import parameter_name
-from encoder.checkpoint.weights import StoredTensor
+from encoder.checkpoint.weights import StoredArray, StoredTensor
 from encoder.errors import CheckpointError
 
 # 398 tensors need 45 KB; the library's own limit of 100 MB takes seconds and gigabytes to parse.
 MAX_HEADER_BYTES = 16 * 2**20
-_SAMPLE_BYTES = 1024
+
+_MLX_DTYPES = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16, "I8": mx.int8, "U32": mx.uint32}
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What stands in front of a file's data."""
+
+    arrays: list[StoredArray]
+    metadata: dict[str, str]
 
 
 class SafetensorsWeights:
-    """The encoder's tensors in a set of safetensors files."""
+    """Tensors whose arrays lie in safetensors files."""
 
-    def __init__(self, files: Iterable[Path]) -> None:
-        """Read the headers of `files`.
-
-        Errors: CheckpointError for a file that is missing or damaged, or two tensors for one parameter.
-        """
-        self._tensors: dict[str, StoredTensor] = {}
-        for file in files:
-            for tensor in read_header(file):
-                first = self._tensors.setdefault(tensor.name, tensor)
-                if first is not tensor:
-                    raise CheckpointError(
-                        f"{file.name}: {tensor.key} is the parameter {tensor.name}, "
-                        f"which {first.file.name} already has as {first.key}. Remove one of the two."
-                    )
+    def __init__(self, tensors: Mapping[str, StoredTensor]) -> None:
+        self._tensors = tensors
 
     @property
     def tensors(self) -> Mapping[str, StoredTensor]:
         return self._tensors
 
-    def sample(self, tensor: StoredTensor) -> bytes:
-        """The first and the last KiB."""
-        length = min(_SAMPLE_BYTES, tensor.nbytes)
-        with tensor.file.open("rb") as file:
-            file.seek(tensor.offset)
-            head = file.read(length)
-            file.seek(tensor.offset + tensor.nbytes - length)
-            return head + file.read(length)
-
-    def read(self) -> Iterator[tuple[StoredTensor, mx.array]]:
-        by_file: dict[Path, list[StoredTensor]] = {}
-        for tensor in self._tensors.values():
-            by_file.setdefault(tensor.file, []).append(tensor)
-        for file, tensors in by_file.items():
-            arrays = _load_lazily(file)
-            for tensor in sorted(tensors, key=lambda tensor: tensor.offset):  # front to back is fastest
-                yield tensor, arrays.pop(tensor.key)
+    def read(self, names: Collection[str]) -> Iterator[tuple[StoredTensor, dict[str, mx.array]]]:
+        tensors = [self._tensors[name] for name in names]
+        files = _OpenFiles(array for tensor in tensors for array in tensor.arrays.values())
+        tensors.sort(key=lambda tensor: (tensor.file, tensor.arrays["weight"].offset))  # front to back is fastest
+        for tensor in tensors:
+            yield tensor, {role: files.take(array) for role, array in tensor.arrays.items()}
 
 
-def read_header(file: Path) -> list[StoredTensor]:
-    """The tensors of one file that belong to the encoder.
+class _OpenFiles:
+    """The lazy arrays of each file from the first that is taken to the last; then the file is closed."""
+
+    def __init__(self, arrays: Iterator[StoredArray]) -> None:
+        self._left = Counter(array.file for array in arrays)
+        self._open: dict[Path, dict[str, mx.array] | None] = {}
+
+    def take(self, array: StoredArray) -> mx.array:
+        """An array that nobody else holds. Errors: CheckpointError when it cannot be read."""
+        if array.file not in self._open:
+            self._open[array.file] = _load_lazily(array.file)
+        arrays = self._open[array.file]
+        taken = _read_raw(array) if arrays is None else arrays.pop(array.key)
+        self._left[array.file] -= 1
+        if not self._left[array.file]:
+            del self._open[array.file]
+        return taken
+
+
+def read_header(file: Path) -> Header:
+    """The header of one file.
 
     Errors: CheckpointError when the file is missing, is no safetensors file, is cut off, or is inconsistent.
     """
     header, data_offset = _parse_header(file)
-    tensors = []
+    metadata = header.pop("__metadata__", None) or {}
+    arrays = []
     for key, entry in header.items():
-        name = None if key == "__metadata__" else parameter_name(key)
-        if name is not None:
-            begin, end = entry["data_offsets"]
-            shape = tuple(entry["shape"])
-            tensors.append(StoredTensor(name, key, file, entry["dtype"], shape, data_offset + begin, end - begin))
-    return tensors
+        begin, end = entry["data_offsets"]
+        arrays.append(StoredArray(key, file, entry["dtype"], tuple(entry["shape"]), data_offset + begin, end - begin))
+    return Header(arrays, {key: value for key, value in metadata.items() if isinstance(value, str)})
 
 
 def _parse_header(file: Path) -> tuple[dict[str, Any], int]:
@@ -92,18 +97,28 @@ def _parse_header(file: Path) -> tuple[dict[str, Any], int]:
             with safe_open(file, framework="numpy"):
                 pass
             header: dict[str, Any] = json.loads(stream.read(length))
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{file}: cannot be read as safetensors: {error}. A file that is cut off or damaged must be fetched again."
         ) from error
     return header, 8 + length
 
 
-def _load_lazily(file: Path) -> dict[str, mx.array]:
-    """All arrays of one file by key; their bytes are read when they are evaluated."""
+def _load_lazily(file: Path) -> dict[str, mx.array] | None:
+    """All arrays of one file by key, their bytes read when they are evaluated; None where MLX lacks a dtype."""
     try:
         arrays = mx.load(str(file), format="safetensors")
     except (RuntimeError, OSError) as error:
+        if "unsupported dtype" in str(error):  # float8_e5m2, float64: one array is enough to fail them all
+            return None
         raise CheckpointError(f"{file}: MLX cannot read it: {error}") from error
     assert isinstance(arrays, dict)
     return arrays
+
+
+def _read_raw(array: StoredArray) -> mx.array:
+    """One array, now; the dtypes that MLX does not have as bytes."""
+    data = np.fromfile(array.file, np.uint8, array.nbytes, offset=array.offset)
+    if data.nbytes != array.nbytes:
+        raise CheckpointError(f"{array.file}: {array.key} cannot be read: the file is shorter than it was.")
+    return mx.array(data).view(_MLX_DTYPES.get(array.dtype, mx.uint8)).reshape(array.shape)

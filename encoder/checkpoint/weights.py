@@ -1,34 +1,107 @@
-"""What the loader needs to know of stored tensors, whatever file format holds them."""
+"""What the loader needs to know of stored weights, whatever file format holds them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import mlx.core as mx
 
+from encoder.checkpoint.quantization import Quantization
+
+Arrays = Mapping[str, mx.array]  # of one tensor, by role: "weight", "scales", ...
+
+_SAMPLE_BYTES = 1024
+
 
 @dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """A tensor in a file, seen from the file's header.
+class StoredArray:
+    """An array in a file, seen from the file's header.
 
     Attributes:
-        name: of the model's parameter, e.g. `layers.3.self_attn.q_norm.weight`.
         key: in the file, e.g. `model.layers.3.self_attn.q_norm.weight`.
         file: that holds it.
-        dtype: as safetensors spells it, e.g. "BF16".
+        dtype: as the file spells it, e.g. "BF16" in safetensors.
         shape: in elements.
         offset: of its first byte in the file.
         nbytes: that it occupies there.
     """
 
-    name: str
     key: str
     file: Path
     dtype: str
     shape: tuple[int, ...]
     offset: int
     nbytes: int
+
+    def sample(self) -> bytes:
+        """The first and the last KiB: enough to tell two checkpoints apart."""
+        length = min(_SAMPLE_BYTES, self.nbytes)
+        with self.file.open("rb") as file:
+            file.seek(self.offset)
+            head = file.read(length)
+            file.seek(self.offset + self.nbytes - length)
+            return head + file.read(length)
+
+    def read_bytes(self, limit: int) -> bytes:
+        """All bytes of a small array, at most `limit`."""
+        with self.file.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(min(limit, self.nbytes))
+
+
+class Encoding(Protocol):
+    """How a tensor's numbers are stored, and how to get them back."""
+
+    @property
+    def label(self) -> str:
+        """For people, and part of the fingerprint: `bfloat16`, `mxfp4`, `Q4_K`."""
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the numbers are stored as less than floats."""
+
+    @property
+    def kept(self) -> Quantization | None:
+        """What MLX can compute with after `pack`, without loss; None means that it must be decoded."""
+
+    def decode(self, arrays: Arrays, dtype: mx.Dtype) -> mx.array:
+        """The tensor as floats, not evaluated; rounded once, to `dtype`."""
+
+    def pack(self, arrays: Arrays) -> dict[str, mx.array]:
+        """`weight`, `scales` and perhaps `biases` as MLX's kernels take them, not evaluated; only where `kept`."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A parameter of the model, as it is stored.
+
+    Attributes:
+        name: of the model's parameter, e.g. `layers.3.self_attn.q_norm.weight`.
+        shape: of the parameter, whatever the shape of what is stored.
+        encoding: how to get the parameter from the arrays.
+        arrays: by role; "weight" is the one that is always there.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    encoding: Encoding
+    arrays: Mapping[str, StoredArray]
+
+    @property
+    def key(self) -> str:
+        """In the file, of the numbers themselves."""
+        return self.arrays["weight"].key
+
+    @property
+    def file(self) -> Path:
+        """That holds the numbers themselves."""
+        return self.arrays["weight"].file
+
+    @property
+    def nbytes(self) -> int:
+        """Of all its arrays."""
+        return sum(array.nbytes for array in self.arrays.values())
 
 
 class Weights(Protocol):
@@ -38,12 +111,9 @@ class Weights(Protocol):
     def tensors(self) -> Mapping[str, StoredTensor]:
         """All tensors that belong to the encoder. Tensors that it never needs are not among them."""
 
-    def sample(self, tensor: StoredTensor) -> bytes:
-        """A few KiB of the tensor's bytes, always the same ones: enough to tell two checkpoints apart."""
+    def read(self, names: Collection[str]) -> Iterator[tuple[StoredTensor, dict[str, mx.array]]]:
+        """Each of the named tensors once, file after file, with its arrays, which are not evaluated yet.
 
-    def read(self) -> Iterator[tuple[StoredTensor, mx.array]]:
-        """Every tensor once, file after file, as an MLX array that is not evaluated yet.
-
-        Evaluate an array on the calling thread, and drop it before asking for the next one: then no more than one
-        stored tensor is in memory at a time.
+        Evaluate them on the calling thread, and drop them before asking for the next: then no more than one stored
+        tensor is in memory at a time.
         """

@@ -21,7 +21,6 @@ from tests.reference import Weights, hidden_states, relative_error
 # theta, head grouping or norm weight is off by 1e-3 at the least.
 CLOSE = 1e-5
 
-FLUX2_KLEIN = get_preset("flux2-klein")
 CONFIG = Qwen3Config(
     hidden_size=40,  # so that hidden_size / num_attention_heads is not head_dim
     intermediate_size=56,

@@ -1,1 +1,0 @@
-"""Turns embeds into what a diffusers pipeline takes."""

@@ -1,0 +1,47 @@
+"""The engine as one request sees it: what every route that answers with hidden states shares."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from app.dependencies import EngineDep, MetricsDep, SettingsDep
+from app.disconnect import unless_disconnected
+from encoder import DType, EncodeResult, Preset
+
+
+class Encoding:
+    """Encodes prompts for one request: within its time, for as long as its client stays, and counted in the metrics.
+
+    It uses the cache unless the request says `cache-control: no-cache` or `no-store`.
+    """
+
+    def __init__(self, request: Request, engine: EngineDep, settings: SettingsDep, metrics: MetricsDep) -> None:
+        self._request = request
+        self._engine = engine
+        self._timeout_s = settings.request_timeout_s
+        self._metrics = metrics
+
+    async def encode(self, prompts: Sequence[str], preset: Preset, dtype: DType) -> EncodeResult:
+        """The hidden states of the prompts. Errors: those of Engine.encode, ClientDisconnected."""
+        use_cache = not {"no-cache", "no-store"} & self._cache_directives()
+        work = self._engine.encode(prompts, preset, dtype, self._timeout_s, use_cache)
+        result = await unless_disconnected(self._request, work)
+        self._metrics.observe_result(result)
+        return result
+
+    def _cache_directives(self) -> set[str]:
+        return {name.strip().lower() for name in self._request.headers.get("cache-control", "").split(",")}
+
+
+EncodingDep = Annotated[Encoding, Depends()]
+
+
+def timings(*results: EncodeResult) -> dict[str, str]:
+    """The response headers of what was encoded one after the other, in milliseconds."""
+    return {
+        "x-tokenization-time": f"{sum(result.tokenization_ms for result in results):.2f}",
+        "x-queue-time": f"{sum(result.queue_ms for result in results):.2f}",
+        "x-inference-time": f"{sum(result.inference_ms for result in results):.2f}",
+        "x-cache": max((result.cache for result in results), key=("hit", "coalesced", "miss").index),
+    }

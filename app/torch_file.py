@@ -1,0 +1,65 @@
+"""Writes the file that `torch.save(tensor)` writes, without PyTorch: `torch.load(file, weights_only=True)` reads it.
+
+It is a zip of stored records: a pickle that builds the tensor, and the tensor's bytes. Nothing here reads a pickle.
+Source: torch/serialization.py, `_save` and `_load`; torch/_weights_only_unpickler.py for what a pickle may hold.
+"""
+
+import io
+import math
+import pickle
+import zipfile
+
+from app.wire import Tensor
+
+MEDIA_TYPE = "application/x-pytorch"
+STORAGES = {"bfloat16": "BFloat16Storage", "float16": "HalfStorage", "float32": "FloatStorage"}
+PROTOCOL = 2  # the one that torch.save writes and that all readers know
+
+
+def pack(tensor: Tensor) -> bytes:
+    """The tensor as a file of PyTorch, on the CPU."""
+    records: dict[str, bytes | memoryview] = {
+        "data.pkl": _pickle(tensor),
+        "byteorder": b"little",
+        "data/0": tensor.tobytes(),
+        "version": b"3\n",
+    }
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in records.items():
+            archive.writestr(zipfile.ZipInfo(f"archive/{name}"), data)
+    return file.getvalue()
+
+
+def _pickle(tensor: Tensor) -> bytes:
+    """`_rebuild_tensor_v2(storage, offset, shape, stride, requires_grad, backward_hooks)`, as opcodes."""
+    shape = tensor.array.shape
+    stride = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    arguments = (
+        _storage(tensor)
+        + _value(0)
+        + _value(shape)
+        + _value(stride)
+        + _value(False)
+        + _global("collections", "OrderedDict")
+        + pickle.EMPTY_TUPLE
+        + pickle.REDUCE
+    )
+    rebuild = _global("torch._utils", "_rebuild_tensor_v2") + pickle.MARK + arguments + pickle.TUPLE + pickle.REDUCE
+    return pickle.PROTO + bytes([PROTOCOL]) + rebuild + pickle.STOP
+
+
+def _storage(tensor: Tensor) -> bytes:
+    """The persistent id of the record `data/0`: ("storage", class, record, device, number of elements)."""
+    kind = _value("storage") + _global("torch", STORAGES[tensor.dtype])
+    place = _value("0") + _value("cpu") + _value(tensor.array.size)
+    return pickle.MARK + kind + place + pickle.TUPLE + pickle.BINPERSID
+
+
+def _global(module: str, name: str) -> bytes:
+    return pickle.GLOBAL + f"{module}\n{name}\n".encode("ascii")
+
+
+def _value(value: object) -> bytes:
+    """The opcodes that push a plain value: its pickle without the frame of PROTO, version and STOP."""
+    return pickle.dumps(value, PROTOCOL)[2:-1]
