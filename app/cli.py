@@ -12,7 +12,21 @@ from app.server import serve
 from app.settings import Settings, SettingsError, choices, flag, load_settings
 from encoder import EncoderError
 
-MODEL_SETTINGS = ("model", "revision", "compute_dtype", "force_float16", "cache_dir", "presets", "default_preset", "log_level")
+MODEL_SETTINGS = (
+    "model",
+    "revision",
+    "tokenizer",
+    "quantize",
+    "num_layers",
+    "compute_dtype",
+    "force_float16",
+    "cache_dir",
+    "presets",
+    "default_preset",
+    "log_level",
+)
+
+CHECKPOINT_HELP = "as the setting `model`: demo, a path, a Hugging Face id, an Ollama name"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,8 +65,15 @@ def make_parser() -> argparse.ArgumentParser:
     add_settings(command, ("presets",))
 
     command = _add(commands, "inspect", offline.inspect, "say what a checkpoint is and which presets fit it")
-    command.add_argument("model", metavar="CHECKPOINT", help="`demo`, a local path, or a Hugging Face id")
-    add_settings(command, ("revision", "cache_dir", "presets", "log_level"))
+    command.add_argument("model", metavar="CHECKPOINT", help=CHECKPOINT_HELP)
+    add_settings(command, ("revision", "tokenizer", "cache_dir", "presets", "log_level"))
+
+    command = _add(
+        commands, "convert", offline.convert, "write a checkpoint's text encoder as a folder that loads fast"
+    )
+    command.add_argument("model", metavar="CHECKPOINT", help=CHECKPOINT_HELP)
+    command.add_argument("folder", type=Path, metavar="FOLDER", help="to write; must not exist")
+    add_settings(command, ("revision", "tokenizer", "quantize", "cache_dir", "log_level"))
     return parser
 
 

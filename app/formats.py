@@ -9,8 +9,8 @@ from fastapi import Depends, Query, Request
 from starlette.responses import Response
 
 from app import torch_file, wire
-from app.dependencies import SettingsDep
 from app.collate import collate, is_ragged
+from app.dependencies import SettingsDep
 from app.errors import NotAcceptable, ResponseTooLarge
 from app.negotiation import negotiate
 from encoder import PromptEmbeds
@@ -44,8 +44,8 @@ class ReplyFormat:
     async def respond(self, embeds: Sequence[PromptEmbeds], facts: Document) -> Response:
         """The hidden states and mask of all prompts in this format, with the facts about them where it has room.
 
-        Errors: ResponseTooLarge for more numbers in lists than allowed, NotAcceptable for rows that differ in number and
-        a format without a mask.
+        Errors: ResponseTooLarge for more numbers in lists than allowed, NotAcceptable for rows that differ in number
+        and a format without a mask.
         """
         self._check(embeds)
         large = sum(prompt.hidden_states.nbytes for prompt in embeds) > LARGE_BYTES
@@ -58,12 +58,8 @@ class ReplyFormat:
                 f"{self.media_type} has no mask, and these prompts have different numbers of rows.",
                 "Send one prompt per request, take a preset that pads to its window, or accept application/msgpack.",
             )
-        numbers = len(embeds) * max(prompt.hidden_states.size for prompt in embeds)
-        if self.max_floats is not None and numbers > self.max_floats:
-            raise ResponseTooLarge(
-                f"encoding: float would be {numbers:,} numbers, allowed are {self.max_floats:,}.",
-                "Take base64, or accept application/msgpack.",
-            )
+        if self.max_floats is not None:
+            check_floats(len(embeds) * max(prompt.hidden_states.size for prompt in embeds), self.max_floats)
 
     def _build(self, facts: Document, embeds: Sequence[PromptEmbeds]) -> tuple[bytes, dict[str, str]]:
         """Body and headers. Safe on any thread."""
@@ -71,6 +67,15 @@ class ReplyFormat:
         pack = PACKERS[self.media_type] if self.max_floats is None else wire.pack_json_floats
         headers = wire.tensor_headers(hidden_states) if self.media_type == wire.TENSOR else {}
         return pack({**facts, "hidden_states": hidden_states, "attention_mask": attention_mask}), headers
+
+
+def check_floats(numbers: int, allowed: int) -> None:
+    """Refuse a reply of too many numbers in lists. Errors: ResponseTooLarge."""
+    if numbers > allowed:
+        raise ResponseTooLarge(
+            f"encoding: float would be {numbers:,} numbers, allowed are {allowed:,}.",
+            "Take base64, or accept application/msgpack.",
+        )
 
 
 def reply_format(

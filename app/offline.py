@@ -10,11 +10,13 @@ from app import wire
 from app.collate import collate, is_ragged
 from app.settings import Settings, SettingsError
 from encoder import (
+    Checkpoint,
     DType,
     InvalidField,
     Preset,
     TextEncoder,
     check_preset,
+    convert_checkpoint,
     open_checkpoint,
 )
 
@@ -27,12 +29,14 @@ def encode(settings: Settings, prompts: list[str], preset: str | None, dtype: DT
     if numpy_file and dtype == "bfloat16":
         raise SettingsError("--dtype bfloat16: NumPy has none. Use float32, or write *.safetensors.")
     chosen = settings.catalog.get(preset)
-    encoder = TextEncoder.open(
-        settings.model,
-        revision=settings.revision,
-        cache_dir=settings.cache_dir,
+    checkpoint = _open(settings)
+    check_preset(chosen, checkpoint.config.num_hidden_layers, checkpoint.config.hidden_size)
+    encoder = TextEncoder(
+        checkpoint,
         compute_dtype=settings.compute_dtype,
         force_float16=settings.force_float16,
+        quantize=settings.quantize,
+        num_layers=settings.num_layers or max(tap.depth for tap in chosen.taps(checkpoint.config.num_hidden_layers)),
     )
     embeds = encoder.encode(prompts, chosen, dtype or ("float32" if numpy_file else "bfloat16"))
     if numpy_file and is_ragged(embeds):
@@ -85,7 +89,7 @@ def _preset_row(preset: Preset) -> tuple[str, str, str, str, str, str]:
 
 def inspect(settings: Settings) -> int:
     """Print what a checkpoint is, the memory it takes, and which presets fit it."""
-    checkpoint = open_checkpoint(settings.model, revision=settings.revision, cache_dir=settings.cache_dir)
+    checkpoint = _open(settings)
     parameters = sum(math.prod(tensor.shape) for tensor in checkpoint.weights.tensors.values())
     facts = {
         "checkpoint": checkpoint.name,
@@ -95,6 +99,7 @@ def inspect(settings: Settings) -> int:
         "dtype": checkpoint.dtype,
         "quantization": checkpoint.quantization or "none",
         "parameters": f"{parameters:,}",
+        "stored": _size(sum(tensor.nbytes for tensor in checkpoint.weights.tensors.values())),
         "memory": f"{_size(2 * parameters)} in bfloat16, {_size(4 * parameters)} in float32",
         **asdict(checkpoint.config),
     }
@@ -104,6 +109,19 @@ def inspect(settings: Settings) -> int:
     for preset in settings.catalog:
         print(f"  {preset.name:22}{_fit(preset, checkpoint.config.num_hidden_layers, checkpoint.config.hidden_size)}")
     return 0
+
+
+def convert(settings: Settings, folder: Path) -> int:
+    """Write a checkpoint's text encoder to a new folder, quantized as the settings say."""
+    convert_checkpoint(_open(settings), folder, settings.quantize)
+    print(folder)
+    return 0
+
+
+def _open(settings: Settings) -> Checkpoint:
+    return open_checkpoint(
+        settings.model, revision=settings.revision, cache_dir=settings.cache_dir, tokenizer=settings.tokenizer
+    )
 
 
 def _size(number: int) -> str:

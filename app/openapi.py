@@ -3,8 +3,9 @@
 from typing import Any
 
 from pydantic import BaseModel
+from starlette.responses import Response
 
-from app import wire
+from app import torch_file, wire
 from app.errors import ANSWERS, UNEXPECTED
 from app.schemas import EncodeLayersRequest, EncodeReply, EncodeRequest, ErrorReply, TokenizeReply, TokenizeRequest
 
@@ -21,7 +22,7 @@ def _codes(status: int) -> str:
     return "code: " + " | ".join(answer.code for answer in _CODES if answer.status == status)
 
 
-def _request_body(model: type[BaseModel], examples: dict[str, Any]) -> Described:
+def request_body(model: type[BaseModel], examples: dict[str, Any]) -> Described:
     """The request body in both media types; no model here refers to another, so its schema stands alone."""
     schema = model.model_json_schema()
     named = {name: {"value": value} for name, value in examples.items()}
@@ -56,14 +57,26 @@ ENCODED: Described = {
         wire.X_MSGPACK: BYTES,
         wire.SAFETENSORS: BYTES,
         wire.TENSOR: BYTES,
+        torch_file.MEDIA_TYPE: BYTES,
     },
 }
 FAILURES = errors(400, 401, 406, 408, 413, 415, 421, 422, 429, 500, 503, 504)
 
+
+def drop_in(body: type[BaseModel], examples: dict[str, Any], media_type: str, description: str) -> Described:
+    """A route that speaks the protocol of another service: one format of reply, errors as everywhere."""
+    reply = {"description": description, "headers": TIMINGS, "content": {media_type: BYTES}}
+    return {
+        "responses": {200: reply, **FAILURES},
+        "response_class": Response,
+        "openapi_extra": {"requestBody": request_body(body, examples)},
+    }
+
+
 ENCODE: Described = {
     "responses": {200: ENCODED, **FAILURES},
     "openapi_extra": {
-        "requestBody": _request_body(
+        "requestBody": request_body(
             EncodeRequest,
             {
                 "one prompt": {"prompt": "a cat on a red sofa"},
@@ -76,7 +89,7 @@ ENCODE: Described = {
 ENCODE_LAYERS: Described = {
     "responses": {200: ENCODED, **FAILURES},
     "openapi_extra": {
-        "requestBody": _request_body(
+        "requestBody": request_body(
             EncodeLayersRequest,
             {
                 "decoder layers, joined": {"prompt": "a cat", "layers": [8, 17, 26]},
@@ -91,6 +104,6 @@ TOKENIZE: Described = {
         **errors(400, 401, 406, 408, 413, 415, 421, 422, 500, 503),
     },
     "openapi_extra": {
-        "requestBody": _request_body(TokenizeRequest, {"one prompt": {"prompt": "a cat", "preset": "flux2-klein"}})
+        "requestBody": request_body(TokenizeRequest, {"one prompt": {"prompt": "a cat", "preset": "flux2-klein"}})
     },
 }

@@ -32,8 +32,23 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
-    model: str = Field(default="demo", min_length=1, description="Checkpoint: `demo`, a folder, or a Hugging Face id.")
+    model: str = Field(
+        default="demo",
+        min_length=1,
+        description="Checkpoint: `demo`, a folder, a `.safetensors` or `.gguf` file, a Hugging Face id, an Ollama name.",
+    )
     revision: str | None = Field(default=None, description="Commit, branch or tag of a Hugging Face id.")
+    tokenizer: str | None = Field(
+        default=None, description="`tokenizer.json`, folder or Hugging Face id; unset is the checkpoint's own."
+    )
+    quantize: Literal["auto", "keep", "none", "2", "3", "4", "5", "6", "8", "mxfp4", "mxfp8", "nvfp4"] = Field(
+        default="auto",
+        description="Bits or format of the weights in memory. `keep` leaves stored quantizations, `none` makes floats; "
+        "`auto` keeps on a GPU and makes floats on a CPU.",
+    )
+    num_layers: int | None = Field(
+        default=None, gt=0, description="Decoder layers to load; unset loads all. FLUX.2 klein needs 27 of 36."
+    )
     compute_dtype: Literal["auto", "bfloat16", "float32", "float16"] = Field(
         default="auto", description="Dtype of the computation; `auto` is the checkpoint's on a GPU, float32 on a CPU."
     )
@@ -44,7 +59,7 @@ class Settings(BaseSettings):
         default=None, description="Preset of a request that names none; unset is the bare prompt, last hidden state."
     )
     predict_preset: str = Field(
-        default="flux2-klein", description="Preset of `POST /predict`, whose clients cannot name one."
+        default="flux2-klein", description="Preset of `POST /predict` where its address names none."
     )
 
     host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on.")
@@ -89,6 +104,10 @@ class Settings(BaseSettings):
     def _values_fit_together(self) -> "Settings":
         if self.compute_dtype == "float16" and not self.force_float16:
             raise ValueError("compute_dtype float16 can overflow to NaN in Qwen3; set force_float16 to use it anyway")
+        return self
+
+    @model_validator(mode="after")
+    def _presets_exist(self) -> "Settings":
         try:
             field = "presets"
             catalog = self.catalog
@@ -100,9 +119,9 @@ class Settings(BaseSettings):
 
     @cached_property
     def catalog(self) -> Catalog:
-        """The presets of this service: those built in, and those of its file. Errors: PresetFileError, InvalidField."""
+        """The presets of this service: those built in, and those of its file. Errors: PresetFileError."""
         catalog = BUILT_IN if self.presets is None else read_presets(self.presets, BUILT_IN)
-        return catalog if self.default_preset is None else catalog.with_default(self.default_preset)
+        return catalog.with_default(self.default_preset or catalog.default)
 
     def limits(self) -> Limits:
         """The limits that the encoder enforces."""

@@ -8,7 +8,7 @@ from encoder.blas import Blas, activate
 activate()  # before anything imports mlx.core, which binds cblas_sgemm to whatever is loaded by then
 
 from encoder.catalog import Catalog  # noqa: E402
-from encoder.checkpoint import Checkpoint, open_checkpoint  # noqa: E402
+from encoder.checkpoint import Checkpoint, convert_checkpoint, open_checkpoint  # noqa: E402
 from encoder.engine import Engine  # noqa: E402
 from encoder.errors import (  # noqa: E402
     CheckpointError,
@@ -69,6 +69,7 @@ __all__ = [
     "TokenizedPrompt",
     "activate",
     "check_preset",
+    "convert_checkpoint",
     "get_preset",
     "open_checkpoint",
     "read_presets",

@@ -5,7 +5,7 @@ Batches by token count. Knows nothing of tensors, threads or HTTP. Used from the
 
 import time
 from asyncio import Future
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -19,8 +19,8 @@ WINDOW = 64  # waiting entries looked at for one batch, so that forming it stays
 class Entry:
     """A job that waits or runs.
 
-    `length` is its padded length in tokens; `waiters` counts the requests that want its result; times are in seconds of
-    time.perf_counter, 0 while not known.
+    `length` is in tokens, live padding included, and at least 1; `waiters` counts the requests that want its result;
+    times are in seconds of time.perf_counter, 0 while not known.
     """
 
     job: Job
@@ -37,12 +37,19 @@ class Batcher:
 
     Args:
         max_queue_tokens: padded tokens that may wait.
-        max_batch_tokens: padded tokens in one batch; an entry that is longer alone still runs, alone.
+        max_batch_tokens: tokens in one batch; an entry that is longer alone still runs, alone.
+        count_tokens: tokens that run for a batch of such lengths; a rectangle unless told otherwise.
     """
 
-    def __init__(self, max_queue_tokens: int, max_batch_tokens: int) -> None:
+    def __init__(
+        self,
+        max_queue_tokens: int,
+        max_batch_tokens: int,
+        count_tokens: Callable[[Sequence[int]], int] = lambda lengths: len(lengths) * max(lengths),
+    ) -> None:
         self.max_queue_tokens = max_queue_tokens
         self.max_batch_tokens = max_batch_tokens
+        self.count_tokens = count_tokens
         self.queued_tokens = 0
         self._waiting: dict[Entry, None] = {}  # in order of arrival, with removal from anywhere
 
@@ -87,14 +94,13 @@ class Batcher:
         if not window:
             return []
         lead = window[0]
-        batch, longest, tokens = [lead], lead.length, lead.length
+        batch, lengths = [lead], [lead.length]
         for entry in sorted(window[1:], key=lambda entry: abs(entry.length - lead.length)):
-            new_longest = max(longest, entry.length)
-            padded = new_longest * (len(batch) + 1)
-            if padded > self.max_batch_tokens or padded > 2 * (tokens + entry.length):
-                continue
-            batch.append(entry)
-            longest, tokens = new_longest, tokens + entry.length
+            joined = [*lengths, entry.length]
+            tokens = self.count_tokens(joined)
+            if tokens <= self.max_batch_tokens and tokens <= 2 * sum(joined):
+                batch.append(entry)
+                lengths = joined
         for entry in batch:
             self.discard(entry)
         return batch

@@ -42,5 +42,5 @@ class Catalog:
         return replace(self, presets=(*self.presets, *more))
 
     def with_default(self, name: str) -> "Catalog":
-        """The same presets with another default. Errors: InvalidField when there is no preset of that name."""
-        return replace(self, default=self.get(name).name)
+        """The same presets with another default."""
+        return replace(self, default=name)

@@ -18,7 +18,6 @@ from encoder.cache import Cache
 from encoder.errors import DeadlineExceeded, EncoderError, NotReady
 from encoder.limits import Limits
 from encoder.model_thread import ModelThread
-from encoder.padding import bucket_length
 from encoder.preset import Preset
 from encoder.text_encoder import TextEncoder
 from encoder.types import DType, EncodeResult, EngineStats, Job, ModelInfo, PromptEmbeds, TokenizedPrompt
@@ -32,7 +31,7 @@ class Engine:
 
     Args:
         model: a folder, a hub id, or "demo".
-        revision, cache_dir, compute_dtype, force_float16: as in TextEncoder.open.
+        revision, cache_dir, tokenizer, compute_dtype, force_float16, quantize, num_layers: as in TextEncoder.open.
         limits: on requests, queue and batches.
         cache_bytes: bound of the result cache; 0 switches it off.
         stall_s: a forward pass that takes longer makes the engine unready until it returns.
@@ -45,6 +44,9 @@ class Engine:
         revision: str | None = None,
         compute_dtype: str = "auto",
         force_float16: bool = False,
+        tokenizer: str | None = None,
+        quantize: str = "auto",
+        num_layers: int | None = None,
         cache_dir: Path | None = None,
         limits: Limits | None = None,
         cache_bytes: int = 512 * 2**20,
@@ -57,6 +59,9 @@ class Engine:
                 revision=revision,
                 compute_dtype=compute_dtype,
                 force_float16=force_float16,
+                tokenizer=tokenizer,
+                quantize=quantize,
+                num_layers=num_layers,
                 cache_dir=cache_dir,
                 progress=progress,
             ),
@@ -86,6 +91,7 @@ class Engine:
         except Exception as error:
             self._failure = str(error)
             raise
+        self._batcher.count_tokens = self._encoder.forward.tokens
         self._batch_loop = asyncio.create_task(self._run_batches())
 
     async def probe(self) -> None:
@@ -195,7 +201,7 @@ class Engine:
         )
 
     def _new_entry(self, job: Job) -> Entry:
-        return Entry(job, bucket_length(job.computed_rows), asyncio.get_running_loop().create_future())
+        return Entry(job, max(1, job.computed_rows), asyncio.get_running_loop().create_future())
 
     async def _wait(self, entries: Sequence[Entry], timeout_s: float) -> None:
         """Wait for all entries. Whoever stops waiting last takes an entry out of the queue."""
@@ -234,7 +240,7 @@ class Engine:
             self._settle(entry, outcome)
 
     def _count(self, batch: list[Entry], seconds: float) -> None:
-        padded_tokens = len(batch) * max(entry.length for entry in batch)
+        padded_tokens = self._batcher.count_tokens([entry.length for entry in batch])
         self._rate = 0.8 * self._rate + 0.2 * padded_tokens / seconds
         self._counters["batches"] += 1
         self._counters["prompts"] += len(batch)

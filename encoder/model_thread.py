@@ -127,7 +127,10 @@ def _warm_lengths(device: str) -> list[int]:
 
 def _warm(encoder: TextEncoder, length: int) -> None:
     """Run the model at a length, without and with live padding rows. Errors: whatever the model raises."""
-    for preset in (LAST_HIDDEN_STATE, replace(FLUX2_KLEIN, layers=None, hidden_states=(-1,))):
+    deepest = (encoder.num_layers,)
+    for preset in (
+        replace(pattern, layers=None, hidden_states=deepest) for pattern in (LAST_HIDDEN_STATE, FLUX2_KLEIN)
+    ):
         [job] = encoder.plan(encoder.tokenize(["a"], preset), replace(preset, max_sequence_length=length), "bfloat16")
         [outcome] = encoder.run([replace(job, input_ids=job.input_ids[:length])])
         if isinstance(outcome, EncoderError):

@@ -68,12 +68,13 @@ def _parse(file: Path) -> Table:
 
 def _preset(name: str, table: Table, catalog: Catalog, file: Path) -> Preset:
     """The preset of a table without problems."""
-    given = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items() if key != "base"}
+    given: Table = {"source": file.name}
+    given |= {key: tuple(value) if isinstance(value, list) else value for key, value in table.items() if key != "base"}
     if "base" not in table:
-        return Preset(name=name, **{"description": "", "source": file.name} | given)
+        return Preset(**Table(name=name, description="") | given)
     if "layers" in given or "hidden_states" in given:  # one numbering takes the place of the other
         given = {"layers": None, "hidden_states": None} | given
-    return replace(catalog.get(table["base"]), **{"name": name, "aliases": (), "source": file.name} | given)
+    return replace(catalog.get(table["base"]), **Table(name=name, aliases=()) | given)
 
 
 def _problems(name: str, table: object, catalog: Catalog) -> Iterator[str]:

@@ -119,6 +119,15 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
+    @property
+    def projections(self) -> tuple[nn.Module, ...]:
+        """The modules that hold its matrices."""
+        attention, mlp = self.self_attn, self.mlp
+        return (
+            *(attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj),
+            *(mlp.gate_proj, mlp.up_proj, mlp.down_proj),
+        )
+
     def __call__(self, x: mx.array, mask: Mask, position_ids: mx.array | None) -> mx.array:
         x = x + self.self_attn(self.input_layernorm(x), mask, position_ids)
         return x + self.mlp(self.post_attention_layernorm(x))

@@ -10,14 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encoder.errors import EncoderError, InvalidField, ModelFailure
-from encoder.types import Job, PromptEmbeds, Tap
+from encoder.types import Job, PromptEmbeds, Rows, Tap
 
 
-def select(hidden_states: Mapping[Tap, mx.array], jobs: Sequence[Job]) -> list[PromptEmbeds | EncoderError]:
+def select(hidden_states: Mapping[Tap, Rows], jobs: Sequence[Job]) -> list[PromptEmbeds | EncoderError]:
     """The result of each job, or the error that concerns it alone. Evaluates; call on the model thread.
 
     Args:
-        hidden_states: (B, L, D) for every tap that a job wants, rows in the order of `jobs`.
+        hidden_states: for every tap that a job wants, the rows of each job in the order of `jobs`: (B, L, D), or B
+            times (rows, D).
     """
     embeds = [combine(hidden_states, row, job) for row, job in enumerate(jobs)]
     cast = [x.astype(getattr(mx, job.dtype)) for x, job in zip(embeds, jobs, strict=True)]
@@ -29,14 +30,14 @@ def select(hidden_states: Mapping[Tap, mx.array], jobs: Sequence[Job]) -> list[P
     ]
 
 
-def combine(hidden_states: Mapping[Tap, mx.array], row: int, job: Job) -> mx.array:
+def combine(hidden_states: Mapping[Tap, Rows], row: int, job: Job) -> mx.array:
     """One job's hidden states as one array, its padding rows in place and the first rows dropped.
 
     Returns:
         (rows, n*D) for `concat` and `interleave`, (n, rows, D) for `stack`, (rows, n, D) for `stack_rows`.
     """
     rows = min(job.computed_rows, job.delivered_rows)
-    taken = [hidden_states[tap][row, :rows] for tap in job.taps]  # n of (rows, D)
+    taken = [hidden_states[tap][row][:rows] for tap in job.taps]  # n of (rows, D)
     if job.unit_rms:
         taken = [_unit_rms(x) for x in taken]
     if job.bundle > 1:

@@ -5,7 +5,7 @@ The command line, benchmarks and parity tests use this directly; the Engine call
 
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -13,10 +13,11 @@ from pathlib import Path
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from encoder.blas import activate, set_threads
+from encoder.blas import activate
 from encoder.checkpoint import Checkpoint, load_weights, open_checkpoint
 from encoder.errors import CheckpointError, EncoderError, InvalidField
-from encoder.padding import pad, padded_lengths
+from encoder.forward import choose_forward
+from encoder.padding import padded_lengths
 from encoder.preset import Preset, check_preset
 from encoder.qwen3 import Qwen3
 from encoder.selection import select
@@ -24,9 +25,6 @@ from encoder.tokenizer import tokenize
 from encoder.types import DType, Job, ModelInfo, PromptEmbeds, TokenizedPrompt
 
 COMPUTE_DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
-SMALLEST_THREADED = (
-    512  # hidden_size; below it a second BLAS thread costs more than it gives, far more on a busy machine
-)
 VERSIONED = ("mlx", "numpy", "safetensors", "tokenizers")
 
 
@@ -37,6 +35,8 @@ class TextEncoder:
         checkpoint: as opened; its weights are read here.
         compute_dtype: "auto" is float32 on a CPU, elsewhere the checkpoint's own (bfloat16 for a float16 one).
         force_float16: allow float16, in which Qwen3 overflows to NaN on ordinary prompts.
+        quantize: as in load_weights.
+        num_layers: decoder layers to load; None means all. What needs more is refused.
         progress: called with bytes done and bytes in total while the weights load.
     Errors: CheckpointError.
     """
@@ -47,16 +47,21 @@ class TextEncoder:
         *,
         compute_dtype: str = "auto",
         force_float16: bool = False,
+        quantize: str = "auto",
+        num_layers: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.config = checkpoint.config
         self.compute_dtype = resolve_compute_dtype(compute_dtype, checkpoint.dtype, force_float16)
-        self.model = Qwen3(self.config)
-        if self.config.hidden_size < SMALLEST_THREADED:
-            set_threads(1)
+        self.num_layers = min(num_layers or self.config.num_hidden_layers, self.config.num_hidden_layers)
+        self.model = Qwen3(replace(self.config, num_hidden_layers=self.num_layers))
         self.layers_run = 0  # decoder layers since the start, one count per batch and layer
-        load_weights(checkpoint, self.model, COMPUTE_DTYPES[self.compute_dtype], progress)
+        self.loaded = load_weights(
+            checkpoint, self.model, COMPUTE_DTYPES[self.compute_dtype], progress, quantize=quantize
+        )
+        self.parameter_bytes = sum(array.nbytes for array in dict(tree_flatten(self.model.parameters())).values())
+        self.forward = choose_forward(self.model, checkpoint.tokenizer.pad_token_id)
 
     @classmethod
     def open(
@@ -65,13 +70,22 @@ class TextEncoder:
         *,
         revision: str | None = None,
         cache_dir: Path | None = None,
+        tokenizer: str | None = None,
         compute_dtype: str = "auto",
         force_float16: bool = False,
+        quantize: str = "auto",
+        num_layers: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> "TextEncoder":
-        """Open and load a checkpoint: a folder, a hub id, or "demo"."""
-        checkpoint = open_checkpoint(source, revision=revision, cache_dir=cache_dir)
-        return cls(checkpoint, compute_dtype=compute_dtype, force_float16=force_float16, progress=progress)
+        """Open and load a checkpoint: whatever `open_checkpoint` takes."""
+        return cls(
+            open_checkpoint(source, revision=revision, cache_dir=cache_dir, tokenizer=tokenizer),
+            compute_dtype=compute_dtype,
+            force_float16=force_float16,
+            quantize=quantize,
+            num_layers=num_layers,
+            progress=progress,
+        )
 
     def encode(self, prompts: Sequence[str], preset: Preset, dtype: DType = "float32") -> list[PromptEmbeds]:
         """Encode prompts in one batch.
@@ -95,8 +109,18 @@ class TextEncoder:
         Errors: InvalidField when the preset does not fit this checkpoint, or a token is outside its vocabulary.
         """
         check_preset(preset, self.config.num_hidden_layers, self.config.hidden_size)
+        self._check_depth(preset)
         lengths = padded_lengths([len(prompt.input_ids) for prompt in prompts], preset)
         return [self._job(*planned, preset, dtype) for planned in zip(prompts, lengths, strict=True)]
+
+    def _check_depth(self, preset: Preset) -> None:
+        depth = max(tap.depth for tap in preset.taps(self.config.num_hidden_layers))
+        if depth > self.num_layers:
+            raise InvalidField(
+                "layers" if preset.layers is not None else "hidden_states",
+                f"{preset.name} needs {depth} decoder layers, and {self.num_layers} of "
+                f"{self.config.num_hidden_layers} were loaded. Load more of them.",
+            )
 
     def _job(self, prompt: TokenizedPrompt, padded_length: int, preset: Preset, dtype: DType) -> Job:
         num_tokens = len(prompt.input_ids)
@@ -127,13 +151,10 @@ class TextEncoder:
 
         The forward pass runs to the deepest layer that a job wants, and each takes its own.
         """
-        model_input = pad(jobs, self.checkpoint.tokenizer.pad_token_id)
         taps = list(dict.fromkeys(tap for job in jobs for tap in job.taps))
-        hidden_states = self.model.hidden_states_at(
-            taps, model_input.input_ids, mask=model_input.mask, position_ids=model_input.position_ids
-        )
+        hidden_states = self.forward(jobs, taps)
         self.layers_run += max(job.depth for job in jobs)
-        return select(dict(zip(taps, hidden_states, strict=True)), jobs)
+        return select(hidden_states, jobs)
 
     @cached_property
     def info(self) -> ModelInfo:
@@ -142,13 +163,13 @@ class TextEncoder:
         return ModelInfo(
             model=self.checkpoint.name,
             revision=self.checkpoint.revision,
-            fingerprint=self.checkpoint.fingerprint,
-            quantization=self.checkpoint.quantization,
+            fingerprint=self.loaded.fingerprint,
+            quantization=self.loaded.quantization,
             random_weights=self.checkpoint.random_weights,
             compute_dtype=self.compute_dtype,
             device=mx.default_device().type.name,
             blas=f"{blas.name} {blas.version or ''}".strip(),
-            parameter_bytes=parameter_bytes(self.model),
+            parameter_bytes=self.parameter_bytes,
             dims=asdict(self.config),
             versions={"python": platform.python_version(), **{name: version(name) for name in VERSIONED}},
         )
@@ -168,8 +189,3 @@ def resolve_compute_dtype(requested: str, stored: str, force_float16: bool) -> s
     if mx.default_device().type == mx.DeviceType.cpu:
         return "float32"  # bfloat16 is about 40 times slower there: no BLAS computes it
     return "bfloat16" if stored == "float16" else stored
-
-
-def parameter_bytes(model: Qwen3) -> int:
-    """Bytes that the weights occupy."""
-    return sum(array.nbytes for array in dict(tree_flatten(model.parameters())).values())

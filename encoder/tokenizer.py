@@ -21,6 +21,7 @@ class Tokenizer:
     Attributes:
         vocab_size: ids are below this.
         pad_token_id: what fills padding rows that the model reads.
+        pad_token: its text.
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, pad_token: str | None = None) -> None:
@@ -30,6 +31,7 @@ class Tokenizer:
         self._before, self._after = _added_ids(tokenizer)
         self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.pad_token_id = _pad_token_id(tokenizer, pad_token)
+        self.pad_token = str(tokenizer.id_to_token(self.pad_token_id))
 
     @classmethod
     def from_file(cls, file: Path, pad_token: str | None = None) -> "Tokenizer":
@@ -45,6 +47,10 @@ class Tokenizer:
         except Exception as error:  # the library raises nothing narrower
             raise CheckpointError(f"{file}: cannot be read as a tokenizer: {error}") from error
         return cls(tokenizer, pad_token)
+
+    def save(self, file: Path) -> None:
+        """Write it as a tokenizer.json."""
+        self._tokenizer.save(str(file))
 
     def tokenize(self, text: str, *, max_length: int, add_special_tokens: bool = True) -> tuple[tuple[int, ...], bool]:
         """The ids of `text`, and whether it was cut.

@@ -3,6 +3,7 @@
 Shape letters: B batch, L sequence length, D hidden size, n number of hidden states taken.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -14,6 +15,7 @@ DType = Literal["bfloat16", "float16", "float32"]
 Combine = Literal["concat", "interleave", "stack", "stack_rows"]
 PaddingRows = Literal["cut", "zero", "live"]
 Mask = mx.array | Literal["causal", "none"]
+Rows = mx.array | Sequence[mx.array]  # (B, L, D), or B times (rows, D)
 
 
 class Tap(NamedTuple):

@@ -1,11 +1,12 @@
 """Writes tiny random Qwen3 checkpoints, as Hugging Face folders, with NumPy and the safetensors library."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import ml_dtypes
+import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
@@ -130,10 +131,11 @@ def write_pipeline(
 
 
 def write_tensors(folder: Path, tensors: Mapping[str, Array], shards: int = 1) -> None:
-    """Write model.safetensors, or that many shards and their index."""
+    """Write model.safetensors, or that many shards and their index in its place."""
     if shards == 1:
         save_file(dict(tensors), folder / "model.safetensors")
         return
+    (folder / "model.safetensors").unlink(missing_ok=True)
     weight_map: dict[str, str] = {}
     for shard in range(shards):
         file_name = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
@@ -144,6 +146,38 @@ def write_tensors(folder: Path, tensors: Mapping[str, Array], shards: int = 1) -
     write_json(
         folder / "model.safetensors.index.json", {"metadata": {"total_size": total_size}, "weight_map": weight_map}
     )
+
+
+def quantize_with_mlx(
+    weights: Mapping[str, Array], quantization: Mapping[str, Any]
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Quantize every matrix with mlx's own function, from bfloat16 as mlx-lm does.
+
+    Returns:
+        what is stored, under `….weight`, `….scales` and `….biases`, and what it stands for, in float32.
+    """
+    stored, decoded = {}, {}
+    options: dict[str, Any] = {"mode": "affine", **quantization}
+    for name, weight in weights.items():
+        if weight.ndim != 2:
+            stored[name] = weight.astype(ml_dtypes.bfloat16)
+            decoded[name] = stored[name].astype(np.float32)
+            continue
+        parts = mx.quantize(mx.array(weight).astype(mx.bfloat16), **options)
+        path = name.removesuffix(".weight")
+        stored |= {f"{path}.{role}": _from_mlx(part) for role, part in zip(("weight", "scales", "biases"), parts)}
+        decoded[name] = np.array(mx.dequantize(*_float32_biases(parts), **options, dtype=mx.float32))
+    return stored, decoded
+
+
+def _float32_biases(parts: Sequence[mx.array]) -> list[mx.array]:
+    return [part.astype(mx.float32) if part.dtype == mx.bfloat16 else part for part in parts]
+
+
+def _from_mlx(array: mx.array) -> Array:
+    if array.dtype == mx.bfloat16:
+        return np.array(array.view(mx.uint16)).view(ml_dtypes.bfloat16)
+    return np.array(array)
 
 
 def write_tokenizer(folder: Path) -> None:

@@ -1,8 +1,8 @@
-"""Qwen3 in float64 NumPy, written from the architecture and sharing no code with `encoder`: what the tests compare with.
+"""Qwen3 in float64 NumPy, from the architecture and sharing no code with `encoder`: what the tests compare with.
 
-One sequence at a time, so there is no batch and no padding that could go wrong. `config` holds the names of config.json,
-`weights` the checkpoint's keys without prefix. Shape letters: L sequence length, D hidden size, H attention heads,
-K key-value heads, d head_dim.
+One sequence at a time, so there is no batch that could go wrong. `config` holds the names of config.json, `weights` the
+checkpoint's keys without prefix. Shape letters: L sequence length, D hidden size, H attention heads, K key-value heads,
+d head_dim.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,13 +25,13 @@ def hidden_states(
     mask: ArrayLike | None = None,
     position_ids: ArrayLike | None = None,
 ) -> list[Array]:
-    """All N+1 hidden states of a sequence, each (L, D): the embedding output, then each layer's; the last after the norm.
+    """All N+1 hidden states of a sequence, each (L, D): the embedding output, then each layer's, the last normed.
 
     Args:
         input_ids: L token ids, padding included.
         num_tokens: how many of them are real; the rest is padding that no row sees. None means all.
-        mask: (L, L) bool, True where row i sees row j, or float, added to the scores; in place of the default: a row sees
-            the real tokens up to its own.
+        mask: (L, L) bool, True where row i sees row j, or float, added to the scores; in place of the default, where a
+            row sees the real tokens up to its own.
         position_ids: (L,), None means 0, 1, 2, ...
     """
     rows = np.arange(len(input_ids))
@@ -66,8 +66,8 @@ def z_image(config: Config, weights: Weights, input_ids: Sequence[int]) -> Array
 def relative_error(actual: ArrayLike, expected: ArrayLike) -> float:
     """The largest deviation in a row as a share of the largest number in that row, of the worst row.
 
-    By row, so that one large row does not excuse a small one; by the row's largest number, so that a number that happens
-    to be near zero does not count as infinitely wrong.
+    By row, so that one large row does not excuse a small one; by the row's largest number, so that a number that
+    happens to be near zero does not count as infinitely wrong.
     """
     actual, expected = np.asarray(actual, dtype=np.float64), np.asarray(expected, dtype=np.float64)
     assert actual.shape == expected.shape, f"{actual.shape} against {expected.shape}"

@@ -1,4 +1,4 @@
-"""What a call of a pipeline says about text: whether negatives are used, and how long the window is."""
+"""What the arguments of a call, and the pipeline itself, say about text: whether negatives are used, and the window."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -8,7 +8,7 @@ Arguments = dict[str, Any]
 
 
 def scale_over(threshold: float, name: str = "guidance_scale") -> Callable[[Any, Arguments], bool]:
-    """Where this argument of the call, or its default, is over the threshold."""
+    """Negatives are used where this argument of the call, or its default, is over the threshold."""
 
     def guided(pipe: Any, more: Arguments) -> bool:
         parameter = inspect.signature(type(pipe).__call__).parameters.get(name)
@@ -17,28 +17,34 @@ def scale_over(threshold: float, name: str = "guidance_scale") -> Callable[[Any,
     return guided
 
 
-def scale_over_one_unless_distilled(pipe: Any, more: Arguments) -> bool:
-    """As the FLUX.2 klein pipelines do."""
-    return scale_over(1)(pipe, more) and not pipe.config.get("is_distilled", False)
+scale_over_0 = scale_over(0)
+scale_over_1 = scale_over(1)
+true_cfg_scale_over_1 = scale_over(1, "true_cfg_scale")
+
+
+def scale_over_1_unless_distilled(pipe: Any, more: Arguments) -> bool:
+    """Negatives are used over 1, but never by a distilled model."""
+    return scale_over_1(pipe, more) and not pipe.config.get("is_distilled", False)
 
 
 def guider(pipe: Any, more: Arguments) -> bool:
-    """Where the guider of a modular pipeline asks for them."""
+    """Negatives are used where the guider of a modular pipeline asks for them."""
     if hasattr(pipe, "requires_unconditional_embeds"):
         return bool(pipe.requires_unconditional_embeds)
     return getattr(pipe, "guider", None) is not None and pipe.guider.num_conditions > 1
 
 
+def rows_kept(pipe: Any, preset: Mapping[str, Any], more: Arguments) -> int | None:
+    """`max_sequence_length` of the call, which does not count the rows that are dropped; else the preset's window."""
+    kept = more.get("max_sequence_length")
+    return None if kept is None else kept + preset["dropped_rows"]
+
+
 def preset_window(pipe: Any, preset: Mapping[str, Any], more: Arguments) -> int | None:
-    """`max_sequence_length` of the call, which does not count rows that are dropped."""
-    return more["max_sequence_length"] + preset["dropped_rows"] if "max_sequence_length" in more else None
-
-
-def own_window(pipe: Any, preset: Mapping[str, Any], more: Arguments) -> int | None:
-    """The preset's, whatever the call says: the pipeline itself shortens embeds that are too long for it."""
+    """The preset's window, whatever the call says."""
     return None
 
 
 def prompt_max_tokens(pipe: Any, preset: Mapping[str, Any], more: Arguments) -> int | None:
-    """As the pipeline is configured."""
+    """The window that the pipeline is configured with."""
     return int(pipe.config.prompt_max_tokens)

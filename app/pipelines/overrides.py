@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from app.adapters import Prompts, left_padded
 from app.embeds import Embeds
+from app.pipelines.forms import left_padded
+from app.pipelines.plan import Prompts
 
 Encode = Callable[..., Embeds]
 Override = Callable[..., tuple[Any, ...]]
@@ -58,12 +59,13 @@ def ace_step(pipe: Any, encode: Encode, preset: str | None) -> Override:
         prompts = _list(prompt)
         languages = [vocal_language] * len(prompts) if isinstance(vocal_language, str) else vocal_language
         formatted = [
-            pipe._format_prompt(prompt=prompt, lyrics=lyrics, vocal_language=language, **metas)
-            for prompt, lyrics, language in zip(prompts, _list(lyrics), languages, strict=True)
+            pipe._format_prompt(prompt=caption, lyrics=song, vocal_language=language, **metas)
+            for caption, song, language in zip(prompts, _list(lyrics), languages, strict=True)
         ]
-        texts, lyrics = zip(*formatted, strict=True)
-        return (*encoded(texts, preset or "ace-step", max_text_length, device),) + (
-            *encoded(lyrics, "ace-step-lyrics", max_lyric_length, device),
+        captions, songs = zip(*formatted, strict=True)
+        return (
+            *encoded(captions, preset or "ace-step", max_text_length, device),
+            *encoded(songs, "ace-step-lyrics", max_lyric_length, device),
         )
 
     def encoded(texts: Sequence[str], preset: str, window: int, device: Any) -> tuple[Any, Any]:

@@ -4,14 +4,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.embeds import Array, Embeds
+from app.pipelines.adapters import adapter_for
+from app.pipelines.forms import Arguments
+
+Prompts = str | Sequence[str]
+WIRE_DTYPES = ("bfloat16", "float16", "float32")
+
 
 class Plan:
-    """What has to be encoded for one call of a pipeline, and the arguments that come of it.
+    """One call of a pipeline.
 
     Args:
-        presets: as the client's `presets()` gives them.
+        presets: by name, as GET /presets has them.
         preset: instead of the adapter's.
-        more: the other arguments of the call; those that concern text are minded, all are handed on.
+        more: the other arguments of the call. Those that concern text are minded, and all are handed on.
     Errors: TypeError for a pipeline without an adapter, ValueError for images that its encoder would have to see.
     """
 
@@ -24,61 +30,61 @@ class Plan:
         preset: str | None,
         more: Arguments,
     ) -> None:
-        self.pipe, self.more = pipe, more
+        self.pipe = pipe
+        self.more = more
         self.adapter = adapter_for(pipe)
         self.preset = presets[preset or self.adapter.preset]
-        if self.adapter.sees_images and more.get("image") is not None:
-            raise ValueError(f"image: the text encoder of {type(pipe).__name__} looks at it, and the service cannot.")
-        self.prompts = {"": [prompt] if isinstance(prompt, str) else list(prompt)}
-        negatives = self._negatives(negative_prompt)
-        if negatives is not None:
-            self.prompts["negative_"] = negatives
+        for name in self.adapter.sees:
+            if more.get(name) is not None:
+                raise ValueError(f"{name}: the text encoder of {type(pipe).__name__} looks at it; the service cannot.")
+        self.prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        self.negatives = self._negatives(negative_prompt)
 
     def _negatives(self, given: Prompts | None) -> list[str] | None:
-        """The negative prompts, one for each prompt; None where the call does not use any."""
+        """A negative for each prompt; None where the call does not use any."""
         default = self.preset["negative_prompt"]
         if given is None and self.adapter.default_negative:
             given = default
         if default is None or given is None or not self.adapter.guided(self.pipe, self.more):
             return None
-        return [given] * len(self.prompts[""]) if isinstance(given, str) else list(given)
+        return [given] * len(self.prompts) if isinstance(given, str) else list(given)
 
     @property
     def requests(self) -> list[Arguments]:
-        """The arguments of the client's `encode`, one set for the prompts and one for the negatives, if there are any."""
+        """The arguments of the client's `encode`: a set for the prompts, and one for the negatives if there are any."""
+        name = self.preset["name"]
+        requests = [self._request(self._prepared(self.prompts), name)]
+        if self.negatives is not None:
+            negatives = self._prepared(self.negatives) if self.adapter.prepares_negatives else self.negatives
+            requests.append(self._request(negatives, self.preset["negative_preset"] or name))
+        return requests
+
+    def _prepared(self, prompts: list[str]) -> list[str]:
+        return self.adapter.prepare(self.pipe, prompts, self.more)
+
+    def _request(self, prompts: list[str], preset: str) -> Arguments:
         window = self.adapter.window(self.pipe, self.preset, self.more)
-        fields: Arguments = {} if window is None else {"max_sequence_length": window}
-        return [
-            fields
-            | {
-                "prompt": self.adapter.prepare(self.pipe, prompts, self.more),
-                "preset": self.preset[preset] or self.preset["name"],
-                "dtype": self._wire_dtype(),
-            }
-            for preset, prompts in zip(("name", "negative_preset"), self.prompts.values(), strict=False)
-        ]
+        request: Arguments = {"prompt": prompts, "preset": preset, "dtype": self._wire_dtype()}
+        return request if window is None else request | {"max_sequence_length": window}
 
     def arguments(self, replies: Sequence[Embeds]) -> Arguments:
         """What the pipeline's call takes, from the replies to `requests`."""
-        arguments: Arguments = dict(self.adapter.constant)
-        for (prefix, prompts), embeds in zip(self.prompts.items(), replies, strict=True):
-            for name, value in self._given(prompts, embeds).items():
-                arguments[prefix + name] = value
-        return arguments | self.more
+        arguments = {**self.adapter.constant, **self._given(self.prompts, replies[0])}
+        if self.negatives is not None:
+            negatives = self._given(self.negatives, replies[1])
+            arguments |= {f"negative_{name}": value for name, value in negatives.items()}
+        return arguments | {name: value for name, value in self.more.items() if name not in self.adapter.kept}
 
     def _given(self, prompts: list[str], embeds: Embeds) -> Arguments:
         adapter = self.adapter
         given = {adapter.embeds: adapter.form(embeds, len(prompts), self._to_tensor)}
         if adapter.mask is not None:
-            given[adapter.mask] = self._mask(embeds)
+            mask = embeds.attention_mask.torch(self.pipe._execution_device)
+            given[adapter.mask] = mask.long() if adapter.mask_dtype == "int64" else mask
         return given | adapter.beside(self.pipe, prompts, embeds, self.more)
 
     def _to_tensor(self, array: Array) -> Any:
         return array.torch(self.pipe._execution_device, self._dtype())
-
-    def _mask(self, embeds: Embeds) -> Any:
-        mask = embeds.attention_mask.torch(self.pipe._execution_device)
-        return mask.long() if self.adapter.mask_dtype == "int64" else mask
 
     def _dtype(self) -> Any:
         import torch
@@ -86,6 +92,6 @@ class Plan:
         return torch.float32 if self.adapter.dtype == "float32" else self.pipe.transformer.dtype
 
     def _wire_dtype(self) -> str:
-        """The dtype to ask for: the one that is needed, where the wire has it."""
+        """The dtype that is wanted, where the wire has it."""
         name = str(self._dtype()).removeprefix("torch.")
         return name if name in WIRE_DTYPES else "bfloat16"

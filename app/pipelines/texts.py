@@ -1,4 +1,11 @@
-"""What a pipeline does to its prompts before the template and the tokenizer."""
+"""What a pipeline does to its prompts before the tokenizer sees them.
+
+Args of each function:
+    pipe: the pipeline.
+    prompts: as the caller gives them.
+    more: the other arguments of the call.
+Returns: what the service is asked to encode.
+"""
 
 import html
 import json
@@ -8,38 +15,41 @@ Arguments = dict[str, Any]
 
 
 def unchanged(pipe: Any, prompts: list[str], more: Arguments) -> list[str]:
-    """Nothing."""
+    """The prompts themselves."""
     return prompts
 
 
 def clean_web_text(pipe: Any, prompts: list[str], more: Arguments) -> list[str]:
-    """Broken encodings mended, HTML unescaped, blanks stripped. Source: pipeline_prx_pixel.py, _basic_clean.
+    """Broken encodings mended, HTML unescaped, blanks stripped.
 
-    Errors: ModuleNotFoundError when ftfy is not installed.
+    Errors: ModuleNotFoundError when ftfy, with which the pipeline does it, is not installed.
+    Source: diffusers, pipelines/prx/pipeline_prx_pixel.py, _basic_clean.
     """
     try:
         import ftfy
     except ModuleNotFoundError as error:
-        message = "PRX Pixel was trained on text that ftfy has cleaned, and ftfy is not installed: pip install ftfy."
-        raise ModuleNotFoundError(message, name="ftfy") from error
+        raise ModuleNotFoundError(
+            "PRX Pixel needs its prompts cleaned by ftfy: pip install ftfy.", name="ftfy"
+        ) from error
     return [html.unescape(html.unescape(ftfy.fix_text(prompt))).strip() for prompt in prompts]
 
 
-def clean_caption(pipe: Any, prompts: list[str], more: Arguments) -> list[str]:
-    """JSON captions in the compact form of the training; other text as it is. Source: pipeline_bria_fibo2.py, __call__."""
-    return [_clean_caption(prompt, pipe._parse_prompt(prompt)[0]) for prompt in prompts]
+def clean_captions(pipe: Any, prompts: list[str], more: Arguments) -> list[str]:
+    """JSON captions in the compact form that Fibo 2 was trained on; other text as it is.
+
+    Source: diffusers, pipelines/bria_fibo2/pipeline_bria_fibo2.py, __call__.
+    """
+    captions = [pipe._parse_prompt(prompt)[0] for prompt in prompts]
+    return [
+        caption if isinstance(caption, str) else json.dumps(caption or {}, separators=(",", ":"), ensure_ascii=False)
+        for caption in captions
+    ]
 
 
-def _clean_caption(prompt: str, caption: Any) -> str:
-    import json
+def cut_at_images(pipe: Any, prompts: list[str], more: Arguments) -> list[str]:
+    """The segments of all prompts one after the other: the whole template, cut where an image stands.
 
-    return caption if isinstance(caption, str) else json.dumps(caption or {}, separators=(",", ":"), ensure_ascii=False)
-
-
-def split_at_images(pipe: Any, prompts: list[str], more: Arguments) -> list[str]:
-    """The segments of all prompts, the template among them, cut where an image stands.
-
-    Source: pipeline_z_image_omni.py, _encode_prompt.
+    Source: diffusers, pipelines/z_image/pipeline_z_image_omni.py, _encode_prompt.
     """
     image = more.get("image")
     images = 0 if image is None else len(image) if isinstance(image, list) else 1
@@ -47,12 +57,12 @@ def split_at_images(pipe: Any, prompts: list[str], more: Arguments) -> list[str]
 
 
 def _segments(prompt: str, images: int) -> list[str]:
-    start, end = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
+    user, assistant = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
     if images == 0:
-        return [start + prompt + end]
+        return [user + prompt + assistant]
     return [
-        start + "<|vision_start|>",
+        user + "<|vision_start|>",
         *["<|vision_end|><|vision_start|>"] * (images - 1),
-        "<|vision_end|>" + prompt + end + "<|vision_start|>",
+        "<|vision_end|>" + prompt + assistant + "<|vision_start|>",
         "<|vision_end|><|im_end|>",
     ]

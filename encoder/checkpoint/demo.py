@@ -20,6 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers.pre_tokenizers import ByteLevel
 
+from encoder.checkpoint.checkpoint import Checkpoint
+from encoder.checkpoint.huggingface import open_folder
+from encoder.checkpoint.reader import Request
+
 log = logging.getLogger(__name__)
 
 _SEED = 20250428  # the day Qwen3 was released; any number would do
@@ -76,6 +80,16 @@ tokenizer has one token for each byte, and Qwen3's special tokens.
 
 It is made again when it is missing or was changed.
 """
+
+
+def recognizes(request: Request) -> bool:
+    """The word `demo`."""
+    return request.source == "demo"
+
+
+def open_request(request: Request) -> Checkpoint:
+    """Describe the demo checkpoint, after writing it where it is missing."""
+    return open_folder(write_demo(request.cache_dir), request)
 
 
 def write_demo(cache_dir: Path | None = None) -> Path:

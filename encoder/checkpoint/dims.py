@@ -1,4 +1,4 @@
-"""The dims of a model and the shapes of its tensors: either one from the other."""
+"""The dims of a model, and what its tensors' names and shapes have to do with them."""
 
 import re
 from collections.abc import Mapping
@@ -16,20 +16,15 @@ def layer_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def parameter_shapes(config: Qwen3Config) -> dict[str, tuple[int, ...]]:
-    """The shape of each matrix of the model, by parameter name."""
-    width, kv_width = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    layer = {
-        "self_attn.q_proj.weight": (width, config.hidden_size),
-        "self_attn.k_proj.weight": (kv_width, config.hidden_size),
-        "self_attn.v_proj.weight": (kv_width, config.hidden_size),
-        "self_attn.o_proj.weight": (config.hidden_size, width),
-        "mlp.gate_proj.weight": (config.intermediate_size, config.hidden_size),
-        "mlp.up_proj.weight": (config.intermediate_size, config.hidden_size),
-        "mlp.down_proj.weight": (config.hidden_size, config.intermediate_size),
-    }
-    shapes = {f"layers.{index}.{name}": shape for index in range(config.num_hidden_layers) for name, shape in layer.items()}
-    return {"embed_tokens.weight": (config.vocab_size, config.hidden_size)} | shapes
+def columns_of(config: Qwen3Config, path: str) -> int | None:
+    """Numbers in a row of the matrix at a module's path, None for a module that a Qwen3 does not have."""
+    module = path.rpartition(".")[2]
+    if module == "o_proj":
+        return config.num_attention_heads * config.head_dim
+    if module == "down_proj":
+        return config.intermediate_size
+    inputs = ("embed_tokens", "q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+    return config.hidden_size if module in inputs else None
 
 
 def config_from_shapes(tensors: Mapping[str, StoredTensor], where: str, rope_theta: float) -> Qwen3Config:
@@ -45,7 +40,7 @@ def config_from_shapes(tensors: Mapping[str, StoredTensor], where: str, rope_the
     def shape(name: str, rank: int) -> tuple[int, ...]:
         if name not in tensors or len(tensors[name].shape) != rank:
             found = f"shape {tensors[name].shape}" if name in tensors else "nothing"
-            raise CheckpointError(f"{where}: {name}: found {found}, expected {rank} dims. Is this a Qwen3 text encoder?")
+            raise CheckpointError(f"{where}: {name}: found {found}, expected {rank} dims. Is this a Qwen3 encoder?")
         return tensors[name].shape
 
     [head_dim] = shape("layers.0.self_attn.q_norm.weight", 1)

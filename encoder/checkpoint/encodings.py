@@ -27,7 +27,7 @@ class Plain:
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
+class MlxQuantized:
     """As `mlx.core.quantize` returns it: `weight`, `scales`, in mode affine `biases`.
 
     A `global_scale`, of the whole tensor or of each row, multiplies the result. MLX's layers have none, so a tensor

@@ -7,7 +7,7 @@ import logging
 import re
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     LocalEntryNotFoundError,
@@ -16,15 +16,9 @@ from huggingface_hub.errors import (
 )
 
 from encoder.checkpoint.checkpoint import Checkpoint
-from encoder.checkpoint.huggingface import (
-    INDEX_FILE,
-    SINGLE_FILE,
-    TOKENIZER_CONFIG_FILE,
-    TOKENIZER_FILE,
-    find_layout,
-    open_folder,
-    read_index,
-)
+from encoder.checkpoint.huggingface import INDEX_FILE, SINGLE_FILE, find_layout, open_folder, read_index
+from encoder.checkpoint.reader import Request
+from encoder.checkpoint.tokenizer_files import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
 from encoder.errors import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -42,27 +36,58 @@ _SMALL_FILES = [
     ),
 ]
 
+_WITH_QWEN3_TOKENIZER = (
+    "Qwen/Qwen3-4B",
+    "Qwen/Qwen3-8B",
+    "Qwen/Qwen3-0.6B",
+    "Qwen/Qwen3-1.7B",
+    "Tongyi-MAI/Z-Image-Turbo",
+    "black-forest-labs/FLUX.2-klein-4B",
+    "black-forest-labs/FLUX.2-klein-9B",
+)
+
 
 def is_hub_id(source: str) -> bool:
     """Whether `source` looks like `organization/name` or `organization/name@revision`."""
     return _HUB_ID.fullmatch(source) is not None
 
 
-def open_repository(hub_id: str, *, revision: str | None = None, cache_dir: Path | None = None) -> Checkpoint:
+def recognizes(request: Request) -> bool:
+    """Anything that looks like a hub id; asked last, since a folder may look like one too."""
+    return is_hub_id(request.source)
+
+
+def open_request(request: Request) -> Checkpoint:
     """Describe a checkpoint on the hub, after fetching what is not in the cache yet.
 
-    Args:
-        hub_id: `organization/name` or `organization/name@revision`.
-        revision: branch, tag or commit; None means the default branch.
-        cache_dir: of huggingface_hub; None means its usual one.
     Errors: CheckpointError when the repository cannot be had, or is no Qwen3 checkpoint.
     """
+    match = _HUB_ID.fullmatch(request.source)
+    assert match is not None
+    if request.revision and match["revision"] and request.revision != match["revision"]:
+        raise CheckpointError(
+            f"{request.source}: names one revision and {request.revision!r} is another. Give one of them."
+        )
+    revision = request.revision or match["revision"]
+    folder = fetch(match["repository"], revision=revision, cache_dir=request.cache_dir)
+    return open_folder(folder, request, revision=folder.name)
+
+
+def fetch_tokenizer(hub_id: str, cache_dir: Path | None) -> Path:
+    """The folder of a repository's tokenizer, fetched where it is not in the cache."""
     match = _HUB_ID.fullmatch(hub_id)
     assert match is not None
-    if revision and match["revision"] and revision != match["revision"]:
-        raise CheckpointError(f"{hub_id}: names one revision and {revision!r} is another. Give one of them.")
-    folder = fetch(match["repository"], revision=revision or match["revision"], cache_dir=cache_dir)
-    return open_folder(folder, name=hub_id, revision=folder.name)
+    return find_layout(_snapshot(match["repository"], match["revision"], cache_dir, _SMALL_FILES)).tokenizer
+
+
+def fetch_qwen3_tokenizer(cache_dir: Path | None) -> Path:
+    """The folder of Qwen3's tokenizer: from any repository in the cache that has it, else from the hub."""
+    for repository in _WITH_QWEN3_TOKENIZER:
+        for name in (TOKENIZER_FILE, f"tokenizer/{TOKENIZER_FILE}"):
+            cached = try_to_load_from_cache(repository, name, cache_dir=cache_dir)
+            if isinstance(cached, str):
+                return Path(cached).parent
+    return fetch_tokenizer(_WITH_QWEN3_TOKENIZER[0], cache_dir)
 
 
 def fetch(repository: str, *, revision: str | None, cache_dir: Path | None) -> Path:

@@ -1,28 +1,28 @@
-"""Reads a Hugging Face folder, single file or sharded, and a diffusers pipeline folder."""
+"""Reads a Hugging Face folder, whole or sharded, and a diffusers pipeline folder; also as MLX and mflux save them."""
 
 import logging
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from encoder.checkpoint.checkpoint import Checkpoint
-from encoder.checkpoint.fingerprint import fingerprint
+from encoder.checkpoint.assemble import Hints, assemble, by_key
+from encoder.checkpoint.checkpoint import Checkpoint, describe
+from encoder.checkpoint.dims import config_from_shapes
 from encoder.checkpoint.json_file import read_json_object
 from encoder.checkpoint.keys import parameter_name
-from encoder.checkpoint.safetensors_files import SafetensorsWeights
-from encoder.checkpoint.weights import Weights
+from encoder.checkpoint.reader import Request
+from encoder.checkpoint.safetensors_files import Header, SafetensorsWeights, read_header
+from encoder.checkpoint.schemes import SCHEMES
+from encoder.checkpoint.tokenizer_files import first_with_tokenizer, open_named_tokenizer, open_tokenizer
 from encoder.config import Qwen3Config
 from encoder.errors import CheckpointError
 from encoder.tokenizer import Tokenizer
-from encoder.types import DType
 
 log = logging.getLogger(__name__)
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-TOKENIZER_FILE = "tokenizer.json"
-TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
-_DTYPES: dict[str, DType] = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+CONFIG_FILE = "config.json"
 _LISTED = 20
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -35,72 +35,58 @@ class Layout:
     tokenizer: Path
 
 
-def open_folder(folder: Path, name: str, revision: str | None = None) -> Checkpoint:
+def recognizes(request: Request) -> bool:
+    """A folder."""
+    return request.is_folder
+
+
+def open_request(request: Request) -> Checkpoint:
+    """Describe the checkpoint in a folder. Errors: as of `open_folder`."""
+    return open_folder(request.path, request)
+
+
+def open_folder(folder: Path, request: Request, revision: str | None = None) -> Checkpoint:
     """Describe the checkpoint in `folder`; reads headers, no tensors.
 
     Args:
         folder: of a Qwen3 model, of a diffusers pipeline, or the `text_encoder` within one.
-        name: that the checkpoint was asked for by.
+        request: that it answers.
         revision: commit of the hub repository it came from.
     Errors: CheckpointError naming the file and what is wrong with it.
     """
     layout = find_layout(folder)
-    raw_config = read_json_object(layout.text_encoder / "config.json")
-    config = Qwen3Config.from_dict(raw_config)
-    weights = open_weights(layout.text_encoder)
-    _refuse_quantized(weights)
-    _refuse_absurd_depth(config, weights)
-    tokenizer = open_tokenizer(layout.tokenizer)
-    _warn_of_larger_vocabulary(tokenizer, config)
-    return Checkpoint(
-        name=name,
-        config=config,
-        weights=weights,
-        tokenizer=tokenizer,
-        quantization=None,
-        fingerprint=fingerprint(config, weights),
+    headers = _open_headers(layout.text_encoder)
+    raw_config = _read_config(layout.text_encoder, headers)
+    config, weights = _open_weights(layout.text_encoder, headers, raw_config)
+    tokenizer = (
+        open_named_tokenizer(request.tokenizer, request.cache_dir)
+        if request.tokenizer
+        else open_tokenizer(layout.tokenizer)
+    )
+    warn_of_larger_vocabulary(tokenizer, config)
+    return describe(
+        request.source,
+        config,
+        weights,
+        tokenizer,
         revision=revision,
-        dtype=_stored_dtype(weights),
-        random_weights=bool(raw_config.get("random_weights", False)),
+        random_weights=bool(raw_config and raw_config.get("random_weights", False)),
     )
 
 
 def find_layout(folder: Path) -> Layout:
     """Where text encoder and tokenizer are, in a pipeline folder and in a plain one."""
-    if (folder / "model_index.json").is_file() or (folder / "text_encoder" / "config.json").is_file():
-        text_encoder = folder / "text_encoder"
-        if not text_encoder.is_dir():
+    inner = folder / "text_encoder"
+    if (folder / "model_index.json").is_file() or (inner / CONFIG_FILE).is_file() or any(inner.glob("*.safetensors")):
+        if not inner.is_dir():
             raise CheckpointError(
                 f"{folder}: this diffusers pipeline has no text_encoder folder. "
                 f"Name the Qwen3 checkpoint that it was published to go with."
             )
-        candidates = [folder / "tokenizer", folder / "processor", text_encoder]
+        text_encoder, candidates = inner, [folder / "tokenizer", folder / "processor", inner]
     else:
-        text_encoder = folder
-        candidates = [folder, folder.parent / "tokenizer", folder.parent / "processor"]
-    with_tokenizer = (candidate for candidate in candidates if (candidate / TOKENIZER_FILE).is_file())
-    return Layout(text_encoder, next(with_tokenizer, candidates[0]))
-
-
-def open_weights(folder: Path) -> SafetensorsWeights:
-    """The encoder's tensors in the safetensors files of `folder`.
-
-    Errors: CheckpointError when there are none, or the index names a file or a tensor that is not there.
-    """
-    if (folder / SINGLE_FILE).is_file():
-        return SafetensorsWeights([folder / SINGLE_FILE])
-    if (folder / INDEX_FILE).is_file():
-        return _open_indexed(folder)
-    files = sorted(folder.glob("*.safetensors"))
-    if files:
-        return SafetensorsWeights(files)
-    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLE_SUFFIXES)
-    if pickles:
-        raise CheckpointError(
-            f"{folder}: has {', '.join(pickles)}, expected {SINGLE_FILE}. Pickle can run code and is not read; "
-            f"convert it once with transformers: AutoModel.from_pretrained(folder).save_pretrained(folder)."
-        )
-    raise CheckpointError(f"{folder}: has no *.safetensors file. Is the download complete?")
+        text_encoder, candidates = folder, [folder, folder.parent / "tokenizer", folder.parent / "processor"]
+    return Layout(text_encoder, first_with_tokenizer(candidates) or candidates[0])
 
 
 def read_index(file: Path) -> dict[str, str]:
@@ -117,14 +103,47 @@ def read_index(file: Path) -> dict[str, str]:
     return {key: name for key, name in weight_map.items() if parameter_name(key) is not None}
 
 
-def _open_indexed(folder: Path) -> SafetensorsWeights:
+def warn_of_larger_vocabulary(tokenizer: Tokenizer, config: Qwen3Config) -> None:
+    """Say in the log when the tokenizer has tokens that the model lacks."""
+    if tokenizer.vocab_size > config.vocab_size:
+        log.warning(
+            "tokenizer.json has %d tokens, expected at most vocab_size %d of config.json: prompts with tokens beyond "
+            "it will be refused. Are both from the same model?",
+            *(tokenizer.vocab_size, config.vocab_size),
+        )
+
+
+def _open_headers(folder: Path) -> list[Header]:
+    """The headers of the safetensors files of `folder`.
+
+    Errors: CheckpointError when there are none, or the index names a file or a tensor that is not there.
+    """
+    if (folder / SINGLE_FILE).is_file():
+        return [read_header(folder / SINGLE_FILE)]
+    if (folder / INDEX_FILE).is_file():
+        return _open_indexed(folder)
+    files = sorted(folder.glob("*.safetensors"))
+    if files:
+        return [read_header(file) for file in files]
+    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLE_SUFFIXES)
+    if pickles:
+        raise CheckpointError(
+            f"{folder}: has {', '.join(pickles)}, expected {SINGLE_FILE}. Pickle can run code and is not read; "
+            f"convert it once with transformers: AutoModel.from_pretrained(folder).save_pretrained(folder)."
+        )
+    if not (folder / CONFIG_FILE).is_file():
+        raise CheckpointError(f"{folder / CONFIG_FILE}: does not exist. Is this the folder of a Qwen3 checkpoint?")
+    raise CheckpointError(f"{folder}: has no *.safetensors file. Is the download complete?")
+
+
+def _open_indexed(folder: Path) -> list[Header]:
     index = read_index(folder / INDEX_FILE)
     files = [folder / name for name in sorted(set(index.values()))]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise CheckpointError(f"{folder}: {', '.join(missing)} missing, but named in {INDEX_FILE}. Fetch them again.")
-    weights = SafetensorsWeights(files)
-    present = {(tensor.key, tensor.file.name) for tensor in weights.tensors.values()}
+    headers = [read_header(file) for file in files]
+    present = {(array.key, array.file.name) for header in headers for array in header.arrays}
     absent = sorted(index.items() - present)
     if absent:
         listed = ", ".join(f"{key} in {name}" for key, name in absent[:_LISTED])
@@ -132,64 +151,23 @@ def _open_indexed(folder: Path) -> SafetensorsWeights:
         raise CheckpointError(
             f"{folder / INDEX_FILE}: names {listed}{more}, which is not there. Fetch the files again."
         )
-    return weights
+    return headers
 
 
-def open_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer in `folder`.
-
-    Errors: CheckpointError when tokenizer.json is missing or damaged, or no padding token is known.
-    """
-    if (folder / TOKENIZER_FILE).is_file():
-        return Tokenizer.from_file(folder / TOKENIZER_FILE, _pad_token(folder / TOKENIZER_CONFIG_FILE))
-    if (folder / "vocab.json").is_file():
-        raise CheckpointError(
-            f"{folder}: has vocab.json, but no {TOKENIZER_FILE}. Convert it once with transformers: "
-            f"AutoTokenizer.from_pretrained(folder).save_pretrained(folder)."
-        )
-    raise CheckpointError(f"{folder}: has no {TOKENIZER_FILE}. Copy it there from the model's repository.")
-
-
-def _pad_token(config_file: Path) -> str | None:
-    """`pad_token` of tokenizer_config.json: a string, or an object with the string as `content`."""
-    if not config_file.is_file():
+def _read_config(folder: Path, headers: list[Header]) -> dict[str, Any] | None:
+    """The parsed config.json; None where mflux saved the folder, which writes none."""
+    if not (folder / CONFIG_FILE).is_file() and any("mflux_version" in header.metadata for header in headers):
         return None
-    pad_token = read_json_object(config_file).get("pad_token")
-    if isinstance(pad_token, dict):
-        pad_token = pad_token.get("content")
-    return pad_token if isinstance(pad_token, str) else None
+    return read_json_object(folder / CONFIG_FILE)
 
 
-def _refuse_quantized(weights: Weights) -> None:
-    for tensor in weights.tensors.values():
-        if tensor.dtype not in _DTYPES:
-            raise CheckpointError(
-                f"{tensor.file.name}: {tensor.key} has dtype {tensor.dtype}, expected {', '.join(_DTYPES)}. "
-                f"Quantized weights are not read yet; use the checkpoint in bfloat16."
-            )
-
-
-def _refuse_absurd_depth(config: Qwen3Config, weights: Weights) -> None:
-    """A layer has eleven tensors; a config that asks for a layer per tensor would have us build layers for hours."""
-    if config.num_hidden_layers > len(weights.tensors):
-        raise CheckpointError(
-            f"config.json: num_hidden_layers is {config.num_hidden_layers:,}, but the files hold "
-            f"{len(weights.tensors):,} tensors of the encoder in all. Is the checkpoint complete?"
-        )
-
-
-def _stored_dtype(weights: Weights) -> DType:
-    """The dtype of most bytes: some converters leave the norms in float32."""
-    nbytes: Counter[str] = Counter()
-    for tensor in weights.tensors.values():
-        nbytes[tensor.dtype] += tensor.nbytes
-    return _DTYPES[nbytes.most_common(1)[0][0]]
-
-
-def _warn_of_larger_vocabulary(tokenizer: Tokenizer, config: Qwen3Config) -> None:
-    if tokenizer.vocab_size > config.vocab_size:
-        log.warning(
-            "tokenizer.json has %d tokens, expected at most vocab_size %d of config.json: prompts with tokens beyond "
-            "it will be refused. Are both from the same model?",
-            *(tokenizer.vocab_size, config.vocab_size),
-        )
+def _open_weights(
+    folder: Path, headers: list[Header], raw_config: dict[str, Any] | None
+) -> tuple[Qwen3Config, SafetensorsWeights]:
+    """The dims and the tensors, the one with the help of the other."""
+    arrays = by_key(array for header in headers for array in header.arrays)
+    metadata = {key: value for header in headers for key, value in header.metadata.items()}
+    dims = None if raw_config is None else Qwen3Config.from_dict(raw_config)
+    tensors = assemble(arrays, SCHEMES, Hints(raw_config or {}, metadata, dims))
+    # What mflux saves is Qwen3 for Z-Image and FLUX.2; theta stands nowhere in the files.
+    return dims or config_from_shapes(tensors, str(folder), rope_theta=1e6), SafetensorsWeights(tensors)

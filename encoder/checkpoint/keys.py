@@ -6,9 +6,12 @@ Qwen3VLForConditionalGeneration   model.language_model.layers.…, model.visual.
 Qwen3VLModel                      language_model.layers.…, visual.…
 mlx-lm, qwen3_vl                  language_model.model.layers.…, vision_tower.…
 Ollama's image models             text_encoder/model.layers.…
+ComfyUI, all models in one file   text_encoders.qwen3_4b.transformer.model.layers.…, model.diffusion_model.…, vae.…
 """
 
-_COMPONENT = "text_encoder/"
+import re
+
+_COMPONENT = re.compile(r"text_encoder/|(?:(?:text_encoders|cond_stage_model)\.)?\w+\.transformer\.")
 _PREFIXES = (  # longest first
     "model.language_model.model.",
     "model.language_model.",
@@ -16,15 +19,21 @@ _PREFIXES = (  # longest first
     "language_model.",
     "model.",
 )
-_NOT_OURS = ("visual.", "vision_tower.", "lm_head.")
+_NOT_OURS = ("visual.", "vision_tower.", "lm_head.", "diffusion_model.", "vae.", "first_stage_model.")
+_NOT_WEIGHTS = (
+    "rotary_emb.inv_freq",  # RoPE frequencies, which follow from rope_theta
+    "scaled_fp8",  # ComfyUI's mark on a file with scale_weight
+    ".input_scale",  # of activations, for products in float8
+    ".scale_input",
+    "logit_scale",
+    "tokenizer_json",
+)
 
 
 def parameter_name(key: str) -> str | None:
     """The name that a checkpoint's key has in `Qwen3`, or None for a tensor that the encoder never needs."""
-    name = key.removeprefix(_COMPONENT)
+    component = _COMPONENT.match(key)
+    name = key[component.end() :] if component else key
     prefix = next((prefix for prefix in _PREFIXES if name.startswith(prefix)), "")
     name = name.removeprefix(prefix)
-    # Old checkpoints store the RoPE frequencies, which follow from rope_theta.
-    if name.startswith(_NOT_OURS) or name.endswith("rotary_emb.inv_freq"):
-        return None
-    return name
+    return None if name.startswith(_NOT_OURS) or name.endswith(_NOT_WEIGHTS) else name

@@ -1,16 +1,28 @@
 """Fills a model from stored weights: strictly, one tensor at a time, on the calling thread."""
 
-from collections.abc import Callable
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 import mlx.core as mx
+import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from encoder.checkpoint.checkpoint import Checkpoint
+from encoder.checkpoint.dims import layer_of
+from encoder.checkpoint.memory import check_memory
+from encoder.checkpoint.quantization import Quantization
+from encoder.checkpoint.residency import EMBEDDING, Resident, label, plan
 from encoder.checkpoint.weights import StoredTensor
 from encoder.errors import CheckpointError
 from encoder.qwen3 import Qwen3
 
+log = logging.getLogger(__name__)
+
 Progress = Callable[[int, int], None]  # bytes read so far, bytes in all
+
+FOLLOWS_THE_FILE = ("auto", "keep", "none")  # values of `quantize` that quantize nothing anew
 
 _LISTED = 20
 _BIT_PATTERNS = {  # dtype to the integers of its size, and infinity among them
@@ -20,27 +32,60 @@ _BIT_PATTERNS = {  # dtype to the integers of its size, and infinity among them
 }
 
 
-def load_weights(checkpoint: Checkpoint, model: Qwen3, dtype: mx.Dtype, progress: Progress | None = None) -> None:
-    """Fill `model` with the checkpoint's tensors, cast to `dtype` and evaluated.
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What the weights in memory are.
 
-    Memory peaks at the model in `dtype` and one stored tensor. MLX arrays belong to the thread that makes them, so call
-    this on the thread that will run the model. When it fails, the model is as it was.
+    Attributes:
+        quantization: that they have, or had before they were decoded; None where they were floats all along.
+        fingerprint: the checkpoint's, and another one once they have been quantized while loading.
+    """
 
-    Errors: CheckpointError for tensors that are missing, extra or misshapen, all in one, and for NaN or infinity.
+    quantization: str | None
+    fingerprint: str
+
+
+def load_weights(
+    checkpoint: Checkpoint,
+    model: Qwen3,
+    dtype: mx.Dtype,
+    progress: Progress | None = None,
+    *,
+    quantize: str = "auto",
+) -> Loaded:
+    """Fill `model` with the checkpoint's tensors, evaluated. Tensors of layers that the model lacks are not read.
+
+    Memory peaks at the model and one stored tensor. MLX arrays belong to the thread that makes them, so call this on
+    the thread that will run the model. When it fails, the model is as it was.
+
+    Args:
+        checkpoint: as opened.
+        model: of the checkpoint's dims, perhaps with fewer layers.
+        dtype: to compute in.
+        progress: called after each tensor.
+        quantize: "none" makes everything floats; "keep" keeps what MLX has kernels for; "auto" keeps it on a GPU and
+            not on a CPU, whose kernels are some 70 times slower than float32; anything else as `Quantization.parse`.
+    Returns:
+        what is in memory now.
+    Errors: CheckpointError for tensors that are missing, extra or misshapen, all in one; for NaN or infinity; and when
+        the memory does not suffice.
     """
     check_weights(checkpoint, model)
-    total = sum(tensor.nbytes for tensor in checkpoint.weights.tensors.values())
-    done = 0
-    loaded: list[tuple[str, mx.array]] = []
-    for tensor, array in checkpoint.weights.read():
-        value = array.astype(dtype)
-        del array  # else the stored tensor would stay beside the cast one
-        _evaluate(value, tensor)
-        loaded.append((tensor.name, value))
-        done += tensor.nbytes
-        if progress is not None:
-            progress(done, total)
-    model.update(tree_unflatten(loaded))
+    on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    residents = plan(
+        _needed(checkpoint, model),
+        dtype,
+        None if quantize in FOLLOWS_THE_FILE else Quantization.parse(quantize),
+        keep=quantize == "keep" or (quantize == "auto" and not on_cpu),
+    )
+    check_memory(residents.values())
+    _explain(checkpoint, residents, dtype, on_cpu)
+    loaded: dict[str, mx.array] = {}
+    for values in read_values(checkpoint, residents, progress):
+        loaded |= values
+    model.update_modules(tree_unflatten(_quantized_layers(residents, model)))
+    model.update(tree_unflatten(list(loaded.items())))
+    return _loaded(checkpoint, residents, quantize)
 
 
 def check_weights(checkpoint: Checkpoint, model: Qwen3) -> None:
@@ -49,7 +94,7 @@ def check_weights(checkpoint: Checkpoint, model: Qwen3) -> None:
     Errors: CheckpointError naming every tensor that is missing, extra or misshapen.
     """
     expected = {name: array.shape for name, array in dict(tree_flatten(model.parameters())).items()}
-    stored = checkpoint.weights.tensors
+    stored = {tensor.name: tensor for tensor in _needed(checkpoint, model)}
     problems = [f"{name} is missing, expected shape {shape}" for name, shape in expected.items() if name not in stored]
     for name, tensor in stored.items():
         if name not in expected:
@@ -58,6 +103,12 @@ def check_weights(checkpoint: Checkpoint, model: Qwen3) -> None:
             problems.append(f"{tensor.file.name}: {tensor.key} has shape {tensor.shape}, expected {expected[name]}")
     if problems:
         raise CheckpointError(_summary(problems))
+
+
+def _needed(checkpoint: Checkpoint, model: Qwen3) -> list[StoredTensor]:
+    """All tensors but those of layers that the checkpoint has and the model leaves out."""
+    left_out = range(len(model.layers), checkpoint.config.num_hidden_layers)
+    return [tensor for name, tensor in checkpoint.weights.tensors.items() if layer_of(name) not in left_out]
 
 
 def _summary(problems: list[str]) -> str:
@@ -70,18 +121,80 @@ def _summary(problems: list[str]) -> str:
     )
 
 
-def _evaluate(value: mx.array, tensor: StoredTensor) -> None:
-    """Read the tensor, and leave nothing but `value` in memory."""
+def _explain(checkpoint: Checkpoint, residents: Mapping[str, Resident], dtype: mx.Dtype, on_cpu: bool) -> None:
+    """Say in the log when what was stored quantized takes more memory than its file, and when kernels will be slow."""
+    stored = sum(resident.stored.nbytes for resident in residents.values())
+    resident = sum(resident.nbytes for resident in residents.values())
+    floats = str(dtype).removeprefix("mlx.core.")
+    decoded = [r for r in residents.values() if r.stored.encoding.quantized and r.quantization is None]
+    if decoded:
+        log.info(
+            "%s: %d of %d tensors are decoded to %s (%s): %.2f GB in the file, %.2f GB in memory",
+            *(checkpoint.name, len(decoded), len(residents), floats, checkpoint.quantization),
+            *(stored / 1e9, resident / 1e9),
+        )
+    if on_cpu and label(residents):
+        log.warning("quantized weights stay quantized: on a CPU they save memory and are some 70 times slower")
+
+
+def _loaded(checkpoint: Checkpoint, residents: Mapping[str, Resident], quantize: str) -> Loaded:
+    resident, stored = label(residents), checkpoint.quantization
+    fingerprint = checkpoint.fingerprint
+    if resident is not None and quantize not in FOLLOWS_THE_FILE:
+        fingerprint = hashlib.sha256(f"{fingerprint} {resident}".encode()).hexdigest()[: len(fingerprint)]
+    return Loaded(resident or (stored and f"{stored}, decoded"), fingerprint)
+
+
+def read_values(
+    checkpoint: Checkpoint, residents: Mapping[str, Resident], progress: Progress | None = None
+) -> Iterator[dict[str, mx.array]]:
+    """What each tensor becomes, by name, evaluated and checked; one tensor after the other.
+
+    Errors: CheckpointError for a tensor that cannot be read, and for NaN or infinity.
+    """
+    total = sum(resident.stored.nbytes for resident in residents.values())
+    done = 0
+    for tensor, arrays in checkpoint.weights.read(list(residents)):
+        values = residents[tensor.name].values(arrays)
+        arrays.clear()  # else the stored tensor would stay beside the one made of it
+        _evaluate(values, tensor)
+        yield values
+        done += tensor.nbytes
+        if progress is not None:
+            progress(done, total)
+
+
+def _quantized_layers(residents: Mapping[str, Resident], model: Qwen3) -> list[tuple[str, nn.Module]]:
+    """The layers that take the place of the plain ones; their weights are placeholders, never evaluated."""
+    layers: list[tuple[str, nn.Module]] = []
+    biased = {name for name in dict(tree_flatten(model.parameters())) if name.endswith(".bias")}
+    for name, resident in residents.items():
+        quantization = resident.quantization
+        if quantization is None:
+            continue
+        rows, columns = resident.stored.shape
+        path, group_size, bits = name.removesuffix(".weight"), quantization.group_size, quantization.bits
+        if name == EMBEDDING:
+            layer: nn.Module = nn.QuantizedEmbedding(rows, columns, group_size, bits, quantization.mode)
+        else:
+            layer = nn.QuantizedLinear(columns, rows, f"{path}.bias" in biased, group_size, bits, quantization.mode)
+        layers.append((path, layer))
+    return layers
+
+
+def _evaluate(values: Mapping[str, mx.array], tensor: StoredTensor) -> None:
+    """Read the tensor, and leave nothing but `values` in memory."""
     try:
-        mx.eval(value)
+        mx.eval(*values.values())
     except RuntimeError as error:
         raise CheckpointError(f"{tensor.file}: {tensor.key} cannot be read: {error}") from error
     mx.clear_cache()  # else the allocator keeps the stored tensor's buffer
-    if not _is_finite(value):
-        raise CheckpointError(
-            f"{tensor.file.name}: {tensor.key} has NaN or infinity as {value.dtype}, expected finite weights. "
-            f"Fetch the file again; if it is stored so, it cannot be served."
-        )
+    for value in values.values():
+        if value.dtype in _BIT_PATTERNS and not _is_finite(value):
+            raise CheckpointError(
+                f"{tensor.file.name}: {tensor.key} has NaN or infinity as {value.dtype}, expected finite weights. "
+                f"Fetch the file again; if it is stored so, it cannot be served."
+            )
 
 
 def _is_finite(value: mx.array) -> bool:

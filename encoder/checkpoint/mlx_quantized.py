@@ -6,8 +6,9 @@ Source: mlx-lm, utils.py:load_model; mflux, models/common/weights/saving/model_s
 
 from typing import Any
 
-from encoder.checkpoint.assemble import Hints, Parts
-from encoder.checkpoint.encodings import Packed
+from encoder.checkpoint.assemble import Hints, Parts, take
+from encoder.checkpoint.dims import columns_of
+from encoder.checkpoint.encodings import MlxQuantized
 from encoder.checkpoint.quantization import Quantization
 from encoder.checkpoint.weights import StoredArray, StoredTensor
 from encoder.errors import CheckpointError
@@ -19,7 +20,7 @@ def mlx_quantized(path: str, parts: Parts, hints: Hints) -> StoredTensor | None:
     """Scheme of a module that has `scales`. Errors: CheckpointError when the arrays contradict each other."""
     if "scales" not in parts or "weight" not in parts:
         return None
-    arrays = {role: parts.pop(role) for role in ("weight", "scales", "biases") if role in parts}
+    arrays = take(parts, "weight", "scales", "biases", "global_scale")
     return packed_tensor(f"{path}.weight", arrays, _described(path, arrays, hints))
 
 
@@ -44,11 +45,11 @@ def packed_tensor(name: str, arrays: dict[str, StoredArray], quantization: Quant
     floats = scales.dtype in ("BF16", "F16", "F32")
     if floats != quantization.has_biases:
         raise CheckpointError(f"{where} has scales of {scales.dtype}, which is not {quantization.label}.")
-    return StoredTensor(name, (rows, columns), Packed(quantization, "global_scale" in arrays), arrays)
+    return StoredTensor(name, (rows, columns), MlxQuantized(quantization, "global_scale" in arrays), arrays)
 
 
 def _described(path: str, arrays: dict[str, StoredArray], hints: Hints) -> Quantization:
-    """From config.json, else from the header, else from the shapes."""
+    """From config.json, else what the format or the header says, else from the shapes."""
     described = hints.config.get("quantization") or hints.config.get("quantization_config")
     if isinstance(described, dict):
         own = next((described[key] for prefix in _PATH_PREFIXES if (key := prefix + path) in described), None)
@@ -56,25 +57,25 @@ def _described(path: str, arrays: dict[str, StoredArray], hints: Hints) -> Quant
         where = "config.json: quantization" + (f" of {path}" if own is not None else "")
         return Quantization.from_fields(fields, where)
     level = hints.metadata.get("quantization_level", "")
-    return infer_quantization(arrays, int(level) if level.isdecimal() else None, hints.shapes.get(f"{path}.weight"))
+    bits = hints.bits.get(path) or (int(level) if level.isdecimal() else None)
+    columns = columns_of(hints.dims, path) if hints.dims is not None else None
+    return infer_quantization(arrays, bits, columns)
 
 
-def infer_quantization(
-    arrays: dict[str, StoredArray], bits: int | None, shape: tuple[int, ...] | None
-) -> Quantization:
+def infer_quantization(arrays: dict[str, StoredArray], bits: int | None, columns: int | None) -> Quantization:
     """What the shapes allow: a group is what one scale covers.
 
     Args:
         arrays: weight, scales and perhaps biases.
         bits: of a number, if somebody said so.
-        shape: of the parameter, if it is known: from it the bits follow.
+        columns: numbers in a row, if they are known: from them the bits follow.
     Errors: CheckpointError when neither is known, or no quantization of MLX comes out.
     """
     weight, scales = arrays["weight"], arrays["scales"]
     where = f"{weight.file.name}: {weight.key}"
     words, groups = weight.shape[-1] if weight.shape else 0, scales.shape[-1] if scales.shape else 0
-    if bits is None and shape is not None and len(shape) == 2:
-        bits = words * 32 // shape[1]
+    if bits is None and columns is not None:
+        bits = words * 32 // columns
     if not bits or not groups:
         raise CheckpointError(f"{where} is quantized, and nothing says how: expected `quantization` in config.json.")
     fields: dict[str, Any] = {"mode": "affine", "bits": bits, "group_size": words * 32 // bits // groups}

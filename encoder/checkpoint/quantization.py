@@ -1,7 +1,7 @@
 """The quantizations that MLX computes with, by name. Data only."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast
 
 from encoder.errors import CheckpointError
 
@@ -42,8 +42,8 @@ class Quantization:
 
         Errors: CheckpointError naming `where` they stand when MLX has no such quantization.
         """
-        mode = fields.get("mode") or "affine"
-        bits, group_size = _FIXED.get(mode, (4, 64)) if isinstance(mode, str) else (4, 64)
+        mode = str(fields.get("mode") or "affine")
+        bits, group_size = _FIXED.get(mode, (4, 64))
         bits, group_size = fields.get("bits") or bits, fields.get("group_size") or group_size
         if mode in _FIXED:
             known = (bits, group_size) == _FIXED[mode]
@@ -54,7 +54,7 @@ class Quantization:
                 f"{where}: mode {mode!r} with {bits!r} bits in groups of {group_size!r} is no quantization of MLX, "
                 f"expected affine with 2 to 8 bits in groups of 32, 64 or 128, or one of {', '.join(_FIXED)}."
             )
-        return cls(mode, int(bits), int(group_size))
+        return cls(cast(Mode, mode), int(bits), int(group_size))
 
     @property
     def label(self) -> str:
@@ -74,6 +74,3 @@ class Quantization:
         """Bytes that so many numbers take, scales and biases included."""
         per_group = 2 * scale_bytes if self.has_biases else 1
         return numbers * self.bits // 8 + numbers // self.group_size * per_group
-
-
-MODES: tuple[str, ...] = get_args(Mode)

@@ -12,16 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from encoder.checkpoint.raw_arrays import read_array
 from encoder.checkpoint.weights import StoredArray, StoredTensor
 from encoder.errors import CheckpointError
 
 # 398 tensors need 45 KB; the library's own limit of 100 MB takes seconds and gigabytes to parse.
 MAX_HEADER_BYTES = 16 * 2**20
-
-_MLX_DTYPES = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16, "I8": mx.int8, "U32": mx.uint32}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +60,9 @@ class _OpenFiles:
         if array.file not in self._open:
             self._open[array.file] = _load_lazily(array.file)
         arrays = self._open[array.file]
-        taken = _read_raw(array) if arrays is None else arrays.pop(array.key)
+        if arrays is not None and array.key not in arrays:
+            raise CheckpointError(f"{array.file}: {array.key} is gone: the file was replaced while it was read.")
+        taken = read_array(array) if arrays is None else arrays.pop(array.key)
         self._left[array.file] -= 1
         if not self._left[array.file]:
             del self._open[array.file]
@@ -114,11 +114,3 @@ def _load_lazily(file: Path) -> dict[str, mx.array] | None:
         raise CheckpointError(f"{file}: MLX cannot read it: {error}") from error
     assert isinstance(arrays, dict)
     return arrays
-
-
-def _read_raw(array: StoredArray) -> mx.array:
-    """One array, now; the dtypes that MLX does not have as bytes."""
-    data = np.fromfile(array.file, np.uint8, array.nbytes, offset=array.offset)
-    if data.nbytes != array.nbytes:
-        raise CheckpointError(f"{array.file}: {array.key} cannot be read: the file is shorter than it was.")
-    return mx.array(data).view(_MLX_DTYPES.get(array.dtype, mx.uint8)).reshape(array.shape)

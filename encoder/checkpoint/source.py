@@ -1,28 +1,41 @@
-"""From what the user typed to a checkpoint: which reader is asked, and in which order."""
+"""From what the user typed to a checkpoint: which readers there are, and in which order they are asked."""
 
 import logging
 import os
 from pathlib import Path
 
-from encoder.checkpoint import demo, hub
+from encoder.checkpoint import comfyui, demo, gguf_reader, hub, huggingface, ollama
 from encoder.checkpoint.checkpoint import Checkpoint
-from encoder.checkpoint.huggingface import open_folder
+from encoder.checkpoint.reader import Reader, Request
 from encoder.errors import CheckpointError
 
 log = logging.getLogger(__name__)
 
+READERS: tuple[Reader, ...] = (
+    demo,
+    huggingface,
+    comfyui,
+    gguf_reader,
+    ollama,
+    hub,
+)  # what is here goes before what must be fetched
 
-def open_checkpoint(source: str, *, revision: str | None = None, cache_dir: Path | None = None) -> Checkpoint:
+
+def open_checkpoint(
+    source: str, *, revision: str | None = None, cache_dir: Path | None = None, tokenizer: str | None = None
+) -> Checkpoint:
     """Describe the checkpoint that `source` means; reads headers, no tensors. Downloads it when it is on the hub.
 
     Args:
-        source: "demo", a folder, or a hub id as `organization/name` or `organization/name@revision`.
+        source: "demo", a path, a hub id as `organization/name` or `organization/name@revision`, or an Ollama name.
         revision: branch, tag or commit of a hub repository.
         cache_dir: where downloads and the demo go; None means each in its usual place.
+        tokenizer: a tokenizer.json, a folder with one, or a hub id; None means the checkpoint's own.
     Errors: CheckpointError saying what was looked for, or what is wrong with what was found.
     """
+    request = Request(source, revision, cache_dir, tokenizer)
     try:
-        checkpoint = _open(source, revision, cache_dir)
+        checkpoint = _reader_of(request).open_request(request)
     except OSError as error:
         raise CheckpointError(f"{source}: cannot be read: {error}") from error
     if checkpoint.random_weights:
@@ -30,20 +43,20 @@ def open_checkpoint(source: str, *, revision: str | None = None, cache_dir: Path
     return checkpoint
 
 
-def _open(source: str, revision: str | None, cache_dir: Path | None) -> Checkpoint:
-    folder = os.path.expanduser(source)
-    is_here = source == "demo" or os.path.isdir(folder)
-    if is_here and revision is not None:
-        raise CheckpointError(f"{source}: is no hub repository, so it has no revision {revision!r}. Leave that out.")
-    if source == "demo":
-        return open_folder(demo.write_demo(cache_dir), name=source)
-    if is_here:
-        return open_folder(Path(folder), name=source)
-    if hub.is_hub_id(source):
-        return hub.open_repository(source, revision=revision, cache_dir=cache_dir)
-    if os.path.isfile(folder):
-        raise CheckpointError(f"{source}: is a file, expected the folder with config.json, weights and tokenizer.json.")
+def _reader_of(request: Request) -> Reader:
+    for reader in READERS:
+        if reader.recognizes(request):
+            if request.revision is not None and reader is not hub:
+                raise CheckpointError(
+                    f"{request.source}: is no hub repository, so it has no revision {request.revision!r}. "
+                    f"Leave that out."
+                )
+            return reader
     raise CheckpointError(
-        f"{source!r}: no such folder, and not a hub id like Qwen/Qwen3-0.6B. "
-        f"Give the folder of a checkpoint, a hub id, or 'demo'."
+        f"{request.source!r}: {_found(request)}, and not a hub id like Qwen/Qwen3-0.6B. "
+        f"Give the folder of a checkpoint, a *.safetensors or *.gguf file, a hub id, an Ollama name, or 'demo'."
     )
+
+
+def _found(request: Request) -> str:
+    return "is a file of no known format" if os.path.isfile(request.path) else "no such folder or file"

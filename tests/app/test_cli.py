@@ -1,6 +1,7 @@
 """The commands that need no server."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,27 @@ def test_presets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert "flux2-klein" in printed
     assert "layers [8, 17, 26]" in printed
+
+
+def test_presets_of_a_file_are_listed_and_encode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, output = tmp_path / "my.toml", tmp_path / "out.npy"
+    file.write_text('[mine]\nlayers = [0, 1]\ndescription = "Two layers."\n')
+
+    listed = main(["presets", "--presets", str(file)])
+    encoded = main(["encode", "a cat", "--presets", str(file), "--preset", "mine", "-o", str(output)])
+
+    assert (listed, encoded) == (0, 0)
+    assert re.search(r"^mine +512 .*layers \[0, 1\] +Two layers\.$", capsys.readouterr().out, re.MULTILINE)
+    assert np.load(output).shape == (1, 5, 64)
+
+
+def test_a_bad_file_of_presets_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "my.toml"
+    file.write_text("[mine]\nlayers = 1\n")
+
+    assert main(["serve", "--presets", str(file)]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "my.toml: mine: layers is 1" in line
 
 
 def test_inspect_says_what_a_checkpoint_is_and_what_fits(capsys: pytest.CaptureFixture[str]) -> None:

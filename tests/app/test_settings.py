@@ -7,13 +7,18 @@ import pytest
 from app.cli import main, make_parser
 from app.settings import Settings, SettingsError, flag, load_settings, settings_table, variable
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
 VALUES = {
     "model": "m",
     "revision": "main",
+    "tokenizer": "t",
+    "quantize": "8",
     "compute_dtype": "float32",
     "cache_dir": "/tmp",
+    "presets": str(ROOT / "examples" / "presets.toml"),
     "default_preset": "z-image",
+    "predict_preset": "z-image",
     "host": "::1",
     "uds": "/tmp/s",
     "api_key": "k",
@@ -71,6 +76,8 @@ def test_the_readme_has_this_table() -> None:
         pytest.param({"compute_dtype": "int8"}, ["--compute-dtype", "int8", "bfloat16"], id="dtype"),
         pytest.param({"compute_dtype": "float16"}, ["force_float16"], id="float16"),
         pytest.param({"default_preset": "sdxl"}, ["default_preset", "sdxl", "z-image"], id="preset"),
+        pytest.param({"predict_preset": "sdxl"}, ["predict_preset", "sdxl", "z-image"], id="preset of a drop-in"),
+        pytest.param({"presets": "no.toml"}, ["presets", "no.toml", "No such file"], id="no file of presets"),
     ],
 )
 def test_a_bad_value_names_flag_and_variable_in_one_line(flags: dict[str, str], words: list[str]) -> None:

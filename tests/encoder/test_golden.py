@@ -27,7 +27,8 @@ class Golden:
         self.folder = folder
         self.config = json.loads((folder / "config.json").read_text())
         with safe_open(folder / "expected.safetensors", framework="numpy") as file:
-            self.input_ids, self.num_tokens = file.get_tensor("input_ids"), file.get_tensor("num_tokens")  # (B, L), (B,)
+            self.input_ids = file.get_tensor("input_ids")  # (B, L)
+            self.num_tokens = file.get_tensor("num_tokens")  # (B,)
             self.hidden_states = file.get_tensor("hidden_states")  # (n, B, L, D)
             self.indices: list[int] = json.loads(file.metadata()["indices"])
 

@@ -1,4 +1,4 @@
-"""Steps 1 to 5 composed: prompts in, prompt embeds out, compared with the float64 reference on a real small checkpoint."""
+"""Steps 1 to 5 composed, prompts in, prompt embeds out, against the float64 reference on a real small checkpoint."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -111,7 +111,7 @@ EXPECTED: dict[str, Callable[[Subject, str], NDArray[np.float64]]] = {
     ],
 )
 def test_preset_equals_the_reference(subject: Subject, name: str, prompt: str) -> None:
-    """Template, truncation, layers, norm, order of features and padding rows together are what a system was trained on."""
+    """Template, truncation, layers, norm, feature order and padding rows together are what a system was trained on."""
     [embeds] = subject.text_encoder.encode([PROMPTS[prompt]], get_preset(name))
 
     assert relative_error(embeds.hidden_states, EXPECTED[name](subject, PROMPTS[prompt])) < CLOSE
@@ -200,7 +200,8 @@ def test_negative_indices_count_from_the_end(subject: Subject) -> None:
     assert relative_error(encode(hidden_states=(-2,)), states[27]) < CLOSE
     assert relative_error(encode(layers=(-2,)), states[27]) < CLOSE
     assert relative_error(encode(hidden_states=(-29,)), states[0]) < CLOSE
-    assert relative_error(encode(layers=(-1,)) / rms(encode(layers=(-1,))) * subject.weights["norm.weight"], states[28]) < CLOSE
+    last = encode(layers=(-1,))
+    assert relative_error(last / rms(last) * subject.weights["norm.weight"], states[28]) < CLOSE
 
 
 def rms(x: NDArray[Any]) -> NDArray[Any]:

@@ -2,10 +2,10 @@
 
     python tests/golden/make_golden.py
 
-Needs what `make test-parity` installs; the files here came from torch 2.13.0 and transformers 5.23.0. They are small enough
-to commit, so that the tests compare with transformers without having it. Each folder holds the checkpoint as transformers
-saves it (config.json, model.safetensors in bfloat16) and expected.safetensors: input_ids (B, L), num_tokens (B,) and
-hidden_states (n, B, L, D), of which the metadata name the Hugging Face indices.
+Needs what `make test-parity` installs; the files here came from torch 2.13.0 and transformers 5.23.0. They are small
+enough to commit, so that the tests compare with transformers without having it. Each folder holds the checkpoint as
+transformers saves it (config.json, model.safetensors in bfloat16) and expected.safetensors: input_ids (B, L),
+num_tokens (B,) and hidden_states (n, B, L, D), of which the metadata name the Hugging Face indices.
 """
 
 import json
@@ -78,7 +78,7 @@ def write(name: str, model: PreTrainedModel, num_tokens: Sequence[int], window: 
 
 @torch.no_grad()
 def randomize(model: PreTrainedModel) -> None:
-    """Weights that leave nothing neutral: fresh norms are ones, and fresh matrices so small that layers hardly matter."""
+    """Weights that leave nothing neutral: fresh norms are ones, fresh matrices so small that layers hardly matter."""
     for parameter in model.parameters():
         if parameter.ndim == 1:
             parameter.uniform_(0.5, 2.0)

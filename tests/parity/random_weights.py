@@ -4,7 +4,7 @@ from typing import Any
 
 
 def randomize(model: Any) -> None:
-    """Weights that leave nothing neutral: fresh norms are ones, and fresh matrices so small that layers hardly matter."""
+    """Weights that leave nothing neutral: fresh norms are ones, fresh matrices so small that layers hardly matter."""
     import torch
 
     torch.manual_seed(0)

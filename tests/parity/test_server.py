@@ -1,4 +1,4 @@
-"""The same comparison through HTTP: what a frontend reads from the reply equals what diffusers and transformers compute.
+"""The same comparison through HTTP: what a frontend reads from the reply equals what transformers computes.
 
 The replies are decoded here by hand, as a client without our code would.
 """
@@ -110,7 +110,7 @@ def test_request_without_preset_gives_the_last_hidden_state(model_server: str, m
 
 def test_every_hidden_state_over_http_equals_transformers(model_server: str, model: Any, tokenizer: Any) -> None:
     """All that /encode_layers can give, in one reply."""
-    states, mask = their_hidden_states(model, tokenizer, PROMPTS[:1])
+    states, _ = their_hidden_states(model, tokenizer, PROMPTS[:1])
     every = list(range(len(states)))
     stacked, _, _ = post(
         model_server, "/encode_layers", prompt=PROMPTS[0], hidden_states=every, combine="stack", dtype="float32"

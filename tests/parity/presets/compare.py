@@ -19,14 +19,18 @@ PROMPTS = [
     pytest.param([""], id="empty"),
     pytest.param(["a photo of a red fox sitting in deep snow under a pale blue sky at dawn, soft light"], id="plain"),
     pytest.param(["\n\n starts with newlines, ends with blanks \n "], id="blanks"),
-    pytest.param(["a fox 🦊, a family 👨‍👩‍👧, e\u0301te\u0301, ﬁn, 一只红色的狐狸坐在深雪里"], id="emoji-accents-chinese"),
+    pytest.param(
+        ["a fox 🦊, a family 👨‍👩‍👧, e\u0301te\u0301, ﬁn, 一只红色的狐狸坐在深雪里"], id="emoji-accents-chinese"
+    ),
     pytest.param(["a sign: <|im_end|>\n<|im_start|>user\n<think> <|endoftext|> end"], id="special-tokens"),
     pytest.param(["a cat", "", "   ", "a much longer prompt about a dog that runs through tall grass"], id="batch"),
 ]
 OVERLONG = ["a lighthouse over a stormy sea, oil on canvas, " * 60, "a cat"]
 
 
-def encode(text_encoder: TextEncoder, prompts: Sequence[str], preset: str | Preset) -> tuple[NDArray[Any], NDArray[Any]]:
+def encode(
+    text_encoder: TextEncoder, prompts: Sequence[str], preset: str | Preset
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """Hidden states and mask of all prompts in one batch, as a reply carries them."""
     embeds = text_encoder.encode(prompts, get_preset(preset) if isinstance(preset, str) else preset)
     hidden_states, mask = collate(embeds)

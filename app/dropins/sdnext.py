@@ -1,0 +1,49 @@
+"""`POST /te`: the remote text encoder of SD.Next.
+
+Client: SD.Next, modules/sd_te_remote.py, with SD_REMOTE_T5 set to this address. It posts bare JSON, a string or a list,
+and reads the reply's bytes in the dtype of its own pipeline, in the shape of the header `shape`.
+"""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+from pydantic import ConfigDict, RootModel
+from starlette.responses import Response
+
+from app import wire
+from app.dependencies import CatalogDep, body_of
+from app.dropins.fields import DTypeQuery, PresetQuery, Prompts
+from app.encoding import EncodingDep, timings
+from app.formats import ReplyFormat
+from app.openapi import drop_in
+
+router = APIRouter()
+
+
+class TextEncoderRequest(RootModel[Prompts]):
+    """The prompts, without an object around them."""
+
+    model_config = ConfigDict(strict=True)
+
+
+TE = drop_in(
+    TextEncoderRequest,
+    {},
+    wire.TENSOR,
+    "The bytes of one tensor, little-endian and in C order; the headers `shape`, a JSON list, and `dtype` describe it.",
+)
+
+
+@router.post("/te", **TE)
+async def te(
+    body: Annotated[TextEncoderRequest, Depends(body_of(TextEncoderRequest))],
+    catalog: CatalogDep,
+    encoding: EncodingDep,
+    preset: PresetQuery = None,
+    dtype: DTypeQuery = "bfloat16",
+) -> Response:
+    """Encode prompts as SD.Next asks for them. The preset is the server's default, or named in the address."""
+    result = await encoding.encode(body.root, catalog.get(preset), dtype)
+    response = await ReplyFormat(wire.TENSOR).respond(result.embeds, {})
+    response.headers.update(timings(result))
+    return response

@@ -1,0 +1,187 @@
+"""Time and memory of loading a checkpoint of several GB, made on the spot, against reading its file.
+
+    python benchmarks/loading.py [--layers 12] [--dtype bfloat16] [--quantize auto] [--folder /tmp]
+
+The checkpoint has the dims of Qwen3-4B with fewer layers, in shards of 2 GB, of random numbers. Each measurement runs
+in a process of its own and with a cold page cache where the system lets us drop the file from it.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+SHARD_BYTES = 2 * 10**9
+CONFIG = {
+    "model_type": "qwen3",
+    "hidden_size": 2560,
+    "intermediate_size": 9728,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151936,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e6,
+}
+CHUNK_BYTES = 8 * 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--compute-dtype", default="auto")
+    parser.add_argument("--quantize", default="auto")
+    parser.add_argument("--folder", type=Path, default=None, help="where the checkpoint is made; needs room for it")
+    parser.add_argument("--measure", choices=("read", "load"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure == "read":
+        return read(options.folder)
+    if options.measure == "load":
+        return load(options.folder, options.compute_dtype, options.quantize)
+    with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
+        folder = Path(scratch)
+        size = write_checkpoint(folder, options.layers)
+        print(f"checkpoint: {size / 1e9:.2f} GB in bfloat16, {options.layers} layers of Qwen3-4B")
+        for cold in (True, False):
+            results = {}
+            for what in ("read", "load"):
+                if cold:
+                    drop_from_page_cache(folder)
+                results[what] = measure(what, folder, options)
+            print(f"{'from disk' if cold else 'from page cache'}:")
+            for what, result in results.items():
+                print(f"  {what}: " + ", ".join(f"{name} {value:.2f}" for name, value in result.items()))
+            print(f"  load / read: {results['load']['seconds'] / results['read']['seconds']:.2f}")
+
+
+def measure(what: str, folder: Path, options: argparse.Namespace) -> dict[str, float]:
+    """Run one measurement in a process of its own."""
+    command = [sys.executable, __file__, "--measure", what, "--folder", str(folder)]
+    command += ["--compute-dtype", options.compute_dtype, "--quantize", options.quantize]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    finished = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    result: dict[str, float] = json.loads(finished.stdout.splitlines()[-1])
+    return result
+
+
+def read(folder: Path) -> None:
+    """Read all files from front to back into one small buffer."""
+    buffer = bytearray(CHUNK_BYTES)
+    started = time.perf_counter()
+    size = 0
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb", buffering=0) as stream:
+            while count := stream.readinto(buffer):
+                size += count
+    seconds = time.perf_counter() - started
+    print(json.dumps({"seconds": seconds, "GB/s": size / 1e9 / seconds}))
+
+
+def load(folder: Path, compute_dtype: str, quantize: str) -> None:
+    """Load the checkpoint as the service does, and stop before the first forward pass."""
+    import mlx.core as mx
+
+    from encoder import open_checkpoint
+    from encoder.checkpoint import load_weights
+    from encoder.qwen3 import Qwen3
+    from encoder.text_encoder import COMPUTE_DTYPES, parameter_bytes, resolve_compute_dtype
+
+    checkpoint = open_checkpoint(str(folder))
+    model = Qwen3(checkpoint.config)
+    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    dtype = COMPUTE_DTYPES[resolve_compute_dtype(compute_dtype, checkpoint.dtype, False)]
+    started = time.perf_counter()
+    load_weights(checkpoint, model, dtype, quantize=quantize)
+    seconds = time.perf_counter() - started
+    stored = [tensor.nbytes for tensor in checkpoint.weights.tensors.values()]
+    print(
+        json.dumps(
+            {
+                "seconds": seconds,
+                "GB/s": sum(stored) / 1e9 / seconds,
+                "resident GB": parameter_bytes(model) / 1e9,
+                "largest stored tensor GB": max(stored) / 1e9,
+                "peak GB of MLX": mx.get_peak_memory() / 1e9,
+                "peak GB of the process": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - base) / 1e9,
+            }
+        )
+    )
+
+
+def write_checkpoint(folder: Path, layers: int) -> int:
+    """Write random bfloat16 weights; the bytes of all shards."""
+    from safetensors.numpy import save_file
+
+    from encoder.checkpoint import demo
+
+    config = CONFIG | {"num_hidden_layers": layers}
+    (folder / "config.json").write_text(json.dumps(config))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes(demo.demo_files()[name])
+    generator = np.random.default_rng(0)
+    shard: dict[str, np.ndarray] = {}
+    weight_map: dict[str, str] = {}
+    total = count = 0
+
+    def flush() -> None:
+        nonlocal count
+        count += 1
+        name = f"model-{count:05}.safetensors"
+        save_file(shard, folder / name)
+        os.sync()
+        weight_map.update(dict.fromkeys(shard, name))
+        shard.clear()
+
+    for key, shape in shapes(config).items():
+        # Bits of bfloat16 numbers between 2**-7 and 2**-5, either sign.
+        bits = generator.integers(0, 2**16, shape, np.uint16) & 0x80FF | 0x3C00
+        shard[key] = bits.view(bfloat16())
+        total += bits.nbytes
+        if sum(array.nbytes for array in shard.values()) > SHARD_BYTES:
+            flush()
+    if shard:
+        flush()
+    index = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map})
+    (folder / "model.safetensors.index.json").write_text(index)
+    return total
+
+
+def shapes(config: dict[str, object]) -> dict[str, tuple[int, ...]]:
+    """Of every tensor, by key."""
+    d, f, v = 2560, 9728, 151936
+    layer = {
+        "input_layernorm": (d,), "post_attention_layernorm": (d,), "self_attn.q_norm": (128,), "self_attn.k_norm": (128,),
+        "self_attn.q_proj": (4096, d), "self_attn.k_proj": (1024, d), "self_attn.v_proj": (1024, d),
+        "self_attn.o_proj": (d, 4096), "mlp.gate_proj": (f, d), "mlp.up_proj": (f, d), "mlp.down_proj": (d, f),
+    }  # fmt: skip
+    named: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (v, d), "model.norm.weight": (d,)}
+    for index in range(int(str(config["num_hidden_layers"]))):
+        named |= {f"model.layers.{index}.{name}.weight": shape for name, shape in layer.items()}
+    return named
+
+
+def bfloat16() -> np.dtype:
+    """NumPy's bfloat16, which safetensors knows how to write."""
+    import ml_dtypes
+
+    return np.dtype(ml_dtypes.bfloat16)
+
+
+def drop_from_page_cache(folder: Path) -> None:
+    """Ask the kernel to forget the files; only Linux can."""
+    for file in folder.glob("*.safetensors"):
+        with file.open("rb") as stream:
+            if hasattr(os, "posix_fadvise"):
+                os.fsync(stream.fileno())
+                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""Reads an array from its place in a file, whatever the file's format. One copy, on the calling thread."""
+
+import mlx.core as mx
+import numpy as np
+
+from encoder.checkpoint.weights import StoredArray
+from encoder.errors import CheckpointError
+
+_DTYPES = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16, "I8": mx.int8, "U32": mx.uint32}
+
+
+def read_bytes(array: StoredArray) -> mx.array:
+    """All bytes of the array, (nbytes,) uint8. Errors: CheckpointError when the file has become shorter."""
+    data = np.fromfile(array.file, np.uint8, array.nbytes, offset=array.offset)
+    if data.nbytes != array.nbytes:
+        raise CheckpointError(f"{array.file}: {array.key} cannot be read: the file is shorter than it was.")
+    return mx.array(data)
+
+
+def read_array(array: StoredArray) -> mx.array:
+    """The array in its shape; a dtype that MLX does not have as uint8."""
+    return read_bytes(array).view(_DTYPES.get(array.dtype, mx.uint8)).reshape(array.shape)

@@ -1,0 +1,49 @@
+"""What a reader of one format or place is: it recognizes what it can open, and opens it."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from encoder.checkpoint.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the user asked for.
+
+    Attributes:
+        source: as it was typed.
+        revision: branch, tag or commit of a hub repository.
+        cache_dir: where downloads and the demo go; None means each in its usual place.
+        tokenizer: a tokenizer.json, a folder with one, or a hub id; None means the checkpoint's own.
+    """
+
+    source: str
+    revision: str | None = None
+    cache_dir: Path | None = None
+    tokenizer: str | None = None
+
+    @property
+    def path(self) -> Path:
+        """The source as a path in the file system, whether it exists or not."""
+        return Path(os.path.expanduser(self.source))
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the source is a folder that exists."""
+        return bool(self.source) and os.path.isdir(self.path)  # Path.is_dir raises for names that are too long
+
+    def is_file(self, suffix: str) -> bool:
+        """Whether the source is a file that exists and ends in `suffix`."""
+        return self.path.suffix.lower() == suffix and os.path.isfile(self.path)
+
+
+class Reader(Protocol):
+    """A module with these two functions, listed in `source.READERS`."""
+
+    def recognizes(self, request: Request) -> bool:
+        """Whether the source is of this reader's kind. Looks at names, and whether files exist; nothing is opened."""
+
+    def open_request(self, request: Request) -> Checkpoint:
+        """Describe the checkpoint; reads headers, no tensors. Errors: CheckpointError."""

@@ -1,0 +1,71 @@
+"""A batch of jobs through the model, in the way that suits the device. Steps 3 and 4 of the path.
+
+`PlainForward` runs encoder/qwen3.py on one padded rectangle: for GPUs, and the reference for all others.
+`PackedForward` runs the same weights on a CPU without padding. Here alone is decided which.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from encoder.blas import available_cpus, set_threads
+from encoder.packed import PackedQwen3, count_streams
+from encoder.padding import bucket_length, pad
+from encoder.qwen3 import Qwen3
+from encoder.types import Job, Rows, Tap
+
+
+class Forward(Protocol):
+    """The forward pass for one batch."""
+
+    def __call__(self, jobs: Sequence[Job], taps: Sequence[Tap]) -> Mapping[Tap, Rows]:
+        """For each tap, the computed rows of each job; a rectangle may have more rows."""
+
+    def tokens(self, lengths: Sequence[int]) -> int:
+        """Rows that run for a batch of such lengths."""
+
+
+class PlainForward:
+    """One rectangle, padded on the right to one of few lengths."""
+
+    def __init__(self, model: Qwen3, pad_token_id: int) -> None:
+        self.model = model
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, jobs: Sequence[Job], taps: Sequence[Tap]) -> Mapping[Tap, Rows]:
+        input_ids, mask, position_ids = pad(jobs, self.pad_token_id)
+        hidden_states = self.model.hidden_states_at(taps, input_ids, mask=mask, position_ids=position_ids)
+        return dict(zip(taps, hidden_states, strict=True))
+
+    def tokens(self, lengths: Sequence[int]) -> int:
+        return len(lengths) * bucket_length(max(lengths))
+
+
+class PackedForward:
+    """All rows one after the other, on several streams with a one-thread BLAS each. Takes the model's weights over."""
+
+    def __init__(self, model: Qwen3, pad_token_id: int) -> None:
+        set_threads(1)
+        self.packed = PackedQwen3(model, count_streams(model.config, available_cpus()))
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, jobs: Sequence[Job], taps: Sequence[Tap]) -> Mapping[Tap, Rows]:
+        return self.packed.hidden_states_at(taps, jobs, self.pad_token_id)
+
+    def tokens(self, lengths: Sequence[int]) -> int:
+        return sum(lengths)
+
+
+def choose_forward(model: Qwen3, pad_token_id: int) -> Forward:
+    """The fast way on a CPU where it knows all that the model has, else the plain one."""
+    on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    return (PackedForward if on_cpu and _can_be_packed(model) else PlainForward)(model, pad_token_id)
+
+
+def _can_be_packed(model: Qwen3) -> bool:
+    plain = all(type(module) is nn.Linear for layer in model.layers for module in layer.projections)
+    floats = all(array.dtype == mx.float32 for array in dict(tree_flatten(model.parameters())).values())
+    return plain and floats and not (model.config.attention_bias or model.config.attention_sinks)

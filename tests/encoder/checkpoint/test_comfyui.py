@@ -1,0 +1,278 @@
+"""Single files as ComfyUI holds them: every key form and every quantization, to the hidden states of the plain weights.
+
+The quantized files are written here with NumPy and ml_dtypes, from the formats' descriptions.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from encoder import LAST_HIDDEN_STATE, TextEncoder
+from encoder.checkpoint import open_checkpoint
+from encoder.errors import CheckpointError
+from tests.checkpoints import Array, write_checkpoint, write_tensors, write_tokenizer
+
+DIMS = {"hidden_size": 128, "intermediate_size": 192, "head_dim": 32}
+PROMPTS = ["a cat", "a cat on a red sofa"]
+Stored = dict[str, Array]
+Quantize = Callable[[str, Array], tuple[Stored, Array]]  # key and weight to what is stored, and what it stands for
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> dict[str, NDArray[np.float32]]:
+    return write_checkpoint(tmp_path / "plain", **DIMS)
+
+
+def write_file(
+    folder: Path, tensors: Mapping[str, Array], name: str = "qwen_3_4b.safetensors", **metadata: str
+) -> Path:
+    write_tokenizer(folder)
+    save_file({key: np.ascontiguousarray(array) for key, array in tensors.items()}, folder / name, metadata or None)
+    return folder / name
+
+
+def encode(source: Path) -> list[Array]:
+    encoder = TextEncoder.open(str(source), compute_dtype="float32")
+    return [embeds.hidden_states for embeds in encoder.encode(PROMPTS, LAST_HIDDEN_STATE)]
+
+
+def assert_same_hidden_states(file: Path, folder: Path) -> None:
+    for ours, expected in zip(encode(file), encode(folder), strict=True):
+        np.testing.assert_array_equal(ours, expected)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "rope_theta"),
+    [
+        pytest.param("model.", 1e6, id="text"),
+        pytest.param("", 1e6, id="bare"),
+        pytest.param("model.language_model.", 5e6, id="vision"),
+        pytest.param("text_encoders.qwen3_4b.transformer.model.", 1e6, id="all-in-one"),
+    ],
+)
+def test_file_alone_is_enough(tmp_path: Path, prefix: str, rope_theta: float) -> None:
+    """Dims by shape, theta by family."""
+    weights = write_checkpoint(tmp_path / "plain", rope_theta=rope_theta, **DIMS)
+    others = {"model.visual.merger.norm.weight": np.ones(3, np.float32), "vae.scale": np.ones(2, np.float64)}
+    if rope_theta == 1e6:
+        del others["model.visual.merger.norm.weight"]
+    file = write_file(tmp_path, {prefix + name: array for name, array in weights.items()} | others)
+    config, expected = open_checkpoint(str(file)).config, open_checkpoint(str(tmp_path / "plain")).config
+
+    for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
+        assert getattr(config, name) == getattr(expected, name)
+    assert (config.num_key_value_heads, config.head_dim) == (expected.num_key_value_heads, expected.head_dim)
+    assert (config.rope_theta, config.rms_norm_eps) == (rope_theta, 1e-6)
+    assert_same_hidden_states(file, tmp_path / "plain")
+
+
+@pytest.mark.parametrize("name", ["qwen3vl_8b.safetensors", "Qwen3-VL-4B.safetensors", "krea2_qwen_3_vl.safetensors"])
+def test_name_of_the_file_may_say_that_it_is_a_vision_model(tmp_path: Path, weights: Stored, name: str) -> None:
+    """A text part that was cut out of a Qwen3-VL has another theta, and no tensor that shows it."""
+    file = write_file(tmp_path, {f"model.{key}": array for key, array in weights.items()}, name)
+
+    assert open_checkpoint(str(file)).config.rope_theta == 5e6
+
+
+def float8(dtype: Any, limit: float, rows: bool, names: tuple[str, ...], **note: Any) -> Quantize:
+    """One scale for the tensor, or one for each row; under the first name, what stands beside it under the others."""
+
+    def quantize(path: str, weight: Array) -> tuple[Stored, Array]:
+        scale = np.abs(weight).max(axis=1 if rows else None, keepdims=rows).astype(np.float32) / limit
+        numbers = (weight / scale).astype(dtype)
+        stored = {f"{path}.weight": numbers}
+        if names:
+            stored[f"{path}.{names[0]}"] = scale.reshape(-1) if rows else scale.reshape(())
+        else:
+            scale = np.float32(1)
+            stored[f"{path}.weight"] = numbers = weight.astype(dtype)
+        stored |= {f"{path}.{name}": np.ones((), np.float32) for name in names[1:]}
+        if note:
+            stored[f"{path}.comfy_quant"] = np.frombuffer(json.dumps(note).encode(), np.uint8)
+        return stored, numbers.astype(np.float32) * scale
+
+    return quantize
+
+
+def int8(path: str, weight: Array) -> tuple[Stored, Array]:
+    scale = np.abs(weight).max(axis=1, keepdims=True).astype(np.float32) / 127
+    numbers = np.round(weight / scale).astype(np.int8)
+    note = np.frombuffer(json.dumps({"format": "int8_tensorwise", "per_row": True}).encode(), np.uint8)
+    stored = {f"{path}.weight": numbers, f"{path}.weight_scale": scale, f"{path}.comfy_quant": note}
+    return stored, numbers.astype(np.float32) * scale
+
+
+def block_float8(path: str, weight: Array) -> tuple[Stored, Array]:
+    """As Qwen's own FP8 repositories: a scale for each 128 x 128 block, the last ones cut off."""
+    rows, columns = weight.shape
+    scale = np.random.default_rng(0).uniform(0.01, 0.02, (-(-rows // 128), -(-columns // 128))).astype(np.float32)
+    spread = np.kron(scale, np.ones((128, 128), np.float32))[:rows, :columns]
+    numbers = (weight / spread).astype(ml_dtypes.float8_e4m3fn)
+    return {f"{path}.weight": numbers, f"{path}.weight_scale_inv": scale}, numbers.astype(np.float32) * spread
+
+
+def tile(scales: Array) -> Array:
+    """Where cuBLAS wants the scale of row r and column c; the rest of the last tiles is zero."""
+    rows, columns = scales.shape
+    down, across = -(-rows // 128), -(-columns // 4)
+    tiled = np.zeros(down * across * 512, scales.dtype)
+    for row in range(rows):
+        for column in range(columns):
+            start = 512 * (row // 128 * across + column // 4)
+            tiled[start + row % 32 * 16 + row % 128 // 32 * 4 + column % 4] = scales[row, column]
+    return tiled.reshape(down * 128, across * 4)
+
+
+def nvfp4(path: str, weight: Array) -> tuple[Stored, Array]:
+    rows, columns = weight.shape
+    values = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+    blocks = weight.reshape(rows, columns // 16, 16)
+    whole = np.float32(np.abs(weight).max() / (448 * 6))
+    scales = (np.abs(blocks).max(axis=-1) / 6 / whole).astype(ml_dtypes.float8_e4m3fn)
+    total = scales.astype(np.float32)[..., None] * whole
+    codes = (
+        np.abs(blocks[..., None] / total[..., None] - values).argmin(axis=-1).reshape(rows, columns).astype(np.uint8)
+    )
+    stored = {
+        f"{path}.weight": codes[:, ::2] << 4 | codes[:, 1::2],
+        f"{path}.weight_scale": tile(scales),
+        f"{path}.weight_scale_2": np.array(whole),
+        f"{path}.comfy_quant": np.frombuffer(b'{"format": "nvfp4"}', np.uint8),
+    }
+    exact = values[codes].reshape(blocks.shape) * scales.astype(np.float32)[..., None] * whole
+    return stored, exact.reshape(rows, columns)
+
+
+def mxfp8(path: str, weight: Array) -> tuple[Stored, Array]:
+    rows, columns = weight.shape
+    blocks = weight.reshape(rows, columns // 32, 32)
+    exponents = np.ceil(np.log2(np.abs(blocks).max(axis=-1) / 448)) + 127
+    numbers = (blocks / np.exp2(exponents - 127)[..., None]).astype(ml_dtypes.float8_e4m3fn)
+    stored = {
+        f"{path}.weight": numbers.reshape(rows, columns),
+        f"{path}.weight_scale": tile(exponents.astype(np.uint8)).view(ml_dtypes.float8_e8m0fnu),
+        f"{path}.comfy_quant": np.frombuffer(b'{"format": "mxfp8"}', np.uint8),
+    }
+    decoded = numbers.astype(np.float32) * np.exp2(exponents - 127).astype(np.float32)[..., None]
+    return stored, decoded.reshape(rows, columns)
+
+
+E4M3, E5M2 = (ml_dtypes.float8_e4m3fn, 448.0), (ml_dtypes.float8_e5m2, 57344.0)
+FORMATS = [
+    pytest.param(float8(*E4M3, False, ()), "float8_e4m3fn", id="float8-cast"),
+    pytest.param(float8(*E5M2, False, ()), "float8_e5m2", id="float8-e5m2-cast"),
+    pytest.param(float8(*E4M3, False, ("scale_weight", "scale_input")), "float8_e4m3fn", id="float8-old"),
+    pytest.param(
+        float8(*E4M3, False, ("weight_scale", "input_scale"), format="float8_e4m3fn"), "float8_e4m3fn", id="float8-new"
+    ),
+    pytest.param(float8(*E5M2, False, ("weight_scale",), format="float8_e5m2"), "float8_e5m2", id="float8-e5m2"),
+    pytest.param(float8(*E4M3, True, ("weight_scale",)), "float8_e4m3fn", id="ideogram"),
+    pytest.param(block_float8, "float8_e4m3fn", id="qwen-blocks"),
+    pytest.param(int8, "int8", id="int8"),
+    pytest.param(nvfp4, "nvfp4", id="nvfp4"),
+    pytest.param(mxfp8, "mxfp8", id="mxfp8"),
+]
+
+
+@pytest.mark.parametrize(("quantize", "label"), FORMATS)
+def test_hidden_states_are_those_of_the_decoded_weights(
+    tmp_path: Path, weights: Stored, quantize: Quantize, label: str
+) -> None:
+    """Bit for bit: what the numbers stand for is exact in float32."""
+    tensors: Stored = {}
+    decoded: Stored = {}
+    for name, weight in weights.items():
+        if "proj" in name:
+            stored, decoded[f"model.{name}"] = quantize(f"model.{name.removesuffix('.weight')}", weight)
+            tensors |= stored
+        else:
+            tensors[f"model.{name}"] = decoded[f"model.{name}"] = weight
+    write_tensors(tmp_path / "plain", decoded)
+    file = write_file(tmp_path, tensors | {"scaled_fp8": np.zeros(0, ml_dtypes.float8_e4m3fn)})
+
+    assert open_checkpoint(str(file)).quantization == label
+    assert_same_hidden_states(file, tmp_path / "plain")
+
+
+def test_formats_may_stand_in_the_header(tmp_path: Path, weights: Stored) -> None:
+    """Newer converters write no comfy_quant tensors."""
+    tensors: Stored = {}
+    decoded: Stored = {}
+    layers = {}
+    for name, weight in weights.items():
+        path = f"model.{name.removesuffix('.weight')}"
+        if "mlp" in name:
+            stored, decoded[f"{path}.weight"] = nvfp4(path, weight)
+            tensors |= {key: array for key, array in stored.items() if not key.endswith("comfy_quant")}
+            layers[path] = {"format": "nvfp4"}
+        else:
+            tensors[f"{path}.weight"] = decoded[f"{path}.weight"] = weight
+    write_tensors(tmp_path / "plain", decoded)
+    metadata = json.dumps({"format_version": "1.0", "layers": layers})
+
+    assert_same_hidden_states(write_file(tmp_path, tensors, _quantization_metadata=metadata), tmp_path / "plain")
+
+
+@pytest.mark.parametrize(
+    ("note", "message"),
+    [
+        pytest.param(b'{"format": "awq_w4a16"}', "has format .*awq_w4a16", id="unknown"),
+        pytest.param(b'{"format": "int8_tensorwise", "convrot": true}', "unrotated", id="rotated"),
+        pytest.param(b'{"convrot": true}', "has format", id="no-format"),
+        pytest.param(b"nvfp4", "cannot be read as JSON", id="no-json"),
+        pytest.param(b"[1]", "expected an object", id="list"),
+        pytest.param(b'{"format": "nvfp4"}', "expected bytes of nvfp4", id="other-format"),
+    ],
+)
+def test_layer_that_cannot_be_decoded_is_named(tmp_path: Path, weights: Stored, note: bytes, message: str) -> None:
+    """Some formats rotate or reorder; read as if they did not they are noise."""
+    tensors = {f"model.{name}": array for name, array in weights.items()}
+    stored, _ = int8("model.layers.1.mlp.up_proj", weights["layers.1.mlp.up_proj.weight"])
+    stored["model.layers.1.mlp.up_proj.comfy_quant"] = np.frombuffer(note, np.uint8)
+
+    with pytest.raises(CheckpointError, match=f"model.layers.1.mlp.up_proj.*{message}"):
+        open_checkpoint(str(write_file(tmp_path, tensors | stored)))
+
+
+@pytest.mark.parametrize("place", ["beside", "folder-of-its-name", "given", "inside"])
+def test_tokenizer_is_found(tmp_path: Path, weights: Stored, place: str) -> None:
+    """ComfyUI's files come without one."""
+    tensors = {f"model.{name}": array for name, array in weights.items()}
+    content = (tmp_path / "plain" / "tokenizer.json").read_bytes()
+    if place == "inside":
+        tensors["tokenizer_json"] = np.frombuffer(content, np.uint8)
+    file = write_file(tmp_path, tensors)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        target = {"beside": tmp_path, "folder-of-its-name": tmp_path / "qwen_3_4b", "given": tmp_path / "other"}
+        (tmp_path / name).unlink()
+        if place in target:
+            target[place].mkdir(exist_ok=True)
+            (target[place] / name).write_bytes((tmp_path / "plain" / name).read_bytes())
+    given = {"tokenizer": str(tmp_path / "other")} if place == "given" else {}
+
+    assert open_checkpoint(str(file), **given).tokenizer.vocab_size == 282
+
+
+def test_missing_tokenizer_of_an_unknown_vocabulary_is_asked_for(tmp_path: Path, weights: Stored) -> None:
+    """Qwen3's own would give ids that the model does not have."""
+    file = write_file(tmp_path, {f"model.{name}": array for name, array in weights.items()})
+    (tmp_path / "tokenizer.json").unlink()
+
+    with pytest.raises(CheckpointError, match="give its own with --tokenizer"):
+        open_checkpoint(str(file))
+
+
+@pytest.mark.parametrize("gone", ["embed_tokens.weight", "layers.0.self_attn.q_norm.weight"])
+def test_file_of_another_model_is_refused(tmp_path: Path, weights: Stored, gone: str) -> None:
+    """A folder of text encoders holds T5, CLIP and Mistral too."""
+    tensors = {f"model.{name}": array for name, array in weights.items() if name != gone}
+
+    with pytest.raises(CheckpointError, match=f"{gone}: found nothing.*Is this a Qwen3 encoder"):
+        open_checkpoint(str(write_file(tmp_path, tensors)))

@@ -1,0 +1,252 @@
+"""GGUF files, written by the gguf package, read back to the same tensors, tokens and hidden states."""
+
+import json
+import struct
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import tokenizers
+from gguf.quants import dequantize, quantize
+from tokenizers import models, normalizers, pre_tokenizers, trainers
+
+from encoder import LAST_HIDDEN_STATE, TextEncoder
+from encoder.checkpoint import demo, open_checkpoint
+from encoder.errors import CheckpointError
+from tests.checkpoints import Array, write_checkpoint, write_tensors
+
+DIMS = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64}
+KINDS = gguf.GGMLQuantizationType
+QUANTIZED = ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "BF16", "F16"]  # that the package can write
+RANDOM = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4"]  # that it can only read
+NAMES = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, 8)
+
+
+def write_gguf(
+    file: Path,
+    weights: Mapping[str, Array],
+    kind: str = "F32",
+    tokens: Mapping[str, Any] | None = None,
+    architecture: str = "qwen3",
+    **metadata: Any,
+) -> dict[str, Array]:
+    """Write the weights, the matrices among them as `kind`; what they stand for, by parameter name."""
+    writer = gguf.GGUFWriter(file, architecture)
+    fields = {"embedding_length": 256, "feed_forward_length": 256, "block_count": 2, "context_length": 4096}
+    fields |= {"attention.head_count": 4, "attention.head_count_kv": 2, "attention.key_length": 64}
+    for key, value in fields.items():
+        writer.add_uint32(f"{architecture}.{key}", value)
+    writer.add_float32(f"{architecture}.attention.layer_norm_rms_epsilon", 1e-6)
+    writer.add_float32(f"{architecture}.rope.freq_base", 1e6)
+    for key, value in metadata.items():
+        writer.add_string(key.replace("__", "."), value) if isinstance(value, str) else writer.add_uint16(key, value)
+    write_tokens(writer, **(tokens or demo_tokens()))
+    decoded = {}
+    for name, weight in weights.items():
+        key = NAMES.get_name(f"model.{name}", (".weight", ".bias"))
+        assert key is not None
+        stored, decoded[name] = encode_matrix(weight, kind) if weight.ndim == 2 else (weight, weight)
+        writer.add_tensor(key, stored, raw_dtype=KINDS[kind] if weight.ndim == 2 and kind != "F32" else None)
+    writer.add_tensor("output.weight", weights["embed_tokens.weight"])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return decoded
+
+
+def encode_matrix(weight: Array, kind: str) -> tuple[Array, Array]:
+    if kind == "F32":
+        return weight, weight
+    if kind in RANDOM:
+        block, size = gguf.GGML_QUANT_SIZES[KINDS[kind]]
+        data = np.random.default_rng(len(weight)).integers(0, 256, (len(weight), 256 // block, size), np.uint8)
+        data[..., :2] = data[..., -2:] = np.array([0, 0x10], np.uint8)  # wherever the scales stand: small and finite
+        if kind in ("Q2_K", "Q4_K", "Q5_K"):
+            data[..., 2:4] = data[..., -4:-2] = np.array([0, 0x10], np.uint8)
+        stored = np.ascontiguousarray(data.reshape(len(weight), -1))
+    else:
+        stored = quantize(weight, KINDS[kind])
+    return stored, dequantize(stored, KINDS[kind]).astype(np.float32)
+
+
+def write_tokens(writer: gguf.GGUFWriter, tokens: list[str], types: list[int], merges: list[str], pad: int) -> None:
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    if merges:
+        writer.add_token_merges(merges)
+    writer.add_pad_token_id(pad)
+
+
+def demo_tokens() -> dict[str, Any]:
+    return gguf_tokens(demo.tokenizer_json())
+
+
+def gguf_tokens(tokenizer: dict[str, Any]) -> dict[str, Any]:
+    """What llama.cpp's converter makes of a tokenizer.json."""
+    added = {token["content"]: token for token in tokenizer["added_tokens"]}
+    ids = tokenizer["model"]["vocab"] | {content: token["id"] for content, token in added.items()}
+    tokens = sorted(ids, key=lambda token: int(ids[token]))
+    types = [3 if token in added and added[token]["special"] else 4 if token in added else 1 for token in tokens]
+    merges = [" ".join(merge) for merge in tokenizer["model"]["merges"]]
+    return {"tokens": tokens, "types": types, "merges": merges, "pad": ids.get("<|endoftext|>", 0)}
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> dict[str, Any]:
+    return write_checkpoint(tmp_path / "plain", **DIMS)
+
+
+def encode(source: Path, **options: Any) -> list[Array]:
+    encoder = TextEncoder.open(str(source), compute_dtype="float32", **options)
+    return [embeds.hidden_states for embeds in encoder.encode(["a cat", "a red sofa"], LAST_HIDDEN_STATE)]
+
+
+@pytest.mark.parametrize("kind", ["F32", *QUANTIZED, *RANDOM])
+def test_hidden_states_are_those_of_the_decoded_weights(tmp_path: Path, weights: dict[str, Any], kind: str) -> None:
+    """Bit for bit, config and tokenizer taken from the file itself."""
+    decoded = write_gguf(tmp_path / "model.gguf", weights, kind)
+    write_tensors(tmp_path / "plain", {f"model.{name}": array for name, array in decoded.items()})
+
+    for ours, expected in zip(encode(tmp_path / "model.gguf"), encode(tmp_path / "plain"), strict=True):
+        np.testing.assert_array_equal(ours, expected)
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_1", "Q5_0"])
+def test_kept_quantized_the_hidden_states_are_the_same(tmp_path: Path, weights: dict[str, Any], kind: str) -> None:
+    """Three types are MLX's affine in another order; the others are decoded all the same."""
+    write_gguf(tmp_path / "model.gguf", weights, kind)
+    kept = encode(tmp_path / "model.gguf", quantize="keep")
+
+    for ours, expected in zip(kept, encode(tmp_path / "model.gguf"), strict=True):
+        np.testing.assert_allclose(ours, expected, atol=5e-4)
+
+
+def test_checkpoint_is_described(tmp_path: Path, weights: dict[str, Any]) -> None:
+    """What `inspect` prints."""
+    write_gguf(tmp_path / "model.gguf", weights, "Q6_K")
+    write_gguf(tmp_path / "renamed.gguf", weights, "Q6_K")
+    checkpoint = open_checkpoint(str(tmp_path / "model.gguf"))
+
+    assert checkpoint.quantization == "Q6_K"
+    assert checkpoint.dtype == "bfloat16"
+    assert checkpoint.config.rope_theta == 1e6
+    assert checkpoint.tokenizer.pad_token_id == 256
+    assert checkpoint.fingerprint == open_checkpoint(str(tmp_path / "renamed.gguf")).fingerprint
+
+
+TEXTS = [
+    "a cat", "A photo of 3 cats, don't they'LL", "  two  blanks ", "\n\na newline\r\n", "naïve café", "cafe\u0301",
+    "一只猫坐在红沙发上", "🐈‍⬛ cat", "<|im_start|>user\nhi<|im_end|>", "<think>\n\n</think>", "x\t\ty", "", "1234567",
+]  # fmt: skip
+
+
+def test_tokens_are_those_of_the_tokenizer_that_was_converted(tmp_path: Path, weights: dict[str, Any]) -> None:
+    """Byte pairs, added tokens, normalization and the split into words."""
+    trained = train_tokenizer()
+    trained.save(str(tmp_path / "tokenizer.json"))
+    vocab_size = trained.get_vocab_size(with_added_tokens=True)
+    weights = write_checkpoint(tmp_path / "plain", **DIMS, vocab_size=vocab_size)
+    tokens = gguf_tokens(json.loads((tmp_path / "tokenizer.json").read_text()))
+    write_gguf(tmp_path / "model.gguf", weights, tokens=tokens)
+    tokenizer = open_checkpoint(str(tmp_path / "model.gguf")).tokenizer
+
+    assert len(tokens["merges"]) > 100
+    for text in TEXTS:
+        assert list(tokenizer.tokenize(text, max_length=10_000)[0]) == trained.encode(text).ids, text
+
+
+def train_tokenizer() -> tokenizers.Tokenizer:
+    """Qwen2's pipeline, with merges learned from this file and the texts."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    words = tokenizers.Regex(
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+        r"\s+(?!\S)|\s+"
+    )
+    split, to_bytes = pre_tokenizers.Split(words, "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([Path(__file__).read_text(), *TEXTS * 3], trainer)
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tokenizer.add_tokens([tokenizers.AddedToken(token, normalized=False, special=True) for token in special])
+    tokenizer.add_tokens([tokenizers.AddedToken(token, normalized=False) for token in ("<think>", "</think>")])
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        pytest.param({"architecture": "llama"}, "general.architecture is 'llama'", id="another-model"),
+        pytest.param({"split.count": 3}, "one part of several", id="split"),
+        pytest.param({"qwen3__rope__scaling__type": "yarn"}, "rope_type", id="scaled-rope"),
+    ],
+)
+def test_file_that_cannot_be_served_says_why(
+    tmp_path: Path, weights: dict[str, Any], options: dict[str, Any], message: str
+) -> None:
+    """Before anything is loaded."""
+    write_gguf(tmp_path / "model.gguf", weights, **options)
+
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(str(tmp_path / "model.gguf"))
+
+
+def text(value: str) -> bytes:
+    return struct.pack("<Q", len(value)) + value.encode()
+
+
+def header(*entries: bytes, tensors: int = 0, count: int | None = None, version: int = 3) -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", version, tensors, len(entries) if count is None else count) + b"".join(entries)
+
+
+def tensor(name: str, shape: list[int], kind: int = 0, offset: int = 0) -> bytes:
+    return text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda data: b"", id="empty"),
+        pytest.param(lambda data: data[:7], id="cut-in-the-version"),
+        pytest.param(lambda data: data[:1000], id="cut-in-the-keys"),
+        pytest.param(lambda data: data[:-4000], id="cut-in-the-data"),
+        pytest.param(lambda data: b"GGML" + data[4:], id="another-format"),
+        pytest.param(lambda data: header(version=1), id="version-1"),
+        pytest.param(lambda data: header(version=0x03000000), id="big-endian"),
+        pytest.param(lambda data: header(count=2**60), id="absurd-number-of-keys"),
+        pytest.param(lambda data: header(tensors=2**60), id="absurd-number-of-tensors"),
+        pytest.param(lambda data: header(struct.pack("<Q", 2**62)), id="absurd-text"),
+        pytest.param(lambda data: header(text("a") + struct.pack("<IIQ", 9, 8, 2**61)), id="absurd-array-of-texts"),
+        pytest.param(lambda data: header(text("a") + struct.pack("<IIQ", 9, 0, 2**61)), id="absurd-array-of-bytes"),
+        pytest.param(lambda data: header(text("a") + struct.pack("<IIQ", 9, 9, 1) * 1000), id="nested-arrays"),
+        pytest.param(lambda data: header(text("a") + struct.pack("<I", 99)), id="unknown-type-of-value"),
+        pytest.param(lambda data: header(*[text("a") + struct.pack("<IB", 0, 1)] * 2), id="one-key-twice"),
+        pytest.param(lambda data: header(text("\xff").replace(b"\xc3\xbf", b"\xff\xff")), id="text-not-utf-8"),
+        pytest.param(lambda data: header(tensors=1) + tensor("a", [4] * 9) + bytes(999), id="absurd-rank"),
+        pytest.param(lambda data: header(tensors=1) + tensor("a", [2**62, 2**62]) + bytes(999), id="dims-overflow"),
+        pytest.param(lambda data: header(tensors=1) + tensor("a", [4], 77) + bytes(999), id="unknown-type-of-tensor"),
+        pytest.param(lambda data: header(tensors=1) + tensor("a", [33], 8) + bytes(999), id="broken-block"),
+        pytest.param(lambda data: header(tensors=1) + tensor("a", [4], 0, 2**63) + bytes(999), id="offset-outside"),
+        pytest.param(lambda data: header(tensors=2) + (tensor("a", [4]) + tensor("b", [4])) + bytes(999), id="overlap"),
+    ],
+)
+def test_damaged_file_is_named_at_once(
+    tmp_path: Path, weights: dict[str, Any], damage: Callable[[bytes], bytes]
+) -> None:
+    """Within a second and without memory for what it claims to hold."""
+    file = tmp_path / "model.gguf"
+    write_gguf(file, weights)
+    file.write_bytes(damage(file.read_bytes()))
+    started = time.monotonic()
+
+    with pytest.raises(CheckpointError, match=r"model.gguf: cannot be read as GGUF"):
+        open_checkpoint(str(file))
+    assert time.monotonic() - started < 1
