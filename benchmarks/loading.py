@@ -86,14 +86,16 @@ def read(folder: Path) -> None:
 
 def load(folder: Path, compute_dtype: str, quantize: str) -> None:
     """Load the checkpoint as the service does, and stop before the first forward pass."""
-    import mlx.core as mx
+    import encoder  # noqa: I001  # first: it chooses the BLAS that mlx.core is bound to
 
-    from encoder import open_checkpoint
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+
     from encoder.checkpoint import load_weights
     from encoder.qwen3 import Qwen3
-    from encoder.text_encoder import COMPUTE_DTYPES, parameter_bytes, resolve_compute_dtype
+    from encoder.text_encoder import COMPUTE_DTYPES, resolve_compute_dtype
 
-    checkpoint = open_checkpoint(str(folder))
+    checkpoint = encoder.open_checkpoint(str(folder))
     model = Qwen3(checkpoint.config)
     base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     dtype = COMPUTE_DTYPES[resolve_compute_dtype(compute_dtype, checkpoint.dtype, False)]
@@ -106,7 +108,7 @@ def load(folder: Path, compute_dtype: str, quantize: str) -> None:
             {
                 "seconds": seconds,
                 "GB/s": sum(stored) / 1e9 / seconds,
-                "resident GB": parameter_bytes(model) / 1e9,
+                "resident GB": sum(array.nbytes for array in dict(tree_flatten(model.parameters())).values()) / 1e9,
                 "largest stored tensor GB": max(stored) / 1e9,
                 "peak GB of MLX": mx.get_peak_memory() / 1e9,
                 "peak GB of the process": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - base) / 1e9,
@@ -157,8 +159,8 @@ def shapes(config: dict[str, object]) -> dict[str, tuple[int, ...]]:
     """Of every tensor, by key."""
     d, f, v = 2560, 9728, 151936
     layer = {
-        "input_layernorm": (d,), "post_attention_layernorm": (d,), "self_attn.q_norm": (128,), "self_attn.k_norm": (128,),
-        "self_attn.q_proj": (4096, d), "self_attn.k_proj": (1024, d), "self_attn.v_proj": (1024, d),
+        "input_layernorm": (d,), "post_attention_layernorm": (d,),
+        "self_attn.q_norm": (128,), "self_attn.k_norm": (128,), "self_attn.q_proj": (4096, d), "self_attn.k_proj": (1024, d), "self_attn.v_proj": (1024, d),
         "self_attn.o_proj": (d, 4096), "mlp.gate_proj": (f, d), "mlp.up_proj": (f, d), "mlp.down_proj": (d, f),
     }  # fmt: skip
     named: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (v, d), "model.norm.weight": (d,)}

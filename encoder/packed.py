@@ -75,7 +75,7 @@ def pack(jobs: Sequence[Job], pad_token_id: int) -> Packed:
         mx.array(np.array(input_ids + [pad_token_id] * filling, dtype=np.int32)),
         mx.array(np.array(positions + [0] * filling, dtype=np.int32)),
         spans,
-        min(-(-real_rows // ROW_MULTIPLE) * ROW_MULTIPLE, len(input_ids) + filling),
+        max(1, -(-real_rows // ROW_MULTIPLE)) * ROW_MULTIPLE,
     )
 
 

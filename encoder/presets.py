@@ -292,17 +292,16 @@ ANIMA = Preset(  # an empty prompt is one zero row
     hidden_states=(-1,),
 )
 
-MINIMAX_H3 = (
-    Preset(  # by layer, since checkpoints cut to 50 layers, as ComfyUI's, have a last hidden state that is normed
-        name="minimax-h3",
-        description="MiniMax-H3, text only (Qwen3-VL-32B).",
-        source="diffusers: modular_pipelines/minimax_h3/encoders.py",
-        add_special_tokens=False,
-        max_sequence_length=4096,
-        overlong="refused",
-        layers=(49,),
-        negative_prompt=None,
-    )
+MINIMAX_H3 = Preset(  # by layer: the last hidden state of a checkpoint cut to 50 layers, as ComfyUI's, is normed
+    name="minimax-h3",
+    description="MiniMax-H3, text only (Qwen3-VL-32B).",
+    source="diffusers: modular_pipelines/minimax_h3/encoders.py",
+    empty_prompt="<|endoftext|>",  # as in ComfyUI; the pipeline fails on a prompt without tokens
+    add_special_tokens=False,
+    max_sequence_length=4096,
+    overlong="refused",
+    layers=(49,),
+    negative_prompt=None,
 )
 
 ACE_STEP = Preset(  # other metas: send prefix and suffix

@@ -288,7 +288,7 @@ async def test_nothing_is_served_before_the_model_is_loaded() -> None:
     [
         pytest.param([], {}, InvalidField, "prompts: none given", id="no prompts"),
         pytest.param(["x"] * 5, {}, RequestTooLarge, "prompts: 5 in one request, allowed are 4", id="prompts"),
-        pytest.param(["x" * 101], {}, RequestTooLarge, "101 characters with its template, allowed are 100", id="characters"),
+        pytest.param(["x" * 101], {}, RequestTooLarge, "101 characters .*, allowed are 100", id="characters"),
         pytest.param(["x"], {"max_sequence_length": 65}, InvalidField, "65; allowed are 1 to 64", id="window"),
         pytest.param(["x"], {"max_sequence_length": 0}, InvalidField, "0; allowed are 1 to 64", id="no window"),
         pytest.param(["x" * 60], {"layers": (0, 1), "hidden_states": None}, RequestTooLarge, "bytes", id="output"),

@@ -58,10 +58,10 @@ def test_krea_2_equals_the_pipelines(qwen3_vl: TextEncoder, krea_2: Any, prompts
     assert_real_rows_equal(ours, mask, theirs, their_mask)
 
 
-@pytest.mark.parametrize("prompts", [*PROMPTS, pytest.param(OVERLONG, id="long")])
+@pytest.mark.parametrize("prompts", PROMPTS)
 def test_ideogram_4_equals_the_pipelines(qwen3_vl: TextEncoder, ideogram_4: Any, prompts: list[str]) -> None:
     """Real rows: the pipeline pads with zeros on the left, ours is not padded but to the longest on the right."""
-    window = 800  # of zeros, which 2048 would be more of
+    window = 100  # 2048 would be more zeros
     theirs, _, _, indicator = ideogram_4.encode_prompt(prompts, 1, 1, window, CPU)
     their_mask = indicator[:, :window] == 3  # LLM_TOKEN_INDICATOR
     ours, mask = encode(qwen3_vl, prompts, "ideogram-4")
