@@ -15,7 +15,7 @@ from typing import Any, Self
 import httpx
 
 from app.embeds import Embeds
-from app.exchange import Attempts, Call, T, encode_call, info_call, presets_call, tokenize_call
+from app.exchange import Attempts, Call, T, encode_call, encode_layers_call, info_call, presets_call, tokenize_call
 from app.exchange import ClientError as ClientError
 from app.pipelines import Plan, override
 from app.pipelines.plan import Prompts
@@ -65,11 +65,11 @@ class Client:
 
     def encode(self, prompt: Prompts, preset: str | None = None, **fields: Any) -> Embeds:
         """The hidden states of a preset, or the last hidden state without one; `fields` as in POST /encode."""
-        return self._call(encode_call("/encode", prompt, preset, fields))
+        return self._call(encode_call(prompt, preset, fields))
 
     def encode_layers(self, prompt: Prompts, preset: str | None = None, **fields: Any) -> Embeds:
         """The hidden states of chosen `layers` or `hidden_states`; `fields` as in POST /encode_layers."""
-        return self._call(encode_call("/encode_layers", prompt, preset, fields))
+        return self._call(encode_layers_call(prompt, preset, fields))
 
     def tokenize(self, prompt: Prompts, preset: str | None = None, **fields: Any) -> list[dict[str, Any]]:
         """For each prompt its text, input_ids, tokens, num_tokens and truncated."""
@@ -155,11 +155,11 @@ class AsyncClient:
 
     async def encode(self, prompt: Prompts, preset: str | None = None, **fields: Any) -> Embeds:
         """As `Client.encode`."""
-        return await self._call(encode_call("/encode", prompt, preset, fields))
+        return await self._call(encode_call(prompt, preset, fields))
 
     async def encode_layers(self, prompt: Prompts, preset: str | None = None, **fields: Any) -> Embeds:
         """As `Client.encode_layers`."""
-        return await self._call(encode_call("/encode_layers", prompt, preset, fields))
+        return await self._call(encode_layers_call(prompt, preset, fields))
 
     async def tokenize(self, prompt: Prompts, preset: str | None = None, **fields: Any) -> list[dict[str, Any]]:
         """As `Client.tokenize`."""

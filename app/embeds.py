@@ -1,6 +1,6 @@
 """What a client gets back: hidden states, as NumPy, PyTorch or MLX arrays; the last two are optional."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,6 +47,7 @@ class Embeds:
         num_tokens: of each prompt, the rows included that a preset drops.
         truncated: whether a prompt was longer than the window.
         model, preset: what computed it.
+        rows_axis: of the hidden states, where the rows stand.
     """
 
     hidden_states: Array
@@ -55,6 +56,7 @@ class Embeds:
     truncated: tuple[bool, ...]
     model: str
     preset: str
+    rows_axis: int = 1
 
     def __len__(self) -> int:
         return len(self.num_tokens)
@@ -74,12 +76,11 @@ class Embeds:
     def rows(self, index: int) -> Array:
         """The rows of real tokens of one prompt: (n, D), without the batch and without padding."""
         array, mask = self.hidden_states.array[index], self.attention_mask.array[index]
-        axis = 0 if array.shape[0] == len(mask) else 1  # 1 where stacked hidden states stand in front
-        return Array(np.compress(mask, array, axis), self.hidden_states.dtype)
+        return Array(np.compress(mask, array, self.rows_axis - 1), self.hidden_states.dtype)
 
 
 def read_embeds(document: dict[str, Any]) -> Embeds:
-    """The embeds in an unpacked reply of /encode or /encode_layers."""
+    """The embeds in an unpacked reply of /encode; of stacked hidden states the rows are found by their number."""
     hidden_states, attention_mask = document["hidden_states"], document["attention_mask"]
     return Embeds(
         hidden_states=Array(hidden_states.array, hidden_states.dtype),
@@ -88,4 +89,11 @@ def read_embeds(document: dict[str, Any]) -> Embeds:
         truncated=tuple(document["truncated"]),
         model=document["model"],
         preset=document["preset"],
+        rows_axis=hidden_states.array.shape.index(attention_mask.array.shape[1], 1),
     )
+
+
+def read_layers(document: dict[str, Any]) -> Embeds:
+    """The embeds in an unpacked reply of /encode_layers, which stacks hidden states in front of the rows."""
+    embeds = read_embeds(document)
+    return replace(embeds, rows_axis=embeds.hidden_states.array.ndim - 2)

@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 import httpx
 
 from app import wire
-from app.embeds import Embeds, read_embeds
+from app.embeds import Embeds, read_embeds, read_layers
 from app.pipelines.plan import Prompts
 
 T = TypeVar("T")
@@ -65,9 +65,14 @@ class Call(Generic[T]):
         return self.read(response)
 
 
-def encode_call(path: str, prompt: Prompts, preset: str | None, fields: dict[str, Any]) -> Call[Embeds]:
-    """POST /encode or /encode_layers."""
-    return Call("POST", path, wire.MSGPACK, _embeds, _body(prompt, preset, fields))
+def encode_call(prompt: Prompts, preset: str | None, fields: dict[str, Any]) -> Call[Embeds]:
+    """POST /encode."""
+    return Call("POST", "/encode", wire.MSGPACK, _embeds, _body(prompt, preset, fields))
+
+
+def encode_layers_call(prompt: Prompts, preset: str | None, fields: dict[str, Any]) -> Call[Embeds]:
+    """POST /encode_layers."""
+    return Call("POST", "/encode_layers", wire.MSGPACK, _layers, _body(prompt, preset, fields))
 
 
 def tokenize_call(prompt: Prompts, preset: str | None, fields: dict[str, Any]) -> Call[list[dict[str, Any]]]:
@@ -92,6 +97,10 @@ def _body(prompt: Prompts, preset: str | None, fields: dict[str, Any]) -> dict[s
 
 def _embeds(response: httpx.Response) -> Embeds:
     return read_embeds(wire.unpack(response.content))
+
+
+def _layers(response: httpx.Response) -> Embeds:
+    return read_layers(wire.unpack(response.content))
 
 
 def _tokenized(response: httpx.Response) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
     python benchmarks/loading.py [--layers 12] [--dtype bfloat16] [--quantize auto] [--folder /tmp]
 
+Reading and touching fresh memory of the size of the loaded model are measured too: the two that loading cannot do without.
 The checkpoint has the dims of Qwen3-4B with fewer layers, in shards of 2 GB, of random numbers. Each measurement runs
 in a process of its own and with a cold page cache where the system lets us drop the file from it.
 """
@@ -39,10 +40,13 @@ def main() -> None:
     parser.add_argument("--compute-dtype", default="auto")
     parser.add_argument("--quantize", default="auto")
     parser.add_argument("--folder", type=Path, default=None, help="where the checkpoint is made; needs room for it")
-    parser.add_argument("--measure", choices=("read", "load"), help=argparse.SUPPRESS)
+    parser.add_argument("--widening", type=int, default=2, help="bytes in memory for a byte of the file")
+    parser.add_argument("--measure", choices=("read", "load", "touch"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure == "read":
         return read(options.folder)
+    if options.measure == "touch":
+        return touch(sum(file.stat().st_size for file in options.folder.glob("*.safetensors")) * options.widening)
     if options.measure == "load":
         return load(options.folder, options.compute_dtype, options.quantize)
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
@@ -51,7 +55,7 @@ def main() -> None:
         print(f"checkpoint: {size / 1e9:.2f} GB in bfloat16, {options.layers} layers of Qwen3-4B")
         for cold in (True, False):
             results = {}
-            for what in ("read", "load"):
+            for what in ("read", "touch", "load"):
                 if cold:
                     drop_from_page_cache(folder)
                 results[what] = measure(what, folder, options)
@@ -65,6 +69,7 @@ def measure(what: str, folder: Path, options: argparse.Namespace) -> dict[str, f
     """Run one measurement in a process of its own."""
     command = [sys.executable, __file__, "--measure", what, "--folder", str(folder)]
     command += ["--compute-dtype", options.compute_dtype, "--quantize", options.quantize]
+    command += ["--widening", str(options.widening)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     finished = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     result: dict[str, float] = json.loads(finished.stdout.splitlines()[-1])
@@ -97,7 +102,7 @@ def load(folder: Path, compute_dtype: str, quantize: str) -> None:
 
     checkpoint = encoder.open_checkpoint(str(folder))
     model = Qwen3(checkpoint.config)
-    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    base = peak_bytes()
     dtype = COMPUTE_DTYPES[resolve_compute_dtype(compute_dtype, checkpoint.dtype, False)]
     started = time.perf_counter()
     load_weights(checkpoint, model, dtype, quantize=quantize)
@@ -111,10 +116,27 @@ def load(folder: Path, compute_dtype: str, quantize: str) -> None:
                 "resident GB": sum(array.nbytes for array in dict(tree_flatten(model.parameters())).values()) / 1e9,
                 "largest stored tensor GB": max(stored) / 1e9,
                 "peak GB of MLX": mx.get_peak_memory() / 1e9,
-                "peak GB of the process": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - base) / 1e9,
+                "peak GB of the process": (peak_bytes() - base) / 1e9,
             }
         )
     )
+
+
+def peak_bytes() -> int:
+    """Most memory that this process has had; on Linux not the parent's, which getrusage passes on."""
+    try:
+        fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return int(fields["VmHWM"].split()[0]) * 1024
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+
+
+def touch(size: int) -> None:
+    """Write so many bytes of fresh memory: what no loader that keeps them can do without."""
+    started = time.perf_counter()
+    np.full(size // 8, 1, np.int64)
+    seconds = time.perf_counter() - started
+    print(json.dumps({"seconds": seconds, "GB/s": size / 1e9 / seconds}))
 
 
 def write_checkpoint(folder: Path, layers: int) -> int:
@@ -160,7 +182,8 @@ def shapes(config: dict[str, object]) -> dict[str, tuple[int, ...]]:
     d, f, v = 2560, 9728, 151936
     layer = {
         "input_layernorm": (d,), "post_attention_layernorm": (d,),
-        "self_attn.q_norm": (128,), "self_attn.k_norm": (128,), "self_attn.q_proj": (4096, d), "self_attn.k_proj": (1024, d), "self_attn.v_proj": (1024, d),
+        "self_attn.q_norm": (128,), "self_attn.k_norm": (128,),
+        "self_attn.q_proj": (4096, d), "self_attn.k_proj": (1024, d), "self_attn.v_proj": (1024, d),
         "self_attn.o_proj": (d, 4096), "mlp.gate_proj": (f, d), "mlp.up_proj": (f, d), "mlp.down_proj": (d, f),
     }  # fmt: skip
     named: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (v, d), "model.norm.weight": (d,)}

@@ -9,16 +9,14 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import mlx.core as mx
 
 from encoder.errors import EncoderError, ModelFailure, NotReady
 from encoder.padding import bucket_length
-from encoder.presets import FLUX2_KLEIN, LAST_HIDDEN_STATE
 from encoder.text_encoder import TextEncoder
-from encoder.types import Job, PromptEmbeds
+from encoder.types import Job, PromptEmbeds, Tap
 
 logger = logging.getLogger(__name__)
 
@@ -126,12 +124,17 @@ def _warm_lengths(device: str) -> list[int]:
 
 
 def _warm(encoder: TextEncoder, length: int) -> None:
-    """Run the model at a length, without and with live padding rows. Errors: whatever the model raises."""
-    deepest = (encoder.num_layers,)
-    for preset in (
-        replace(pattern, layers=None, hidden_states=deepest) for pattern in (LAST_HIDDEN_STATE, FLUX2_KLEIN)
-    ):
-        [job] = encoder.plan(encoder.tokenize(["a"], preset), replace(preset, max_sequence_length=length), "bfloat16")
-        [outcome] = encoder.run([replace(job, input_ids=job.input_ids[:length])])
+    """Run the model at a length, of real tokens and of live padding rows. Errors: whatever the model raises."""
+    for num_tokens in (length, 1):
+        job = Job(
+            input_ids=(encoder.checkpoint.tokenizer.pad_token_id,) * num_tokens,
+            computed_rows=length,
+            delivered_rows=length,
+            dropped_rows=0,
+            taps=(Tap(encoder.num_layers, normed=True),),
+            combine="concat",
+            dtype="bfloat16",
+        )
+        [outcome] = encoder.run([job])
         if isinstance(outcome, EncoderError):
             raise outcome

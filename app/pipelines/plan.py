@@ -18,7 +18,8 @@ class Plan:
         presets: by name, as GET /presets has them.
         preset: instead of the adapter's.
         more: the other arguments of the call. Those that concern text are minded, and all are handed on.
-    Errors: TypeError for a pipeline without an adapter, ValueError for images that its encoder would have to see.
+    Errors: TypeError for a pipeline without an adapter; ValueError for a preset that the service does not have, and for
+    images that the pipeline's encoder would have to see.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class Plan:
         self.pipe = pipe
         self.more = more
         self.adapter = adapter_for(pipe)
-        self.preset = presets[preset or self.adapter.preset]
+        self.preset = _find(presets, preset or self.adapter.preset)
         for name in self.adapter.sees:
             if more.get(name) is not None:
                 raise ValueError(f"{name}: the text encoder of {type(pipe).__name__} looks at it; the service cannot.")
@@ -95,3 +96,11 @@ class Plan:
         """The dtype that is wanted, where the wire has it."""
         name = str(self._dtype()).removeprefix("torch.")
         return name if name in WIRE_DTYPES else "bfloat16"
+
+
+def _find(presets: Mapping[str, Mapping[str, Any]], name: str) -> Mapping[str, Any]:
+    """The preset of that name or alias."""
+    for preset in presets.values():
+        if name in (preset["name"], *preset["aliases"]):
+            return preset
+    raise ValueError(f"preset: the service has no {name!r}; it has {', '.join(presets)}.")

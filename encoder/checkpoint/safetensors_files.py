@@ -8,13 +8,14 @@ import struct
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 from safetensors import SafetensorError, safe_open
 
-from encoder.checkpoint.raw_arrays import read_array
+from encoder.checkpoint.raw_arrays import read_ahead, read_array
 from encoder.checkpoint.weights import StoredArray, StoredTensor
 from encoder.errors import CheckpointError
 
@@ -44,7 +45,8 @@ class SafetensorsWeights:
         tensors = [self._tensors[name] for name in names]
         files = _OpenFiles(array for tensor in tensors for array in tensor.arrays.values())
         tensors.sort(key=lambda tensor: (tensor.file, tensor.arrays["weight"].offset))  # front to back is fastest
-        for tensor in tensors:
+        for tensor, following in zip_longest(tensors, tensors[1:]):
+            read_ahead(following.arrays.values() if following else ())
             yield tensor, {role: files.take(array) for role, array in tensor.arrays.items()}
 
 

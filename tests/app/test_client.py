@@ -145,10 +145,14 @@ def test_rows_are_the_real_ones(api: Client) -> None:
     assert len(both.rows(1).array) == both.num_tokens[1]
 
 
-def test_rows_of_stacked_hidden_states(api: Client) -> None:
-    stacked = api.encode_layers(["a cat", "a cat on a sofa"], layers=[0, 5], combine="stack")  # (B, n, L, D)
+@pytest.mark.parametrize("layers", [[0, 5], [0, 1, 2, 3, 4]])
+def test_rows_of_stacked_hidden_states(api: Client, layers: list[int]) -> None:
+    """Also where there are as many hidden states as rows."""
+    both = api.encode_layers(["", "a cat"], layers=layers, combine="stack")  # (B, n, L, D)
 
-    assert stacked.rows(0).array.shape[:2] == (2, stacked.num_tokens[0])
+    assert both.num_tokens == (0, 5)
+    assert both.rows(0).array.shape[:2] == (len(layers), 0)
+    assert both.rows(1).array.shape[:2] == (len(layers), 5)
 
 
 def test_encode_layers_takes_the_layers(api: Client) -> None:

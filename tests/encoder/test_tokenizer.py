@@ -14,6 +14,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, pro
 
 from encoder.checkpoint import demo
 from encoder.errors import CheckpointError, InvalidField
+from encoder.preset import Preset
 from encoder.presets import FLUX2_KLEIN, Z_IMAGE
 from encoder.tokenizer import Tokenizer, tokenize
 
@@ -184,6 +185,70 @@ def test_prompts_take_template_and_window_of_the_preset(tokenizer: Tokenizer) ->
     assert not short.truncated
     assert long.input_ids == (IM_START, *byte_ids("user\na lo"))
     assert long.truncated
+
+
+def preset(**fields: Any) -> Preset:
+    """One that adds nothing to a prompt but what the fields say."""
+    return Preset(name="x", description="", source="", layers=(0,), **fields)
+
+
+@pytest.mark.parametrize("template", [{"suffix": "!"}, {"tail": "!"}])
+def test_a_prompt_that_is_too_long_is_refused_where_the_preset_says_so(
+    tokenizer: Tokenizer, template: dict[str, Any]
+) -> None:
+    """Pipelines that never cut would give something else than a cut prompt does. The template counts."""
+    refusing = preset(prefix="<|im_start|>", max_sequence_length=6, overlong="refused", **template)
+    [fits] = tokenize(tokenizer, ["abcd"], refusing)
+
+    assert len(fits.input_ids) == 6 and not fits.truncated
+    with pytest.raises(InvalidField, match="prompts: one has more than 6 tokens, which x refuses"):
+        tokenize(tokenizer, ["abcd", "abcde"], refusing)
+
+
+def test_an_empty_prompt_may_be_another_text(tokenizer: Tokenizer) -> None:
+    """Qwen-Image-2.1 encodes a blank instead of nothing; a prompt of blanks is as it is."""
+    empty, blanks = tokenize(tokenizer, ["", "  "], preset(prefix="<", suffix=">", empty_prompt=" "))
+
+    assert (empty.text, blanks.text) == ("< >", "<  >")
+    assert empty.input_ids == byte_ids("< >")
+
+
+@pytest.mark.parametrize("prompt", ["", " ", "\n\t ", "\u3000"])
+def test_a_blank_prompt_may_have_another_prefix(tokenizer: Tokenizer, prompt: str) -> None:
+    """Boogu; its suffix stays, and so do the blanks."""
+    blank, other = tokenize(tokenizer, [prompt, f"{prompt}a"], preset(prefix="A:", empty_prefix="B:", suffix=";"))
+
+    assert (blank.text, other.text) == (f"B:{prompt};", f"A:{prompt}a;")
+
+
+def test_an_empty_prefix_may_be_no_prefix(tokenizer: Tokenizer) -> None:
+    """ "" is a prefix like another, and not the same as None."""
+    [blank] = tokenize(tokenizer, [""], preset(prefix="A:", empty_prefix="", suffix=";"))
+
+    assert blank.text == ";"
+
+
+def test_a_tail_is_tokenized_apart_and_never_cut() -> None:
+    """Krea 2 tokenizes it by itself, so it shares no token with the prompt, and cuts the prompt before it."""
+    tokenizer = Tokenizer(with_merges())
+    with_tail = preset(prefix="user", tail="\n\n", max_sequence_length=8)
+    short, long = tokenize(tokenizer, ["\n", "a photo of a cat, a photo of a dog"], with_tail)
+    tail, _ = tokenizer.tokenize("\n\n", max_length=8)
+    whole, _ = tokenizer.tokenize("user\n\n\n", max_length=8)
+
+    assert short.text == "user\n\n\n"
+    assert short.input_ids == tokenizer.tokenize("user\n", max_length=8)[0] + tail != whole
+    assert short.tail_tokens == long.tail_tokens == len(tail)
+    assert len(long.input_ids) == 8 and long.truncated
+    assert long.input_ids[-len(tail) :] == tail
+
+
+def test_a_tail_gets_no_token_of_the_post_processor(write: Callable[..., Path]) -> None:
+    """One text has one end."""
+    tokenizer = Tokenizer.from_file(write(post_processor=ending("<|endoftext|>", ENDOFTEXT)))
+    [prompt] = tokenize(tokenizer, ["a"], preset(tail="b"))
+
+    assert prompt.input_ids == (*byte_ids("a"), ENDOFTEXT, *byte_ids("b"))
 
 
 def test_threads_share_one_tokenizer(tokenizer: Tokenizer) -> None:

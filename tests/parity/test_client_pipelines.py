@@ -4,6 +4,7 @@ Tiny denoisers with random weights, around one Qwen3-VL that the service and the
 """
 
 import asyncio
+import inspect
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from app.client import AsyncClient, Client
+from app.pipelines.adapters import ADAPTERS
 from tests.conftest import RunningServer, run_server
 from tests.parity import tiny_pipelines as tiny
 from tests.parity.tiny_pipelines import Components, Text, diffusers, random_components, torch, write_checkpoint
@@ -362,6 +364,42 @@ def test_another_preset_may_be_asked_for(client: Client, klein: Any) -> None:
     arguments = client.for_pipeline(klein, PROMPT, preset="ollama/flux2-klein")
 
     assert not torch.equal(arguments["prompt_embeds"], client.for_pipeline(klein, PROMPT)["prompt_embeds"])
+
+
+@pytest.mark.parametrize("name", [name for name in ADAPTERS if hasattr(getattr(diffusers, name), "check_inputs")])
+def test_every_pipeline_has_the_arguments_that_it_is_given(name: str) -> None:
+    """Those of one family that no picture is painted with, too: image to image, inpainting, ControlNet."""
+    parameters = inspect.signature(getattr(diffusers, name).__call__).parameters
+    adapter = ADAPTERS[name]
+    positive = {adapter.embeds, *([adapter.mask] if adapter.mask else [])}
+    negative = {f"negative_{argument}" for argument in positive} if "guidance_scale" in parameters else set()
+
+    assert positive | negative | adapter.constant.keys() <= parameters.keys()
+
+
+def test_minimax_h3_gets_a_tag_for_each_row(client: Client) -> None:
+    """Its encoder has to be deeper than the one here, so another preset stands in for its own."""
+    transformer = diffusers.MiniMaxH3Transformer3DModel(
+        num_attention_heads=1,
+        attention_head_dim=16,
+        hidden_size=16,
+        num_layers=1,
+        num_refiner_layers=1,
+        ffn_dim=16,
+        text_dim=tiny.D,
+        time_embed_hidden_dim=16,
+        time_embed_dim=16,
+        rope_freq_dim=4,
+    )
+    blocks = diffusers.MiniMaxH3Blocks()
+    blocks.sub_blocks.pop("text_encoder")
+    pipe = blocks.init_pipeline()
+    pipe.update_components(transformer=transformer)
+    arguments = client.for_pipeline(pipe, PROMPT, preset="last-hidden-state", num_frames=1)
+
+    rows = arguments["prompt_embeds"].shape[1]
+    assert arguments.keys() == {"prompt_embeds", "text_token_tags", "num_frames"}
+    assert arguments["text_token_tags"].tolist() == [pipe.text_tag] * rows
 
 
 def test_images_that_the_text_encoder_would_see_are_refused(client: Client, text: Text) -> None:

@@ -1,0 +1,258 @@
+"""Rows of one batch to the embeds of each job, on hidden states whose numbers say where they come from."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from encoder import Preset, PromptEmbeds, TextEncoder
+from encoder.errors import EncoderError, InvalidField, ModelFailure
+from encoder.selection import select
+from encoder.types import Combine, Job, Tap
+from tests.checkpoints import write_checkpoint
+
+FIRST, SECOND = Tap(1, normed=False), Tap(2, normed=True)
+
+
+def make_job(num_tokens: int, **fields: Any) -> Job:
+    """Real rows alone, of the first tap, unless said otherwise."""
+    job = Job(
+        input_ids=tuple(range(num_tokens)),
+        computed_rows=num_tokens,
+        delivered_rows=num_tokens,
+        dropped_rows=0,
+        taps=(FIRST,),
+        combine="concat",
+        dtype="float32",
+    )
+    return replace(job, **fields)
+
+
+def numbered(length: int, batch: int = 1) -> dict[Tap, mx.array]:
+    """(B, L, 2) for two taps. A number's digits are tap, place in the batch, row and feature: 1020.1."""
+    place, row, feature = np.meshgrid(np.arange(batch), np.arange(length), np.arange(2), indexing="ij")
+    x = (100 * place + row + feature / 10).astype(np.float32)
+    return {FIRST: mx.array(1000 + x), SECOND: mx.array(2000 + x)}
+
+
+def one(job: Job, length: int = 4) -> PromptEmbeds:
+    [result] = select(numbered(length), [job])
+    assert isinstance(result, PromptEmbeds)
+    return result
+
+
+def rows_of(embeds: PromptEmbeds) -> list[float]:
+    """The first feature of each row."""
+    return np.asarray(embeds.hidden_states[:, 0], dtype=np.float64).tolist()
+
+
+def test_each_job_gets_its_own_rows_taps_and_order() -> None:
+    """Neighbours in a batch want different things."""
+    jobs = [make_job(2, taps=(SECOND, FIRST)), make_job(3, dropped_rows=1)]
+    both, dropped = select(numbered(4, batch=2), jobs)
+
+    assert isinstance(both, PromptEmbeds) and isinstance(dropped, PromptEmbeds)
+    np.testing.assert_allclose(both.hidden_states, [[2000, 2000.1, 1000, 1000.1], [2001, 2001.1, 1001, 1001.1]])
+    assert rows_of(dropped) == [1101, 1102]
+
+
+def test_rows_may_come_without_a_rectangle() -> None:
+    """A packed forward pass hands out each job's rows by themselves."""
+    rectangle = numbered(4, batch=2)
+    jobs = [make_job(2), make_job(4)]
+    packed = select({tap: [x[0, :2], x[1]] for tap, x in rectangle.items()}, jobs)
+
+    for ours, expected in zip(packed, select(rectangle, jobs), strict=True):
+        assert isinstance(ours, PromptEmbeds) and isinstance(expected, PromptEmbeds)
+        np.testing.assert_array_equal(ours.hidden_states, expected.hidden_states)
+
+
+@pytest.mark.parametrize(
+    ("combine", "expected", "rows_axis"),
+    [
+        pytest.param("concat", [[1000, 1000.1, 2000, 2000.1], [1001, 1001.1, 2001, 2001.1]], 0, id="concat"),
+        pytest.param("interleave", [[1000, 2000, 1000.1, 2000.1], [1001, 2001, 1001.1, 2001.1]], 0, id="interleave"),
+        pytest.param("stack", [[[1000, 1000.1], [1001, 1001.1]], [[2000, 2000.1], [2001, 2001.1]]], 1, id="stack"),
+        pytest.param(
+            "stack_rows", [[[1000, 1000.1], [2000, 2000.1]], [[1001, 1001.1], [2001, 2001.1]]], 0, id="stack_rows"
+        ),
+    ],
+)
+def test_several_hidden_states_become_one(combine: Combine, expected: Any, rows_axis: int) -> None:
+    """FLUX.2, Ideogram 4, Fibo and Krea 2, in this order."""
+    embeds = one(make_job(2, taps=(FIRST, SECOND), combine=combine))
+
+    np.testing.assert_allclose(embeds.hidden_states, np.array(expected, np.float32))
+    assert embeds.rows_axis == rows_axis
+    assert embeds.hidden_states.shape[embeds.rows_axis] == len(embeds.attention_mask) == 2
+
+
+def test_a_bundle_joins_features_before_the_stack() -> None:
+    """A hidden state may be in several bundles."""
+    embeds = one(make_job(1, taps=(FIRST, SECOND, SECOND, FIRST), combine="stack", bundle=2))
+
+    np.testing.assert_allclose(embeds.hidden_states, [[[1000, 1000.1, 2000, 2000.1]], [[2000, 2000.1, 1000, 1000.1]]])
+
+
+def test_unit_rms_scales_each_row_of_each_hidden_state() -> None:
+    """Before bundles and stacks, so that each has a share alike."""
+    embeds = one(make_job(2, taps=(FIRST, SECOND), unit_rms=True))
+    for features in (embeds.hidden_states[:, :2], embeds.hidden_states[:, 2:]):
+        np.testing.assert_allclose((features.astype(np.float64) ** 2).mean(axis=-1), 1, rtol=1e-6)
+
+    np.testing.assert_allclose(embeds.hidden_states[0, 1] / embeds.hidden_states[0, 0], 1000.1 / 1000, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "rows", "mask"),
+    [
+        pytest.param({}, [1000, 1001, 1002], "111", id="cut"),
+        pytest.param({"delivered_rows": 5}, [1000, 1001, 1002, 0, 0], "11100", id="zero"),
+        pytest.param({"computed_rows": 4, "delivered_rows": 4}, [1000, 1001, 1002, 1003], "1110", id="live"),
+        pytest.param(
+            {"computed_rows": 4, "delivered_rows": 6, "pad_position": 1},
+            [1000, 1001, 1002, 1003, 1003, 1003],
+            "111000",
+            id="live, one for all",
+        ),
+        pytest.param({"delivered_rows": 5, "tail_rows": 1}, [1000, 1001, 0, 0, 1002], "11001", id="tail"),
+        pytest.param({"tail_rows": 1}, [1000, 1001, 1002], "111", id="tail, nothing padded"),
+        pytest.param(
+            {"delivered_rows": 5, "tail_rows": 1, "dropped_rows": 1}, [1001, 0, 0, 1002], "1001", id="dropped"
+        ),
+        pytest.param({"dropped_rows": 3}, [], "", id="all dropped"),
+    ],
+)
+def test_padding_rows_and_the_mask(fields: dict[str, Any], rows: list[float], mask: str) -> None:
+    """The mask is True at the rows of real tokens, wherever they stand."""
+    embeds = one(make_job(3, **fields))
+
+    assert rows_of(embeds) == rows
+    assert embeds.attention_mask.tolist() == [digit == "1" for digit in mask]
+
+
+def test_padding_is_placed_in_each_hidden_state_before_they_are_stacked() -> None:
+    """Krea 2: (rows, n, D), zeros in the middle of every one."""
+    embeds = one(make_job(3, delivered_rows=4, tail_rows=1, taps=(FIRST, SECOND), combine="stack_rows"))
+
+    np.testing.assert_allclose(embeds.hidden_states[..., 0], [[1000, 2000], [1001, 2001], [0, 0], [1002, 2002]])
+
+
+@pytest.mark.parametrize("delivered", [1, 3])
+def test_a_prompt_without_tokens_is_padding_alone(delivered: int) -> None:
+    """PRX and Anima encode an empty prompt without a template."""
+    embeds = one(make_job(0, delivered_rows=delivered))
+
+    assert rows_of(embeds) == [0] * delivered
+    assert not embeds.attention_mask.any()
+
+
+@pytest.mark.parametrize("combine", ["concat", "interleave", "stack", "stack_rows"])
+def test_a_prompt_without_tokens_may_give_no_row_at_all(combine: Combine) -> None:
+    """Where padding is cut, as for a bare prompt."""
+    embeds = one(make_job(0, taps=(FIRST, SECOND), combine=combine))
+
+    assert embeds.hidden_states.size == 0
+    assert embeds.hidden_states.shape[embeds.rows_axis] == len(embeds.attention_mask) == 0
+
+
+def test_bfloat16_travels_as_its_bits() -> None:
+    """NumPy has no bfloat16; a scaled hidden state is scaled in float32 all the same."""
+    embeds = one(make_job(1, dtype="bfloat16", unit_rms=True))
+    floats = (embeds.hidden_states.astype(np.uint32) << 16).view(np.float32)
+
+    assert embeds.hidden_states.dtype == np.uint16
+    np.testing.assert_allclose(floats, [[1, 1]], rtol=2**-8)
+
+
+@pytest.mark.parametrize(
+    ("number", "dtype", "error"),
+    [(1e30, "float16", InvalidField), (float("nan"), "float32", ModelFailure), (float("inf"), "float32", ModelFailure)],
+)
+def test_numbers_that_are_not_finite_fail_their_own_job_alone(
+    number: float, dtype: Any, error: type[EncoderError]
+) -> None:
+    """A neighbour in the batch has done nothing."""
+    states = {FIRST: mx.array([[[1.0, 2.0]], [[1.0, number]]])}
+    well, ill = select(states, [make_job(1, dtype=dtype), make_job(1, dtype=dtype)])
+
+    assert isinstance(well, PromptEmbeds)
+    assert isinstance(ill, error)
+
+
+def test_numbers_of_rows_that_are_not_delivered_do_not_matter() -> None:
+    """Filling rows of a rectangle hold whatever the model made of them."""
+    states = {FIRST: mx.array([[[1.0, 2.0], [float("nan"), 0.0]]])}
+    [result] = select(states, [make_job(1)])
+
+    assert isinstance(result, PromptEmbeds)
+
+
+@pytest.fixture
+def encode(tmp_path: Path) -> Callable[..., list[PromptEmbeds]]:
+    """Encodes prompts with a checkpoint of two layers, by a preset of the fields given."""
+    write_checkpoint(tmp_path)
+    text_encoder = TextEncoder.open(str(tmp_path), compute_dtype="float32")
+
+    def encode(prompts: list[str], **fields: Any) -> list[PromptEmbeds]:
+        return text_encoder.encode(
+            prompts, Preset(name="x", description="", source="", **({"layers": (0, 1)} | fields))
+        )
+
+    return encode
+
+
+def assert_close(ours: NDArray[Any], expected: NDArray[Any]) -> None:
+    np.testing.assert_allclose(ours, expected, atol=1e-5)  # float32, two layers
+
+
+def test_padding_in_the_middle_leaves_the_tail_as_without_padding(encode: Callable[..., list[PromptEmbeds]]) -> None:
+    """Krea 2: positions do not count the padding, and nobody looks at it."""
+    template: dict[str, Any] = {"prefix": "<|im_start|>", "tail": "<|im_end|>\n", "max_sequence_length": 20}
+    [padded] = encode(["a cat"], padding="max_length", padding_rows="zero", dropped_rows=1, **template)
+    [compact] = encode(["a cat"], prefix="<|im_start|>", suffix="<|im_end|>\n")
+    [cut] = encode(["a cat, and much that does not fit"], **template)
+
+    assert padded.attention_mask.tolist() == [True] * 5 + [False] * 12 + [True] * 2
+    assert_close(padded.hidden_states[padded.attention_mask], compact.hidden_states[1:])
+    assert not padded.hidden_states[~padded.attention_mask].any()
+    assert len(cut.attention_mask) == 20
+
+
+def test_padding_rows_at_one_position_are_one_row_repeated(encode: Callable[..., list[PromptEmbeds]]) -> None:
+    """FLUX.3: computing one of them gives what computing all would."""
+    fields: dict[str, Any] = {"padding": "own", "pad_to_multiple_of": 8, "padding_rows": "live"}
+    [ours] = encode(["a cat"], pad_position=1, **fields)
+    [running_on] = encode(["a cat"], **fields)
+
+    assert ours.attention_mask.tolist() == [True] * 5 + [False] * 3
+    assert (ours.hidden_states[5:] == ours.hidden_states[5]).all()
+    assert_close(ours.hidden_states[:5], running_on.hidden_states[:5])
+    assert np.abs(ours.hidden_states[5] - running_on.hidden_states[5]).max() > 1e-3  # position 1 is not position 5
+
+
+def test_a_live_padding_row_is_that_of_the_same_prompt_in_a_smaller_window(
+    encode: Callable[..., list[PromptEmbeds]],
+) -> None:
+    """FLUX.2 klein: it sees the prompt and none of the padding, so the window does not matter to it."""
+    small, large = (
+        encode(["a cat"], padding="max_length", padding_rows="live", max_sequence_length=n)[0] for n in (8, 24)
+    )
+
+    assert_close(large.hidden_states[:8], small.hidden_states)
+    assert np.abs(np.diff(large.hidden_states[5:], axis=0)).max() > 1e-3  # each at its own position
+
+
+def test_an_empty_prompt_among_others_gets_zeros(encode: Callable[..., list[PromptEmbeds]]) -> None:
+    """Anima: at least one row, all of it padding."""
+    alone = encode([""], padding_rows="zero", min_length=1)
+    beside = encode(["", "abc"], padding_rows="zero", min_length=1)
+
+    assert [len(embeds.attention_mask) for embeds in alone + beside] == [1, 3, 3]
+    assert not any(embeds.hidden_states.any() for embeds in (alone[0], beside[0]))
+    assert [int(embeds.attention_mask.sum()) for embeds in alone + beside] == [0, 0, 3]
