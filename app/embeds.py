@@ -6,11 +6,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.wire import Tensor
+from app.wire import NUMPY_DTYPES, Tensor
 
 if TYPE_CHECKING:
     import mlx.core as mx
     import torch
+
+
+def wire_dtype(dtype: "torch.dtype") -> str:
+    """The dtype to ask for where PyTorch needs this one: the same if the wire has it, else bfloat16."""
+    name = str(dtype).removeprefix("torch.")
+    return name if name in NUMPY_DTYPES else "bfloat16"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """Time and memory of loading a checkpoint of several GB, made on the spot, against reading its file.
 
-    python benchmarks/loading.py [--layers 12] [--dtype bfloat16] [--quantize auto] [--folder /tmp]
+    python benchmarks/loading.py [--layers 12] [--compute-dtype auto] [--quantize auto] [--folder /tmp]
 
-Reading and touching fresh memory of the size of the loaded model are measured too: the two that loading cannot do without.
+Beside loading, its two unavoidable parts are measured: reading the files, and touching fresh memory of that size.
 The checkpoint has the dims of Qwen3-4B with fewer layers, in shards of 2 GB, of random numbers. Each measurement runs
 in a process of its own and with a cold page cache where the system lets us drop the file from it.
 """
@@ -62,7 +62,8 @@ def main() -> None:
             print(f"{'from disk' if cold else 'from page cache'}:")
             for what, result in results.items():
                 print(f"  {what}: " + ", ".join(f"{name} {value:.2f}" for name, value in result.items()))
-            print(f"  load / read: {results['load']['seconds'] / results['read']['seconds']:.2f}")
+            load_s, read_s, touch_s = (results[what]["seconds"] for what in ("load", "read", "touch"))
+            print(f"  load / read: {load_s / read_s:.2f}, load / (read + touch): {load_s / (read_s + touch_s):.2f}")
 
 
 def measure(what: str, folder: Path, options: argparse.Namespace) -> dict[str, float]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from app.embeds import Embeds
+from app.embeds import Embeds, wire_dtype
 from app.pipelines.forms import left_padded
 from app.pipelines.plan import Prompts
 
@@ -69,8 +69,10 @@ def ace_step(pipe: Any, encode: Encode, preset: str | None) -> Override:
         )
 
     def encoded(texts: Sequence[str], preset: str, window: int, device: Any) -> tuple[Any, Any]:
-        embeds = encode(texts, preset, prefix="", suffix="", max_sequence_length=window)
-        return embeds.torch(device, pipe.transformer.dtype), embeds.attention_mask.torch(device)
+        dtype = pipe.transformer.dtype
+        fields = {"prefix": "", "suffix": "", "max_sequence_length": window, "dtype": wire_dtype(dtype)}
+        embeds = encode(texts, preset, **fields)
+        return embeds.torch(device, dtype), embeds.attention_mask.torch(device)
 
     return encode_prompt
 
@@ -93,7 +95,8 @@ def dreamlite(pipe: Any, encode: Encode, preset: str | None) -> Override:
     ) -> tuple[Any, ...]:
         if mode != "generate":
             raise ValueError("image: the text encoder of DreamLite looks at it, and the service cannot.")
-        embeds = encode(prompts, preset or "dreamlite-negative", max_sequence_length=max_sequence_length + dropped_rows)
+        fields = {"max_sequence_length": max_sequence_length + dropped_rows, "dtype": wire_dtype(dtype)}
+        embeds = encode(prompts, preset or "dreamlite-negative", **fields)
         hidden_states, mask = embeds.torch(device, dtype), embeds.attention_mask.torch(device)
         if text_pad_embedding is not None:
             hidden_states = torch.where(mask[..., None], hidden_states, text_pad_embedding.to(device, dtype))

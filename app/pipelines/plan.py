@@ -3,12 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from app.embeds import Array, Embeds
+from app.embeds import Array, Embeds, wire_dtype
 from app.pipelines.adapters import adapter_for
 from app.pipelines.forms import Arguments
 
 Prompts = str | Sequence[str]
-WIRE_DTYPES = ("bfloat16", "float16", "float32")
 
 
 class Plan:
@@ -65,7 +64,7 @@ class Plan:
 
     def _request(self, prompts: list[str], preset: str) -> Arguments:
         window = self.adapter.window(self.pipe, self.preset, self.more)
-        request: Arguments = {"prompt": prompts, "preset": preset, "dtype": self._wire_dtype()}
+        request: Arguments = {"prompt": prompts, "preset": preset, "dtype": wire_dtype(self._dtype())}
         return request if window is None else request | {"max_sequence_length": window}
 
     def arguments(self, replies: Sequence[Embeds]) -> Arguments:
@@ -91,11 +90,6 @@ class Plan:
         import torch
 
         return torch.float32 if self.adapter.dtype == "float32" else self.pipe.transformer.dtype
-
-    def _wire_dtype(self) -> str:
-        """The dtype that is wanted, where the wire has it."""
-        name = str(self._dtype()).removeprefix("torch.")
-        return name if name in WIRE_DTYPES else "bfloat16"
 
 
 def _find(presets: Mapping[str, Mapping[str, Any]], name: str) -> Mapping[str, Any]:

@@ -44,7 +44,6 @@ def describe(
     weights: Weights,
     tokenizer: Tokenizer,
     *,
-    revision: str | None = None,
     random_weights: bool = False,
 ) -> Checkpoint:
     """The checkpoint made of these parts; what follows from the stored tensors is filled in.
@@ -63,7 +62,7 @@ def describe(
         tokenizer=tokenizer,
         quantization=_quantization(weights),
         fingerprint=fingerprint(config, weights.tensors),
-        revision=revision,
+        revision=None,
         dtype=_compute_dtype(weights),
         random_weights=random_weights,
     )

@@ -36,22 +36,13 @@ def recognizes(request: Request) -> bool:
 
 
 def open_request(request: Request) -> Checkpoint:
-    """Describe the checkpoint in a file. Errors: CheckpointError naming the file and what is wrong with it."""
-    return open_file(request.path, request)
+    """Describe the checkpoint in a file; where the file is part of a Hugging Face folder, that of the folder.
 
-
-def open_file(file: Path, request: Request, revision: str | None = None) -> Checkpoint:
-    """Describe the checkpoint in `file`; where it is part of a Hugging Face folder, that of the folder.
-
-    Args:
-        file: to read.
-        request: that it answers.
-        revision: commit of the hub repository it came from.
     Errors: CheckpointError naming the file and what is wrong with it.
     """
-    folder = file.parent
+    file, folder = request.path, request.path.parent
     if (folder / CONFIG_FILE).is_file() and (file.name == SINGLE_FILE or (folder / INDEX_FILE).is_file()):
-        return open_folder(folder, request, revision)
+        return open_folder(folder, request)
     header = read_header(file)
     tensors = assemble(by_key(header.arrays), SCHEMES, Hints(metadata=header.metadata))
     rope_theta = _assume_rope_theta(file, header)
@@ -61,7 +52,7 @@ def open_file(file: Path, request: Request, revision: str | None = None) -> Chec
         request, [file.with_suffix(""), folder, folder / "tokenizer", folder.parent / "tokenizer"], config.vocab_size
     )
     warn_of_larger_vocabulary(tokenizer, config)
-    return describe(request.source, config, SafetensorsWeights(tensors), tokenizer, revision=revision)
+    return describe(request.source, config, SafetensorsWeights(tensors), tokenizer)
 
 
 def _assume_rope_theta(file: Path, header: Header) -> float:

@@ -19,8 +19,8 @@ from encoder.errors import CheckpointError
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _VERSIONS = (2, 3)
-_MAX_ENTRIES = 2**16  # keys, and tensors
-_MAX_ELEMENTS = 2**21  # of one array; a vocabulary has 2**18
+_MAX_ENTRIES = 2**14  # keys, and tensors
+_MAX_ELEMENTS = 2**21  # of all arrays; a vocabulary and its merges have 2**19
 _MAX_TEXT_BYTES = 2**24
 _MAX_RANK = 4
 
@@ -56,6 +56,7 @@ class _Parser:
 
     def __init__(self, file: Path, data: mmap.mmap) -> None:
         self._file, self._data, self._position = file, data, 0
+        self._elements_left = _MAX_ELEMENTS
 
     def header(self) -> GgufHeader:
         if self._data[:4] != b"GGUF":
@@ -111,7 +112,8 @@ class _Parser:
             raise _Damaged(f"a value is of type {kind}")
         kind, count = self._scalar("I"), self._scalar("Q")
         smallest = 8 if kind == _STRING else struct.calcsize("<" + _SCALARS.get(kind, "?"))
-        if count > _MAX_ELEMENTS or count * smallest > len(self._data) - self._position:
+        self._elements_left -= count
+        if self._elements_left < 0 or count * smallest > len(self._data) - self._position:
             raise _Damaged(f"an array claims {count:,} elements")
         if kind == _STRING:
             return self._texts(count)

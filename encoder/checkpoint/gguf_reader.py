@@ -85,7 +85,7 @@ def open_request(request: Request) -> Checkpoint:
     return open_gguf(request.path, request)
 
 
-def open_gguf(file: Path, request: Request, revision: str | None = None) -> Checkpoint:
+def open_gguf(file: Path, request: Request) -> Checkpoint:
     """Describe the checkpoint in a GGUF file, whatever the file is called.
 
     Errors: CheckpointError when it is damaged, one part of several, or no Qwen3.
@@ -101,7 +101,7 @@ def open_gguf(file: Path, request: Request, revision: str | None = None) -> Chec
         tokenizer = open_named_tokenizer(request.tokenizer, request.cache_dir)
     else:
         tokenizer = tokenizer_from_metadata(header.metadata, str(file))
-    return describe(request.source, config, GgufWeights(tensors), tokenizer, revision=revision)
+    return describe(request.source, config, GgufWeights(tensors), tokenizer)
 
 
 def _config(metadata: dict[str, Any], tensors: Mapping[str, StoredTensor], file: Path) -> Qwen3Config:

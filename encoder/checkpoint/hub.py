@@ -3,11 +3,17 @@
 HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN and HF_HOME work as everywhere, since huggingface_hub reads them.
 """
 
+import glob
 import logging
 import re
-from pathlib import Path
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 
-from huggingface_hub import snapshot_download, try_to_load_from_cache
+from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     LocalEntryNotFoundError,
@@ -16,14 +22,17 @@ from huggingface_hub.errors import (
 )
 
 from encoder.checkpoint.checkpoint import Checkpoint
-from encoder.checkpoint.huggingface import INDEX_FILE, SINGLE_FILE, find_layout, open_folder, read_index
+from encoder.checkpoint.formats import open_path
+from encoder.checkpoint.huggingface import INDEX_FILE, SINGLE_FILE, find_layout, read_index
 from encoder.checkpoint.reader import Request
-from encoder.checkpoint.tokenizer_files import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
+from encoder.checkpoint.tokenizer_files import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, first_with_tokenizer
+from encoder.checkpoint.transfer_log import log_transfer
 from encoder.errors import CheckpointError
 
 log = logging.getLogger(__name__)
 
-_HUB_ID = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w./-]+))?", re.ASCII)
+_HUB_ID = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(?P<path>(/\w[\w.-]*)*)(@(?P<revision>[\w./-]+))?", re.ASCII)
+_FILE_SUFFIXES = (".safetensors", ".gguf")
 
 # Of a plain checkpoint and of a pipeline; names that a repository does not have do no harm.
 _SMALL_FILES = [
@@ -47,14 +56,35 @@ _WITH_QWEN3_TOKENIZER = (
 )
 
 
-def is_hub_id(source: str) -> bool:
-    """Whether `source` looks like `organization/name` or `organization/name@revision`."""
-    return _HUB_ID.fullmatch(source) is not None
+@dataclass(frozen=True, slots=True)
+class HubId:
+    """`organization/name`, perhaps with a folder or file in it, and a revision.
+
+    Attributes:
+        repository: `organization/name`.
+        path: of a folder or a file in the repository, "" for its root.
+        revision: branch, tag or commit; None means the default branch.
+    """
+
+    repository: str
+    path: str
+    revision: str | None
+
+    @property
+    def is_file(self) -> bool:
+        """Whether a single file is meant."""
+        return self.path.endswith(_FILE_SUFFIXES)
+
+
+def parse_hub_id(source: str) -> HubId | None:
+    """`organization/name[/path][@revision]`, None for anything else."""
+    match = _HUB_ID.fullmatch(source)
+    return HubId(match["repository"], match["path"].removeprefix("/"), match["revision"]) if match else None
 
 
 def recognizes(request: Request) -> bool:
     """Anything that looks like a hub id; asked last, since a folder may look like one too."""
-    return is_hub_id(request.source)
+    return parse_hub_id(request.source) is not None
 
 
 def open_request(request: Request) -> Checkpoint:
@@ -62,22 +92,42 @@ def open_request(request: Request) -> Checkpoint:
 
     Errors: CheckpointError when the repository cannot be had, or is no Qwen3 checkpoint.
     """
-    match = _HUB_ID.fullmatch(request.source)
-    assert match is not None
-    if request.revision and match["revision"] and request.revision != match["revision"]:
+    hub_id = parse_hub_id(request.source)
+    assert hub_id is not None
+    if request.revision and hub_id.revision and request.revision != hub_id.revision:
         raise CheckpointError(
             f"{request.source}: names one revision and {request.revision!r} is another. Give one of them."
         )
-    revision = request.revision or match["revision"]
-    folder = fetch(match["repository"], revision=revision, cache_dir=request.cache_dir)
-    return open_folder(folder, request, revision=folder.name)
+    snapshot = fetch(replace(hub_id, revision=request.revision or hub_id.revision), request.cache_dir)
+    checkpoint = open_path(snapshot / hub_id.path, request)
+    return replace(checkpoint, revision=snapshot.name)
 
 
-def fetch_tokenizer(hub_id: str, cache_dir: Path | None) -> Path:
-    """The folder of a repository's tokenizer, fetched where it is not in the cache."""
-    match = _HUB_ID.fullmatch(hub_id)
-    assert match is not None
-    return find_layout(_snapshot(match["repository"], match["revision"], cache_dir, _SMALL_FILES)).tokenizer
+def fetch(hub_id: HubId, cache_dir: Path | None) -> Path:
+    """The cached snapshot of a repository with all files that the encoder needs; its name is the commit."""
+    log.info("looking for %s in the cache and on the hub", hub_id.repository)
+    small_files = _small_files(hub_id)
+    snapshot = _snapshot(hub_id, cache_dir, small_files)
+    at_commit = replace(hub_id, revision=snapshot.name)  # so that a push in between cannot mix two revisions
+    names = [hub_id.path] if hub_id.is_file else _weight_files(snapshot, hub_id.path)
+    missing = [name for name in names if not (snapshot / name).exists()]
+    if not missing:
+        return snapshot
+    total = _check_disk(at_commit, missing, snapshot)
+    blobs = snapshot.parent.parent / "blobs"
+    on_terminal = sys.stderr.isatty()  # where huggingface_hub shows bars of its own
+    with nullcontext() if on_terminal else log_transfer(hub_id.repository, blobs, total):
+        return _snapshot(at_commit, cache_dir, small_files + names)
+
+
+def fetch_tokenizer(name: str, cache_dir: Path | None) -> Path | None:
+    """The folder of a repository's tokenizer, fetched where it is not in the cache; None for what is no hub id."""
+    hub_id = parse_hub_id(name)
+    if hub_id is None:
+        return None
+    folder = _snapshot(hub_id, cache_dir, _small_files(hub_id)) / hub_id.path
+    candidates = [folder, *(folder / inner for inner in ("tokenizer", "processor", "text_encoder"))]
+    return first_with_tokenizer(candidates) or folder
 
 
 def fetch_qwen3_tokenizer(cache_dir: Path | None) -> Path:
@@ -87,24 +137,54 @@ def fetch_qwen3_tokenizer(cache_dir: Path | None) -> Path:
             cached = try_to_load_from_cache(repository, name, cache_dir=cache_dir)
             if isinstance(cached, str):
                 return Path(cached).parent
-    return fetch_tokenizer(_WITH_QWEN3_TOKENIZER[0], cache_dir)
+    folder = fetch_tokenizer(_WITH_QWEN3_TOKENIZER[0], cache_dir)
+    assert folder is not None
+    return folder
 
 
-def fetch(repository: str, *, revision: str | None, cache_dir: Path | None) -> Path:
-    """The cached snapshot of `repository` with all files that the encoder needs; its name is the commit."""
-    log.info("looking for %s in the cache and on the hub", repository)
-    folder = _snapshot(repository, revision, cache_dir, _SMALL_FILES)
-    text_encoder = find_layout(folder).text_encoder
-    prefix = "" if text_encoder == folder else "text_encoder/"
-    index = text_encoder / INDEX_FILE
+def _small_files(hub_id: HubId) -> list[str]:
+    """At the root, in the folder that is meant, and in the one above it."""
+    path = PurePosixPath(hub_id.path)
+    folders = {PurePosixPath("."), path, path.parent}
+    return [str(folder / name) for folder in sorted(folders) for name in _SMALL_FILES]
+
+
+def _weight_files(snapshot: Path, path: str) -> list[str]:
+    """Names in the repository of the files that hold the encoder's tensors."""
+    folder = find_layout(snapshot / path).text_encoder
+    index = folder / INDEX_FILE
     names = sorted(set(read_index(index).values())) if index.is_file() else [SINGLE_FILE]
-    # From here on by commit, so that a push in between cannot mix two revisions.
-    return _snapshot(repository, folder.name, cache_dir, _SMALL_FILES + [prefix + name for name in names])
+    return [str(PurePosixPath(folder.relative_to(snapshot).as_posix()) / name) for name in names]
 
 
-def _snapshot(repository: str, revision: str | None, cache_dir: Path | None, names: list[str]) -> Path:
+def _check_disk(hub_id: HubId, names: Sequence[str], snapshot: Path) -> int:
+    """The bytes that the files take. Errors: CheckpointError when the disk of the cache has less."""
+    with _explained(hub_id):
+        entries = HfApi().list_repo_tree(hub_id.repository, revision=hub_id.revision, recursive=True)
+        needed = sum(getattr(entry, "size", 0) for entry in entries if entry.path in names)
+    free = shutil.disk_usage(snapshot).free
+    if needed > free:
+        raise CheckpointError(
+            f"{hub_id.repository}: {needed / 1e9:.1f} GB must be fetched, and {free / 1e9:.1f} GB are free in "
+            f"{snapshot.parents[2]}. Make room, or set another folder with --cache-dir or HF_HOME."
+        )
+    return needed
+
+
+def _snapshot(hub_id: HubId, cache_dir: Path | None, names: Sequence[str]) -> Path:
+    patterns = [glob.escape(name) for name in names]
+    with _explained(hub_id):
+        return Path(
+            snapshot_download(hub_id.repository, revision=hub_id.revision, cache_dir=cache_dir, allow_patterns=patterns)
+        )
+
+
+@contextmanager
+def _explained(hub_id: HubId) -> Iterator[None]:
+    """Turns the client's errors into a CheckpointError that says what to do about each."""
+    repository = hub_id.repository
     try:
-        return Path(snapshot_download(repository, revision=revision, cache_dir=cache_dir, allow_patterns=names))
+        yield
     except GatedRepoError as error:
         raise CheckpointError(
             f"{repository}: is gated. Accept its terms on its hub page, and set HF_TOKEN to a token of that account."
@@ -116,7 +196,7 @@ def _snapshot(repository: str, revision: str | None, cache_dir: Path | None, nam
         ) from error
     except RevisionNotFoundError as error:
         raise CheckpointError(
-            f"{repository}: has no revision {revision!r}. Name a branch, a tag or a commit."
+            f"{repository}: has no revision {hub_id.revision!r}. Name a branch, a tag or a commit."
         ) from error
     except LocalEntryNotFoundError as error:
         raise CheckpointError(

@@ -45,13 +45,12 @@ def open_request(request: Request) -> Checkpoint:
     return open_folder(request.path, request)
 
 
-def open_folder(folder: Path, request: Request, revision: str | None = None) -> Checkpoint:
+def open_folder(folder: Path, request: Request) -> Checkpoint:
     """Describe the checkpoint in `folder`; reads headers, no tensors.
 
     Args:
         folder: of a Qwen3 model, of a diffusers pipeline, or the `text_encoder` within one.
         request: that it answers.
-        revision: commit of the hub repository it came from.
     Errors: CheckpointError naming the file and what is wrong with it.
     """
     layout = find_layout(folder)
@@ -69,7 +68,6 @@ def open_folder(folder: Path, request: Request, revision: str | None = None) -> 
         config,
         weights,
         tokenizer,
-        revision=revision,
         random_weights=bool(raw_config and raw_config.get("random_weights", False)),
     )
 

@@ -158,6 +158,7 @@ def read_values(
         values = residents[tensor.name].values(arrays)
         arrays.clear()  # else the stored tensor would stay beside the one made of it
         _evaluate(values, tensor)
+        _check_finite(values, residents[tensor.name])
         yield values
         done += tensor.nbytes
         if progress is not None:
@@ -189,12 +190,27 @@ def _evaluate(values: Mapping[str, mx.array], tensor: StoredTensor) -> None:
     except RuntimeError as error:
         raise CheckpointError(f"{tensor.file}: {tensor.key} cannot be read: {error}") from error
     mx.clear_cache()  # else the allocator keeps the stored tensor's buffer
+
+
+def _check_finite(values: Mapping[str, mx.array], resident: Resident) -> None:
+    tensor = resident.stored
     for value in values.values():
-        if value.dtype in _BIT_PATTERNS and not _is_finite(value):
+        if value.dtype in _BIT_PATTERNS:
+            finite = _is_finite(value)
+        else:
+            finite = value.dtype != mx.uint8 or _scales_are_finite(value, resident.quantization)
+        if not finite:
             raise CheckpointError(
                 f"{tensor.file.name}: {tensor.key} has NaN or infinity as {value.dtype}, expected finite weights. "
                 f"Fetch the file again; if it is stored so, it cannot be served."
             )
+
+
+def _scales_are_finite(scales: mx.array, quantization: Quantization | None) -> bool:
+    """Whether no 8-bit scale is NaN: float8_e4m3fn of either sign in nvfp4, powers of two in the others."""
+    if quantization is not None and quantization.mode == "nvfp4":
+        return _largest(scales & 0x7F) < 0x7F
+    return _largest(scales) < 0xFF
 
 
 def _is_finite(value: mx.array) -> bool:

@@ -21,6 +21,7 @@ from encoder.errors import CheckpointError
 
 # 398 tensors need 45 KB; the library's own limit of 100 MB takes seconds and gigabytes to parse.
 MAX_HEADER_BYTES = 16 * 2**20
+MAX_ARRAYS = 2**14  # a Qwen3-VL of 64 layers in three arrays each, with a diffusion model beside it, has 5,000
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,8 @@ def _parse_header(file: Path) -> tuple[dict[str, Any], int]:
             with safe_open(file, framework="numpy"):
                 pass
             header: dict[str, Any] = json.loads(stream.read(length))
+        if len(header) > MAX_ARRAYS:  # each would be looked at, for its name and for the fingerprint
+            raise CheckpointError(f"{file}: holds {len(header):,} tensors, expected at most {MAX_ARRAYS:,}.")
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{file}: cannot be read as safetensors: {error}. A file that is cut off or damaged must be fetched again."

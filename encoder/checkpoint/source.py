@@ -4,21 +4,15 @@ import logging
 import os
 from pathlib import Path
 
-from encoder.checkpoint import comfyui, demo, gguf_reader, hub, huggingface, ollama
+from encoder.checkpoint import demo, hub, ollama
 from encoder.checkpoint.checkpoint import Checkpoint
+from encoder.checkpoint.formats import FORMATS
 from encoder.checkpoint.reader import Reader, Request
 from encoder.errors import CheckpointError
 
 log = logging.getLogger(__name__)
 
-READERS: tuple[Reader, ...] = (
-    demo,
-    huggingface,
-    comfyui,
-    gguf_reader,
-    ollama,
-    hub,
-)  # what is here goes before what must be fetched
+READERS: tuple[Reader, ...] = (demo, *FORMATS, ollama, hub)  # what is here goes before what must be fetched
 
 
 def open_checkpoint(
@@ -27,7 +21,7 @@ def open_checkpoint(
     """Describe the checkpoint that `source` means; reads headers, no tensors. Downloads it when it is on the hub.
 
     Args:
-        source: "demo", a path, a hub id as `organization/name` or `organization/name@revision`, or an Ollama name.
+        source: "demo", a path, a hub id as `organization/name[/path][@revision]`, or an Ollama name.
         revision: branch, tag or commit of a hub repository.
         cache_dir: where downloads and the demo go; None means each in its usual place.
         tokenizer: a tokenizer.json, a folder with one, or a hub id; None means the checkpoint's own.

@@ -77,9 +77,10 @@ def open_named_tokenizer(name: str, cache_dir: Path | None) -> Tokenizer:
 
     from encoder.checkpoint import hub  # the hub's reader itself opens tokenizers
 
-    if not hub.is_hub_id(name):
+    folder = hub.fetch_tokenizer(name, cache_dir)
+    if folder is None:
         raise CheckpointError(f"tokenizer {name!r}: expected a tokenizer.json, a folder with one, or a hub id.")
-    return open_tokenizer(hub.fetch_tokenizer(name, cache_dir))
+    return open_tokenizer(folder)
 
 
 def pad_token(config_file: Path) -> str | None:

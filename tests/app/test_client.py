@@ -19,6 +19,7 @@ import pytest
 
 from app import wire
 from app.client import AsyncClient, Client, ClientError
+from app.pipelines.texts import clean_web_text
 from tests.conftest import RunningServer, Start
 
 BUSY = 429, {"retry-after": "0.2"}, {"error": {"code": "queue_full", "message": "The queue is full.", "hint": "Wait."}}
@@ -310,6 +311,13 @@ def test_the_environments_proxy_is_not_asked(server: RunningServer, monkeypatch:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     with Client(server.url) as client:
         assert client.info()["model"] == "demo"
+
+
+def test_prx_pixel_without_ftfy_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ftfy", None)
+
+    with pytest.raises(ModuleNotFoundError, match="pip install ftfy"):
+        clean_web_text(None, ["a cat"], {})
 
 
 def test_importing_the_client_imports_neither_the_server_nor_mlx() -> None:

@@ -5,15 +5,20 @@ A process of its own, because huggingface_hub reads HF_ENDPOINT and HF_HUB_OFFLI
 
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import HfApi, RepoFile
 
-from encoder.checkpoint import open_checkpoint
+from encoder.checkpoint import hub as hub_reader
+from encoder.checkpoint import open_checkpoint, transfer_log
+from encoder.errors import CheckpointError
 from tests.checkpoints import write_checkpoint, write_json, write_pipeline
 from tests.encoder.checkpoint.hub_server import COMMIT, HubServer, running_hub
 
@@ -197,3 +202,74 @@ def test_repository_without_safetensors_is_refused(hub: HubServer, open_on_hub: 
 
     assert "no *.safetensors file" in opened["error"]
     assert "pytorch_model.bin" not in hub.fetched
+
+
+def test_subfolder_and_single_file_of_a_repository_are_fetched(
+    tmp_path: Path, hub: HubServer, open_on_hub: Open
+) -> None:
+    """Repositories hold several models, and ComfyUI's hold files."""
+    weights = write_checkpoint(tmp_path / "sub" / "model")
+    folder = tmp_path / "sub" / "model"
+    for file in folder.iterdir():
+        hub.files[f"inner/deep/{file.name}"] = file.read_bytes()
+    hub.files["split_files/text_encoders/qwen.safetensors"] = (folder / "model.safetensors").read_bytes()
+    hub.files["split_files/text_encoders/tokenizer.json"] = (folder / "tokenizer.json").read_bytes()
+    hub.files["split_files/text_encoders/other.safetensors"] = b"another"
+    subfolder, single, nothing = open_on_hub(
+        "org/model/inner/deep@v1", "org/model/split_files/text_encoders/qwen.safetensors", "org/model/no/such.gguf"
+    )
+
+    assert subfolder["fingerprint"] == single["fingerprint"] == open_checkpoint(str(folder)).fingerprint
+    assert subfolder["name"] == "org/model/inner/deep@v1"
+    assert single["revision"] == COMMIT
+    assert "split_files/text_encoders/other.safetensors" not in hub.fetched
+    assert "org/model/no/such.gguf: has no such file" in nothing["error"]
+    assert len(weights) == 24
+
+
+def test_disk_that_is_too_small_is_found_before_the_transfer(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk fails other services too."""
+    (tmp_path / "snapshots" / COMMIT).mkdir(parents=True)
+    entries = [RepoFile(path="model.safetensors", size=8 * 10**9, oid="0"), RepoFile(path="x", size=10**12, oid="1")]
+    monkeypatch.setattr(HfApi, "list_repo_tree", lambda *args, **options: iter(entries))
+    monkeypatch.setattr(hub_reader.shutil, "disk_usage", lambda place: type("Usage", (), {"free": 10**9})())
+
+    with pytest.raises(CheckpointError, match=r"org/model: 8.0 GB must be fetched, and 1.0 GB are free in"):
+        hub_reader._check_disk(
+            hub_reader.HubId("org/model", "", COMMIT), ["model.safetensors"], tmp_path / "snapshots" / COMMIT
+        )
+
+
+def test_transfer_is_logged_where_there_is_no_terminal(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container nobody sees a progress bar."""
+    monkeypatch.setattr(transfer_log, "EVERY_S", 0.05)
+    caplog.set_level("INFO")
+    with transfer_log.log_transfer("org/model", tmp_path, 4_000_000):
+        (tmp_path / "blob.incomplete").write_bytes(bytes(range(256)) * 4000)
+        time.sleep(0.5)
+
+    assert "org/model: fetching 4 MB" in caplog.text
+    assert re.search(r"org/model: 1 of 4 MB, [\d.]+ MB/s, \d+ s left", caplog.text)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("org/model", ("org/model", "", None)),
+        ("org/model@v1.0/beta", ("org/model", "", "v1.0/beta")),
+        ("org/model/text_encoder@main", ("org/model", "text_encoder", "main")),
+        ("org/model/a/b.safetensors", ("org/model", "a/b.safetensors", None)),
+    ],
+)
+def test_hub_id_is_taken_apart(source: str, expected: tuple[str, str, str | None]) -> None:
+    assert hub_reader.parse_hub_id(source) == hub_reader.HubId(*expected)
+
+
+@pytest.mark.parametrize("source", ["org", "./org/model", "org/model/../x", "org/model/", "/org/model", "org/.model"])
+def test_path_is_no_hub_id(source: str) -> None:
+    """Least of all one that leads out of the snapshot."""
+    assert hub_reader.parse_hub_id(source) is None

@@ -54,7 +54,7 @@ VISION = {
 
 @pytest.fixture(scope="session", autouse=True)
 def torch_as_in_a_pipeline() -> Iterator[None]:
-    """Without gradients, as in a pipeline's `__call__`, and on one thread: on layers this narrow a second costs tenfold."""
+    """As `__call__` does it, without gradients; and on one thread, since narrow layers are ten times slower on two."""
     torch = pytest.importorskip("torch", reason="needs PyTorch: make test-parity")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

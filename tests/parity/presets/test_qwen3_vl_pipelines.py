@@ -152,7 +152,7 @@ FOXES = [" fox" * words for words in (71, 72, 73, 90, 92, 93)]  # 79, 80, 81, 98
 def test_flux3_equals_the_pipelines(
     qwen3_vl: TextEncoder, qwen3_vl_model: Any, qwen3_vl_processor: Any, prompts: list[str], window: int
 ) -> None:
-    """Every row: the transformer sees the padding. A batch here is several calls there, so ours may differ in length."""
+    """Every row, since the transformer sees the padding; each prompt is a call of its own there."""
     encoders = pytest.importorskip("diffusers.modular_pipelines.flux3.encoders")
     step = encoders.Flux3TextEncoderStep()
     preset = get_preset("flux3")
