@@ -35,7 +35,7 @@ class Settings(BaseSettings):
     model: str = Field(
         default="demo",
         min_length=1,
-        description="Checkpoint: `demo`, a folder, a `.safetensors` or `.gguf` file, a Hugging Face id, an Ollama name.",
+        description="`demo`, a folder, a `.safetensors` or `.gguf` file, a Hugging Face id or an Ollama name.",
     )
     revision: str | None = Field(default=None, description="Commit, branch or tag of a Hugging Face id.")
     tokenizer: str | None = Field(

@@ -23,7 +23,7 @@ import numpy as np
 
 from encoder.config import Qwen3Config
 from encoder.pointwise import exp2, rotate, swiglu
-from encoder.qwen3 import DecoderLayer, Qwen3
+from encoder.qwen3 import DecoderLayer, Qwen3, rope_periods
 from encoder.types import Job, Tap
 
 ROW_MULTIPLE = 4  # OpenBLAS multiplies whole groups of four rows; the rest runs through a slow kernel
@@ -129,6 +129,7 @@ class PackedQwen3:
         outputs = {0: x}
         for depth, parts in enumerate(self.layers[: max(wanted)], start=1):
             copies = self._layer(copies, parts, packed, masks, cos, sin)
+            self.model.layers_run += 1
             if depth in wanted:
                 outputs[depth] = copies[0]
         return {tap: [self._rows(outputs[tap.depth], span, tap) for span in packed.spans] for tap in taps}
@@ -242,8 +243,7 @@ def _inverse_rms(x: mx.array, eps: float) -> mx.array:
 
 def _rope_tables(position_ids: mx.array, config: Qwen3Config) -> tuple[mx.array, mx.array]:
     """cos and signed sin, (T, 1, 2, d/2): halves of a head turn as a*cos - b*sin and b*cos + a*sin."""
-    half = config.head_dim // 2
-    frequencies = config.rope_theta ** (-mx.arange(half, dtype=mx.float32) / half)
+    frequencies = 1 / rope_periods(config.rope_theta, config.head_dim)
     angles = (position_ids[:, None].astype(mx.float32) * frequencies)[:, None, None]  # (T, 1, 1, d/2)
     cos, sin = mx.cos(angles), mx.sin(angles)
     return mx.concatenate([cos, cos], axis=2), mx.concatenate([-sin, sin], axis=2)

@@ -10,9 +10,19 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from encoder.config import Qwen3Config
 from encoder.types import Mask, Tap
+
+
+def rope_periods(rope_theta: float, head_dim: int) -> mx.array:
+    """1 / frequency of each pair of a head, (d/2,) float32.
+
+    Computed in float64 and rounded once, as PyTorch rounds them: a frequency that is off in its last bit turns position
+    2047 by 2e-4.
+    """
+    return mx.array((rope_theta ** (np.arange(0, head_dim, 2) / head_dim)).astype(np.float32))
 
 
 def apply_rope(x: mx.array, rope_theta: float, position_ids: mx.array | None = None) -> mx.array:
@@ -26,11 +36,11 @@ def apply_rope(x: mx.array, rope_theta: float, position_ids: mx.array | None = N
         (B, H, L, d) in x's dtype.
     Source: transformers, models/qwen3/modeling_qwen3.py, apply_rotary_pos_emb (rotate_half).
     """
+    head_dim = x.shape[-1]
+    half, periods = head_dim // 2, rope_periods(rope_theta, head_dim)
     if position_ids is None:
-        return mx.fast.rope(x, x.shape[-1], traditional=False, base=rope_theta, scale=1.0, offset=0)
-    half = x.shape[-1] // 2
-    frequencies = rope_theta ** (-mx.arange(half, dtype=mx.float32) / half)
-    angles = position_ids[:, None, :, None].astype(mx.float32) * frequencies  # (B, 1, L, d/2)
+        return mx.fast.rope(x, head_dim, traditional=False, base=None, scale=1.0, offset=0, freqs=periods)
+    angles = position_ids[:, None, :, None].astype(mx.float32) * (1 / periods)  # (B, 1, L, d/2)
     cos, sin = mx.cos(angles), mx.sin(angles)
     first, second = x[..., :half].astype(mx.float32), x[..., half:].astype(mx.float32)
     rotated = mx.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
@@ -145,6 +155,7 @@ class Qwen3(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = [DecoderLayer(config) for _ in range(config.num_hidden_layers)]
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.layers_run = 0  # since it was made
 
     def __call__(
         self,
@@ -188,6 +199,7 @@ class Qwen3(nn.Module):
         outputs = {0: x}
         for depth, layer in enumerate(self.layers[: max(wanted)], start=1):
             x = layer(x, mask, position_ids)
+            self.layers_run += 1
             if depth in wanted:
                 outputs[depth] = x
         return [self.norm(outputs[tap.depth]) if tap.normed else outputs[tap.depth] for tap in taps]

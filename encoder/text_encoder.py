@@ -56,7 +56,6 @@ class TextEncoder:
         self.compute_dtype = resolve_compute_dtype(compute_dtype, checkpoint.dtype, force_float16)
         self.num_layers = min(num_layers or self.config.num_hidden_layers, self.config.num_hidden_layers)
         self.model = Qwen3(replace(self.config, num_hidden_layers=self.num_layers))
-        self.layers_run = 0  # decoder layers since the start, one count per batch and layer
         self.loaded = load_weights(
             checkpoint, self.model, COMPUTE_DTYPES[self.compute_dtype], progress, quantize=quantize
         )
@@ -152,9 +151,12 @@ class TextEncoder:
         The forward pass runs to the deepest layer that a job wants, and each takes its own.
         """
         taps = list(dict.fromkeys(tap for job in jobs for tap in job.taps))
-        hidden_states = self.forward(jobs, taps)
-        self.layers_run += max(job.depth for job in jobs)
-        return select(hidden_states, jobs)
+        return select(self.forward(jobs, taps), jobs)
+
+    @property
+    def layers_run(self) -> int:
+        """Decoder layers that have run since the start, one for each batch and layer."""
+        return self.model.layers_run
 
     @cached_property
     def info(self) -> ModelInfo:

@@ -87,7 +87,6 @@ def qwen3_vl(model: str, **text: Any) -> Any:
         pytest.param(
             lambda: qwen3("Qwen3Model", head_dim=128, num_hidden_layers=28), {}, 512, id="whole-window-of-flux2-klein"
         ),
-        pytest.param(lambda: qwen3("Qwen3Model", head_dim=128), {}, 2048, id="longest-window"),
     ],
 )
 def test_every_hidden_state_equals_transformers(
@@ -107,6 +106,21 @@ def test_every_hidden_state_equals_transformers(
     assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == bool(save)
     for k, (our, their) in enumerate(zip(ours, theirs, strict=True)):
         assert relative_error(our, their) < CLOSE, f"hidden state {k}"
+
+
+def test_long_prompts_equal_transformers(tmp_path: Path) -> None:
+    """RoPE's angles grow with the position, and so does whatever is wrong with them."""
+    model = qwen3("Qwen3Model", head_dim=128)
+    randomize(model)
+    model.save_pretrained(tmp_path)
+    write_tokenizer(tmp_path)
+    text_encoder = TextEncoder.open(str(tmp_path), compute_dtype="float32")
+    prompts = random_prompts([2048])
+    theirs = their_hidden_states(model.eval(), prompts, 2048, text_encoder.checkpoint.tokenizer.pad_token_id)
+    ours = our_hidden_states(text_encoder, prompts, 2048)
+
+    # Frequencies rounded as PyTorch's leave 1e-5 after four layers; off in the last bit, they leave 7e-5.
+    assert relative_error(ours, theirs) < 3e-5
 
 
 def random_prompts(lengths: Sequence[int]) -> list[tuple[int, ...]]:

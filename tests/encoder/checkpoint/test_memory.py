@@ -57,7 +57,7 @@ def qwen3_4b(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("gib", "advice"),
     [
-        pytest.param(16, r"--compute-dtype bfloat16 \(8.8 GB\), --quantize 8 \(\d.\d GB\), --quantize 4", id="16"),
+        pytest.param(15, r"--compute-dtype bfloat16 \(8.8 GB\), --quantize 8 \(\d.\d GB\), --quantize 4", id="15"),
         pytest.param(6, r"What fits: --quantize 8 \(\d.\d GB\), --quantize 4 \(\d.\d GB\)\.", id="6"),
         pytest.param(4, r"What fits: --quantize 4 \(\d.\d GB\)\.", id="4"),
         pytest.param(1, r"No quantization of this checkpoint fits either", id="1"),

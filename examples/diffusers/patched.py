@@ -1,0 +1,26 @@
+"""A pipeline of diffusers that takes no embeds, Ideogram 4 or DreamLite: it asks the service where it would encode."""
+
+from collections.abc import Sequence
+
+from common import DTYPES, arguments, client, sampling
+from diffusers import DiffusionPipeline
+
+TEXT_COMPONENTS = ("text_encoder", "tokenizer", "processor")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = arguments(__doc__, None, "picture.png", argv)
+    config = DiffusionPipeline.load_config(options.model)
+    absent = [name for name in TEXT_COMPONENTS if name in config]
+    pipe = DiffusionPipeline.from_pretrained(
+        options.model, torch_dtype=DTYPES[options.dtype], **dict.fromkeys(absent)
+    ).to(options.device)
+    with client(options) as service:
+        service.patch(pipe)
+        negative = {} if options.negative is None else {"negative_prompt": options.negative}  # Ideogram 4 takes none
+        output = pipe(options.prompt, **negative, height=options.size, width=options.size, **sampling(options))
+    output.images[0].save(options.output)
+
+
+if __name__ == "__main__":
+    main()
