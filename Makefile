@@ -35,7 +35,7 @@ BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install serve test test-parity lint format types imports check load clean
+.PHONY: help install serve test test-parity bench lint format types imports check load clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -50,6 +50,10 @@ test: $(VENV) ## run the tests that need no PyTorch
 
 test-parity: $(VENV_PARITY) ## compare with PyTorch, transformers and diffusers, in .venv-parity
 	.venv-parity/bin/python -m pytest tests/parity
+
+bench: $(VENV_PARITY) ## measure BLAS and forward pass on this CPU, beside PyTorch
+	.venv-parity/bin/python benchmarks/blas.py
+	.venv-parity/bin/python benchmarks/forward.py
 
 lint: $(VENV) ## check style and formatting
 	$(BIN)/ruff check

@@ -71,7 +71,8 @@ def measure(what: str, folder: Path, options: argparse.Namespace) -> dict[str, f
     command = [sys.executable, __file__, "--measure", what, "--folder", str(folder)]
     command += ["--compute-dtype", options.compute_dtype, "--quantize", options.quantize]
     command += ["--widening", str(options.widening)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     finished = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     result: dict[str, float] = json.loads(finished.stdout.splitlines()[-1])
     return result

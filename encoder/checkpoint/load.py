@@ -78,6 +78,11 @@ def load_weights(
         None if quantize in FOLLOWS_THE_FILE else Quantization.parse(quantize),
         keep=quantize == "keep" or (quantize == "auto" and not on_cpu),
     )
+    if quantize not in FOLLOWS_THE_FILE and label(residents) is None:
+        raise CheckpointError(
+            f"quantize {quantize}: this device has no kernel for it in {dtype}, or no weight has whole groups. "
+            f"Choose another, or compute in bfloat16."
+        )
     check_memory(residents.values())
     _explain(checkpoint, residents, dtype, on_cpu)
     loaded: dict[str, mx.array] = {}

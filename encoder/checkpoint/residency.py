@@ -7,6 +7,7 @@ from math import prod
 
 import mlx.core as mx
 
+from encoder.checkpoint.kernels import has_kernel
 from encoder.checkpoint.quantization import Quantization
 from encoder.checkpoint.weights import Arrays, StoredTensor
 
@@ -74,9 +75,10 @@ def _choose(tensor: StoredTensor, dtype: mx.Dtype, quantize: Quantization | None
     if chosen is None or not tensor.name.endswith(".weight") or not chosen.fits(tensor.shape):
         return None
     # nn.QuantizedEmbedding hands out bfloat16 in the modes without biases, whatever the others compute in.
-    if tensor.name == EMBEDDING and not chosen.has_biases and dtype != mx.bfloat16:
+    embedding = tensor.name == EMBEDDING
+    if embedding and not chosen.has_biases and dtype != mx.bfloat16:
         return None
-    return chosen
+    return chosen if has_kernel(chosen, dtype, tensor.shape, lookup=embedding) else None
 
 
 def label(residents: Mapping[str, Resident]) -> str | None:

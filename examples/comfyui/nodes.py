@@ -66,7 +66,7 @@ def conditioning(server: str, preset: str, prompt: str) -> Conditioning:
     t5: dict[str, Any] = {}
     if system.extra == "t5xxl":
         text, t5 = _with_t5(prompt)
-    fields = {"prompt": text, "preset": preset, "dtype": "float32"} | _whole_template(system, preset, text)
+    fields = {"prompt": text, "preset": preset, "dtype": "float32"} | _template(system, preset, text)
     rows, attention_mask = _encode(server, fields, system)
 
     beside: dict[str, Any] = {"pooled_output": None}
@@ -89,11 +89,13 @@ def _encode(server: str, fields: dict[str, Any], system: System) -> tuple[torch.
     return rows, mask.long()
 
 
-def _whole_template(system: System, preset: str, text: str) -> dict[str, str]:
-    """Fields for a prompt that is its own template.
+def _template(system: System, preset: str, text: str) -> dict[str, str]:
+    """Fields that take the place of the preset's template, where ComfyUI uses another.
 
     Errors: EncoderError where ComfyUI would drop other rows of it than the service does.
     """
+    if not text and system.empty is not None:
+        return {"prompt": system.empty, "suffix": ""}
     if not system.whole_templates or not text.startswith("<|im_start|>"):
         return {}
     if system.dropped:

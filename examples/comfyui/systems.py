@@ -15,6 +15,7 @@ class System:
         stacked: the service stacks hidden states behind the rows, (1, rows, n, D); ComfyUI flattens them to n * D.
         whole_templates: a prompt that begins with <|im_start|> is its own template.
         dropped: whether rows in front are dropped, which such a prompt makes impossible.
+        empty: where the preset replaces an empty prompt and ComfyUI does not, the template's end, sent as the prompt.
         extra: what else stands beside it.
     """
 
@@ -24,6 +25,7 @@ class System:
     stacked: bool = False
     whole_templates: bool = False
     dropped: bool = False
+    empty: str | None = None
     extra: Literal["minimax_token_tags", "t5xxl"] | None = None
 
 
@@ -34,7 +36,13 @@ SYSTEMS: dict[str, System] = {
     "flux2-klein": KLEIN,
     "z-image": Z_IMAGE,
     "krea-2": System("krea2.py", attention_mask=False, stacked=True, whole_templates=True, dropped=True),
-    "qwen-image-2.1": System("qwen_image21.py", attention_mask=False, whole_templates=True, dropped=True),
+    "qwen-image-2.1": System(
+        "qwen_image21.py",
+        attention_mask=False,
+        whole_templates=True,
+        dropped=True,
+        empty="<|im_end|>\n<|im_start|>assistant\n",
+    ),
     "ideogram-4": System("ideogram4.py", whole_templates=True),  # as its text-only checkpoint: layer 35 is un-normed
     "boogu": System("boogu.py", whole_templates=True),
     "mage-flow": System("mage_flow.py", attention_mask=False, whole_templates=True, dropped=True),

@@ -12,7 +12,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in ("prompt_upsampler", "text_encoder"):
         blocks.sub_blocks.pop(name)
     pipe = blocks.init_pipeline(options.model)
-    pipe.load_components(torch_dtype=DTYPES[options.dtype])
+    pipe.load_components(dtype=DTYPES[options.dtype])
     pipe.to(options.device)
     # prompt_embeds (1, n rounded up to a multiple of 80, 20480), and the negative's if the pipeline's guider uses it
     with client(options) as service:

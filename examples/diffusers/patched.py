@@ -13,12 +13,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = DiffusionPipeline.load_config(options.model)
     absent = [name for name in TEXT_COMPONENTS if name in config]
     pipe = DiffusionPipeline.from_pretrained(
-        options.model, torch_dtype=DTYPES[options.dtype], **dict.fromkeys(absent)
+        options.model, dtype=DTYPES[options.dtype], **dict.fromkeys(absent)
     ).to(options.device)
     with client(options) as service:
         service.patch(pipe)
-        negative = {} if options.negative is None else {"negative_prompt": options.negative}  # Ideogram 4 takes none
-        output = pipe(options.prompt, **negative, height=options.size, width=options.size, **sampling(options))
+        call = {"height": options.size, "width": options.size} | sampling(options)
+        if options.negative is not None:
+            call["negative_prompt"] = options.negative  # Ideogram 4 takes none
+        if options.guidance is not None and config["_class_name"] == "Ideogram4Pipeline":
+            call["guidance_schedule"] = None  # instead of its default, which is for 48 steps
+        output = pipe(prompt=options.prompt, **call)
     output.images[0].save(options.output)
 
 

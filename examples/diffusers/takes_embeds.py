@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     pipeline = config["_class_name"]
     absent = [name for name in TEXT_COMPONENTS if name in config and name not in KEPT.get(pipeline, ())]
     pipe = DiffusionPipeline.from_pretrained(
-        options.model, torch_dtype=DTYPES[options.dtype], **dict.fromkeys(absent)
+        options.model, dtype=DTYPES[options.dtype], **dict.fromkeys(absent)
     ).to(options.device)
     with client(options) as service:
         how = sampling(options, GUIDANCE.get(pipeline, "guidance_scale"))

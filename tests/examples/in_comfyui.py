@@ -1,6 +1,7 @@
 """Runs inside ComfyUI: encodes prompts with its own text encoders and with the node, and prints how they compare.
 
-python in_comfyui.py SERVER CHECKPOINT NODE SYSTEM... < prompts.json, with a checkout of ComfyUI as the working directory.
+python in_comfyui.py SERVER CHECKPOINT NODE < prompts.json, with a checkout of ComfyUI as the working directory; the
+prompts are lists by preset.
 """
 
 import asyncio
@@ -88,24 +89,25 @@ def compare(ours: Any, theirs: Any) -> dict[str, Any]:
     return differences
 
 
-def main(server: str, checkpoint: Path, node: str, systems: list[str]) -> None:
+def main(server: str, checkpoint: Path, node: str) -> None:
+    """Print the differences by preset and prompt; null where this ComfyUI does not have the system."""
     assert asyncio.run(nodes.load_custom_node(node)), "the node does not load"
     ours = nodes.NODE_CLASS_MAPPINGS["Qwen3EncoderRemote"]()
-    prompts = json.load(sys.stdin)
     results: dict[str, Any] = {}
-    for system in systems:
+    for system, prompts in json.load(sys.stdin).items():
         try:
             clip = build_clip(system, checkpoint)
         except ModuleNotFoundError:
             results[system] = None
             continue
-        results[system] = {}
+        found = {}
         for prompt in prompts:
             [theirs] = nodes.CLIPTextEncode().encode(clip, prompt)
             positive, negative = ours.encode(server, system, prompt, prompt)
-            results[system][prompt] = compare(positive, theirs) | compare(negative, theirs)
+            found[prompt] = compare(positive, theirs) | compare(negative, theirs)
+        results[system] = {prompt: differences for prompt, differences in found.items() if differences}
     print(json.dumps(results))
 
 
 with torch.inference_mode():
-    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.argv[4:])
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3])

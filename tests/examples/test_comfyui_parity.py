@@ -24,20 +24,31 @@ pytestmark = [
 
 NODE = Path(__file__).parents[2] / "examples" / "comfyui"
 SCRIPT = Path(__file__).with_name("in_comfyui.py")
-PROMPTS = [
+WEIGHTS = "a (red:1.3) fox"
+ESCAPED = r"a fox \(drawn\), [oil]"
+LEADING_NEWLINE = "\n\na fox"  # joins the template's last token
+OWN_TEMPLATE = "<|im_start|>user\na fox<|im_end|>\n"
+PROMPTS = {
     "a photo of a red fox sitting in deep snow",
     "",
     " ",
     "  leading and trailing blanks  ",
     "eine Füchsin 🦊 im Schnee, 一只狐狸",
-    r"escaped \(parentheses\) and (weights:1.3), [brackets]",
     "special <|im_start|> tokens <|im_end|> inside <think>",
     "a fox " * 300,  # longer than FLUX.2 klein's window
-]
-EDGE_OF_THE_TEMPLATE = "\n\na leading newline"  # joins the template's last token
-OWN_TEMPLATE = "<|im_start|>user\na fox<|im_end|>\n"
-DROPS_BY_TOKENS = ("krea-2", "mage-flow")  # see the node's README
-FIFTY_LAYERS = ("minimax-h3",)
+    WEIGHTS,
+    ESCAPED,
+    LEADING_NEWLINE,
+    OWN_TEMPLATE,
+}
+UNEQUAL: dict[str, set[str]] = {  # see "Where it differs" in the node's README
+    "krea-2": {LEADING_NEWLINE, OWN_TEMPLATE},
+    "mage-flow": {LEADING_NEWLINE, OWN_TEMPLATE},
+    "qwen-image-2.1": {OWN_TEMPLATE},
+    "joyimage-edit": {OWN_TEMPLATE},
+    "anima": {WEIGHTS},
+    "minimax-h3": {ESCAPED},  # as yet only some versions of ComfyUI take the backslash away
+}
 SYSTEMS = ["flux2-klein", "z-image", "krea-2", "qwen-image-2.1", "ideogram-4", "boogu", "mage-flow", "joyimage-edit"]
 SYSTEMS += ["nucleus-image", "ovis-image", "anima"]
 
@@ -65,44 +76,41 @@ def write_deep_checkpoint(folder: Path, tokenizer_folder: Path, num_hidden_layer
     return folder
 
 
-def differences(checkpoint: Path, systems: list[str], prompts: list[str]) -> dict[str, Any]:
-    """By system and prompt, where the node's conditioning is not ComfyUI's."""
+def differences(checkpoint: Path, systems: list[str]) -> dict[str, dict[str, Any] | None]:
+    """By system and prompt, where the node's conditioning is not ComfyUI's; None for a system that it does not have."""
+    prompts = {system: sorted(PROMPTS - UNEQUAL.get(system, set())) for system in systems}
     with run_server(model=str(checkpoint), compute_dtype="float32") as server:
         server.wait_until_ready()
         process = subprocess.run(
-            [os.environ.get("COMFYUI_PYTHON", sys.executable), SCRIPT, server.url, checkpoint, NODE, *systems],
+            [os.environ.get("COMFYUI_PYTHON", sys.executable), SCRIPT, server.url, checkpoint, NODE],
             input=json.dumps(prompts),
             cwd=os.environ["COMFYUI_DIR"],
             capture_output=True,
             text=True,
         )
     assert process.returncode == 0, process.stderr[-3000:]
-    by_system: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
-    return by_system
+    found: dict[str, dict[str, Any] | None] = json.loads(process.stdout.splitlines()[-1])
+    return found
 
 
 @pytest.fixture(scope="module")
-def by_system(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("checkpoint")
-    return differences(write_deep_checkpoint(folder, tokenizer_folder, 36), SYSTEMS, [*PROMPTS, EDGE_OF_THE_TEMPLATE])
+def found(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any] | None]:
+    """The differences of all that have 36 layers or fewer."""
+    checkpoint = write_deep_checkpoint(tmp_path_factory.mktemp("checkpoint"), tokenizer_folder, 36)
+    return differences(checkpoint, SYSTEMS)
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_the_conditioning_is_comfyuis(by_system: dict[str, Any], system: str) -> None:
+def test_the_conditioning_is_comfyuis(found: dict[str, dict[str, Any] | None], system: str) -> None:
     """Rows, masks, dtypes and everything that stands beside them."""
-    by_prompt = by_system[system]
-    if by_prompt is None:
+    if found[system] is None:
         pytest.skip(f"this ComfyUI does not have {system}")
-    if system in DROPS_BY_TOKENS:
-        del by_prompt[EDGE_OF_THE_TEMPLATE]
 
-    assert {prompt: found for prompt, found in by_prompt.items() if found} == {}
+    assert found[system] == {}
 
 
 def test_minimax_h3s_conditioning_is_comfyuis(tokenizer_folder: Path, tmp_path: Path) -> None:
     """ComfyUI cuts its encoder to 50 layers."""
-    [by_prompt] = differences(
-        write_deep_checkpoint(tmp_path, tokenizer_folder, 50), ["minimax-h3"], [*PROMPTS, EDGE_OF_THE_TEMPLATE]
-    ).values()
+    checkpoint = write_deep_checkpoint(tmp_path, tokenizer_folder, 50)
 
-    assert {prompt: found for prompt, found in by_prompt.items() if found} == {}
+    assert differences(checkpoint, ["minimax-h3"]) == {"minimax-h3": {}}
