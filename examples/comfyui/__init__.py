@@ -1,4 +1,4 @@
-"""A node for ComfyUI: prompts to CONDITIONING by a qwen3-encoder service, without a text encoder in ComfyUI's memory."""
+"""A node for ComfyUI: prompts to CONDITIONING by a qwen3-encoder service, with no text encoder loaded in ComfyUI."""
 
 from .nodes import Qwen3EncoderRemote
 

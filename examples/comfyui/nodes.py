@@ -1,5 +1,6 @@
 """The node, and how its conditioning is made."""
 
+import contextlib
 import functools
 from typing import Any
 
@@ -45,10 +46,8 @@ class Qwen3EncoderRemote:
         """
         if server is None:
             return ""
-        try:
+        with contextlib.suppress(EncoderError):
             cls._served[server] = served(server)
-        except EncoderError:
-            pass
         return cls._served.get(server, "")
 
     def encode(self, server: str, preset: str, prompt: str, negative: str) -> tuple[Conditioning, Conditioning]:

@@ -63,7 +63,7 @@ def _call(
         try:
             with OPENER.open(request, timeout=timeout_s) as response:
                 if response.headers.get_content_type() != accept:
-                    raise EncoderError(f"{request.full_url} answered with something else. Is the service running there?")
+                    raise EncoderError(f"{server} answered with something else. Is the service running there?")
                 return response.read()
         except urllib.error.HTTPError as error:
             pause_s = _retry_after(error, wait_s)

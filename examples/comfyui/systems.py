@@ -1,4 +1,4 @@
-"""How ComfyUI lays out the conditioning of each system: data. The sources are files of ComfyUI's comfy/text_encoders."""
+"""How ComfyUI lays out the conditioning of each system: data. The sources are files in its comfy/text_encoders."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +10,7 @@ class System:
 
     Attributes:
         source: the file that says so.
-        fills_window: ComfyUI pads as the preset does, up to the preset's window; else there are rows of real tokens only.
+        fills_window: ComfyUI pads as the preset does, up to its window; else there are rows of real tokens only.
         attention_mask: whether the conditioning has one, (1, rows) int64. Some systems drop it where it is all ones.
         stacked: the service stacks hidden states behind the rows, (1, rows, n, D); ComfyUI flattens them to n * D.
         whole_templates: a prompt that begins with <|im_start|> is its own template.

@@ -15,7 +15,8 @@ def main(argv: Sequence[str] | None = None, seconds: float = SECONDS) -> None:
     options = arguments(__doc__, "ACE-Step/acestep-v15-xl-turbo-diffusers", "music.wav", argv)
     pipe = AceStepPipeline.from_pretrained(
         options.model, text_encoder=None, tokenizer=None, dtype=DTYPES[options.dtype]
-    ).to(options.device)
+    )
+    pipe.to(options.device)
     with client(options) as service:
         service.patch(pipe)
         [sound] = pipe(prompt=options.prompt, lyrics=LYRICS, audio_duration=seconds, **sampling(options)).audios

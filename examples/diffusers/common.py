@@ -12,12 +12,16 @@ from app.client import BASE_URL, Client
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
-def arguments(description: str | None, model: str | None, output: str, argv: Sequence[str] | None) -> argparse.Namespace:
+def arguments(
+    description: str | None, model: str | None, output: str, argv: Sequence[str] | None
+) -> argparse.Namespace:
     """The command line; `model` is the default, without one it has to be given."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("prompt")
     parser.add_argument("--negative", help="what the picture should not be; the pipeline's own default without")
-    parser.add_argument("--model", default=model, required=model is None, help="folder or Hugging Face id of the pipeline")
+    parser.add_argument(
+        "--model", default=model, required=model is None, help="folder or Hugging Face id of the pipeline"
+    )
     parser.add_argument("--server", default=BASE_URL, help="where the service listens")
     parser.add_argument("--device", default=default_device())
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")

@@ -10,7 +10,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = arguments(__doc__, "black-forest-labs/FLUX.2-klein-4B", "flux2_klein.png", argv)
     pipe = Flux2KleinPipeline.from_pretrained(
         options.model, text_encoder=None, tokenizer=None, dtype=DTYPES[options.dtype]
-    ).to(options.device)
+    )
+    pipe.to(options.device)
     # prompt_embeds (1, 512, 7680), and the negative's unless the model is distilled
     with client(options) as service:
         call = service.for_pipeline(

@@ -12,9 +12,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = arguments(__doc__, None, "picture.png", argv)
     config = DiffusionPipeline.load_config(options.model)
     absent = [name for name in TEXT_COMPONENTS if name in config]
-    pipe = DiffusionPipeline.from_pretrained(
-        options.model, dtype=DTYPES[options.dtype], **dict.fromkeys(absent)
-    ).to(options.device)
+    pipe = DiffusionPipeline.from_pretrained(options.model, dtype=DTYPES[options.dtype], **dict.fromkeys(absent))
+    pipe.to(options.device)
     with client(options) as service:
         service.patch(pipe)
         call = {"height": options.size, "width": options.size} | sampling(options)

@@ -1,4 +1,4 @@
-"""Any pipeline of diffusers that takes embeds: Krea 2, Ovis-Image, NucleusMoE-Image, Bria Fibo 2, PRX Pixel, Qwen-Image-2.1.
+"""Any pipeline of diffusers that takes embeds: Krea 2, Ovis-Image, Bria Fibo 2, Qwen-Image-2.1 and so on.
 
 The pipeline's class stands in its checkpoint, and the client knows what each class takes.
 """
@@ -18,9 +18,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = DiffusionPipeline.load_config(options.model)
     pipeline = config["_class_name"]
     absent = [name for name in TEXT_COMPONENTS if name in config and name not in KEPT.get(pipeline, ())]
-    pipe = DiffusionPipeline.from_pretrained(
-        options.model, dtype=DTYPES[options.dtype], **dict.fromkeys(absent)
-    ).to(options.device)
+    pipe = DiffusionPipeline.from_pretrained(options.model, dtype=DTYPES[options.dtype], **dict.fromkeys(absent))
+    pipe.to(options.device)
     with client(options) as service:
         how = sampling(options, GUIDANCE.get(pipeline, "guidance_scale"))
         call = service.for_pipeline(

@@ -11,9 +11,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if "turbo" in options.model.lower():  # distilled: no guidance, and few steps
         options.guidance = 0.0 if options.guidance is None else options.guidance
         options.steps = 9 if options.steps is None else options.steps
-    pipe = ZImagePipeline.from_pretrained(
-        options.model, text_encoder=None, tokenizer=None, dtype=DTYPES[options.dtype]
-    ).to(options.device)
+    pipe = ZImagePipeline.from_pretrained(options.model, text_encoder=None, tokenizer=None, dtype=DTYPES[options.dtype])
+    pipe.to(options.device)
     # prompt_embeds is a list of (n, 2560), one for each prompt
     with client(options) as service:
         call = service.for_pipeline(

@@ -14,15 +14,15 @@ from typing import Any
 
 sys.path.insert(0, ".")
 
-import comfy.cli_args
+import comfy.cli_args  # the others look at its arguments when they are imported
 
 comfy.cli_args.args.cpu = True
 
-import comfy.sd
-import comfy.text_encoders.qwen3vl
-import nodes
-import torch
-from safetensors.torch import load_file
+import comfy.sd  # noqa: E402
+import comfy.text_encoders.qwen3vl  # noqa: E402
+import nodes  # noqa: E402
+import torch  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 
 TEXT_ENCODERS = {  # by preset: module, tokenizer, and the name under which the model's config may be changed
     "flux2-klein": ("flux", "KleinTokenizer", "qwen3_4b"),
