@@ -69,9 +69,10 @@ class TokenizeRequest(BaseModel):
         """The preset that the request names, or the server's default, with the fields that the request sets itself."""
         preset = catalog.get(self.preset)
         given = {name: getattr(self, name) for name in ("max_sequence_length", "prefix", "suffix")}
-        return _pad(
-            replace(preset, **{name: value for name, value in given.items() if value is not None}), self.padding
-        )
+        changes = {name: value for name, value in given.items() if value is not None}
+        if self.prefix is not None:
+            changes["empty_prefix"] = None  # a blank prompt gets the request's prefix too
+        return _pad(replace(preset, **changes), self.padding)
 
 
 def _pad(preset: Preset, padding: Padding) -> Preset:

@@ -102,7 +102,9 @@ def _tokenize_one(tokenizer: Tokenizer, prompt: str, preset: Preset) -> Tokenize
     prefix = preset.empty_prefix if is_blank and preset.empty_prefix is not None else preset.prefix
     text = prefix + (prompt or preset.empty_prompt) + preset.suffix
     window = preset.max_sequence_length
-    tail, _ = tokenizer.tokenize(preset.tail, max_length=window, add_special_tokens=False)
+    tail, _ = tokenizer.tokenize(preset.tail, max_length=len(preset.tail), add_special_tokens=False)
+    if window <= max(len(tail), preset.dropped_rows):
+        raise InvalidField("max_sequence_length", f"{window} leaves no row of the prompt of {preset.name}.")
     input_ids, truncated = tokenizer.tokenize(
         text, max_length=window - len(tail), add_special_tokens=preset.add_special_tokens
     )

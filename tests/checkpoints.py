@@ -165,7 +165,9 @@ def quantize_with_mlx(
             continue
         parts = mx.quantize(mx.array(weight).astype(mx.bfloat16), **options)
         path = name.removesuffix(".weight")
-        stored |= {f"{path}.{role}": _from_mlx(part) for role, part in zip(("weight", "scales", "biases"), parts)}
+        stored |= {
+            f"{path}.{role}": _from_mlx(part) for role, part in zip(("weight", "scales", "biases"), parts, strict=False)
+        }
         decoded[name] = np.array(mx.dequantize(*_float32_biases(parts), **options, dtype=mx.float32))
     return stored, decoded
 

@@ -34,7 +34,11 @@ def has_kernel(quantization: Quantization, dtype: mx.Dtype, shape: tuple[int, ..
 @lru_cache(maxsize=256)
 def _runs(quantization: Quantization, dtype: mx.Dtype, shape: tuple[int, ...], lookup: bool) -> bool:
     rows, columns = shape
-    options: dict[str, Any] = {"group_size": quantization.group_size, "bits": quantization.bits, "mode": quantization.mode}
+    options: dict[str, Any] = {
+        "group_size": quantization.group_size,
+        "bits": quantization.bits,
+        "mode": quantization.mode,
+    }
     weight = mx.zeros((rows, columns * quantization.bits // 32), mx.uint32)
     groups = (rows, columns // quantization.group_size)
     scales = mx.zeros(groups, dtype if quantization.has_biases else mx.uint8)

@@ -12,10 +12,10 @@ import pytest
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from encoder.checkpoint import demo
+from encoder.checkpoint import demo, open_checkpoint
 from encoder.errors import CheckpointError, InvalidField
 from encoder.preset import Preset
-from encoder.presets import FLUX2_KLEIN, Z_IMAGE
+from encoder.presets import FLUX2_KLEIN, Z_IMAGE, get_preset
 from encoder.tokenizer import Tokenizer, tokenize
 
 ENDOFTEXT, IM_START, IM_END = 256, 257, 258
@@ -321,3 +321,12 @@ def test_ids_equal_those_of_transformers(text: str, adds_a_token: bool) -> None:
             expected = reference(text, truncation=True, max_length=window, add_special_tokens=special).input_ids
             ids, _ = tokenizer.tokenize(text, max_length=window, add_special_tokens=special)
             assert list(ids) == expected
+
+
+@pytest.mark.parametrize(("name", "window"), [("krea-2", 34), ("qwen-image-2.1", 14)])
+def test_a_window_that_leaves_no_row_is_refused(tmp_path: Path, name: str, window: int) -> None:
+    """All rows of it would be dropped, or cut off behind the tail."""
+    tokenizer = open_checkpoint("demo", cache_dir=tmp_path).tokenizer
+
+    with pytest.raises(InvalidField, match=f"max_sequence_length: {window} leaves no row"):
+        tokenize(tokenizer, ["a cat"], replace(get_preset(name), max_sequence_length=window))
