@@ -16,7 +16,6 @@ try {
     numTokens: embeds.numTokens,
     rows: shape,
     first: [...data.subarray(0, 4)],
-    sum: data.reduce((sum, value) => sum + value, 0),
   }));
 } catch (error) {
   console.error(error.message, error.cause?.message ?? "");

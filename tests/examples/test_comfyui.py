@@ -1,9 +1,11 @@
 """The node for ComfyUI, without ComfyUI: its functions against a real service."""
 
+import http.server
 import importlib.util
 import json
 import re
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +21,9 @@ torch = pytest.importorskip("torch", reason="needs PyTorch: make test-parity")
 
 FOLDER = Path(__file__).parents[2] / "examples" / "comfyui"
 PROMPT = "a red fox 🦊 in deep snow"
-WORKFLOWS = sorted((FOLDER / "workflows").glob("*.json"))
+WORKFLOWS = sorted((FOLDER / "workflows").glob("*.json"))  # ComfyUI lists what lies in a folder of this name
+FILES = ["flux2_klein.json", "z_image.json"]
+API_WORKFLOWS = sorted((FOLDER / "api").glob("*.json"))
 
 
 @pytest.fixture(scope="module")
@@ -177,10 +181,24 @@ def test_the_services_own_message_is_shown(server: RunningServer, nodes: ModuleT
         nodes.conditioning(server.url, "z-image", "a" * 32_001)
 
 
-def test_another_service_is_told_apart(server: RunningServer, nodes: ModuleType) -> None:
-    """Here a path below the service, where nothing is."""
-    with pytest.raises(nodes.EncoderError, match=r"Not Found|404"):
-        nodes.conditioning(f"{server.url}/other", "z-image", PROMPT)
+class Redirecting(http.server.BaseHTTPRequestHandler):
+    """Another service, which sends its clients elsewhere."""
+
+    def do_POST(self) -> None:
+        self.send_response(307)
+        self.send_header("location", "http://127.0.0.1:9/")
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        """Quiet."""
+
+
+def test_no_redirect_is_followed(nodes: ModuleType) -> None:
+    """It would carry prompt and key elsewhere; and the message says that another service answered."""
+    with http.server.HTTPServer(("127.0.0.1", 0), Redirecting) as other:
+        threading.Thread(target=other.handle_request).start()
+        with pytest.raises(nodes.EncoderError, match=r"answered 307 .*Is the service running there\?"):
+            nodes.conditioning(f"http://127.0.0.1:{other.server_port}", "z-image", PROMPT)
 
 
 def test_the_key_goes_to_the_configured_server_alone(
@@ -220,10 +238,10 @@ def test_a_server_that_is_gone_leaves_the_last_answer(start_server: Start, node:
 
 
 def test_there_is_a_workflow_for_the_editor_and_one_for_the_api() -> None:
-    assert [file.stem for file in WORKFLOWS] == ["flux2_klein", "flux2_klein_api", "z_image", "z_image_api"]
+    assert [file.name for file in WORKFLOWS] == [file.name for file in API_WORKFLOWS] == FILES
 
 
-@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", [*WORKFLOWS, *API_WORKFLOWS], ids=lambda file: f"{file.parent.name}-{file.stem}")
 def test_a_workflow_gives_the_node_its_inputs(package: ModuleType, node: Any, file: Path) -> None:
     """In the order in which they are shown, and with a preset that there is."""
     required = node.INPUT_TYPES()["required"]
@@ -239,7 +257,7 @@ def test_a_workflow_gives_the_node_its_inputs(package: ModuleType, node: Any, fi
     assert inputs["preset"] in required["preset"][0]
 
 
-@pytest.mark.parametrize("file", [file for file in WORKFLOWS if "api" not in file.stem], ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
 def test_the_links_of_a_workflow_fit_together(file: Path) -> None:
     """Each joins an output and an input that know of it, and that have its type."""
     workflow = json.loads(file.read_text())
@@ -250,3 +268,21 @@ def test_the_links_of_a_workflow_fit_together(file: Path) -> None:
         assert link in nodes[source]["outputs"][output]["links"]
         assert nodes[target]["inputs"][place]["link"] == link
         assert nodes[source]["outputs"][output]["type"] == nodes[target]["inputs"][place]["type"] == kind
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_both_forms_of_a_workflow_are_the_same(name: str) -> None:
+    """Node for node, link for link; a seed has one more value in the editor, what becomes of it after a run."""
+    editor = json.loads((FOLDER / "workflows" / name).read_text())
+    api = json.loads((FOLDER / "api" / name).read_text())
+    links = {link: [str(source), output] for link, source, output, *_ in editor["links"]}
+
+    assert api.keys() == {str(node["id"]) for node in editor["nodes"]}
+    for node in editor["nodes"]:
+        inputs = api[str(node["id"])]["inputs"]
+        linked = {entry["name"]: links[entry["link"]] for entry in node["inputs"]}
+        assert api[str(node["id"])]["class_type"] == node["type"]
+        assert {key: value for key, value in inputs.items() if isinstance(value, list)} == linked
+        assert [value for value in inputs.values() if not isinstance(value, list)] == [
+            value for value in node["widgets_values"] if value != "randomize"
+        ]
