@@ -49,7 +49,7 @@ test: $(VENV) ## run the tests that need no PyTorch
 	$(BIN)/python -m pytest --ignore=tests/parity
 
 test-parity: $(VENV_PARITY) ## compare with PyTorch, transformers and diffusers, in .venv-parity
-	.venv-parity/bin/python -m pytest tests/parity
+	.venv-parity/bin/python -m pytest tests/parity tests/examples
 
 bench: $(VENV_PARITY) ## measure BLAS and forward pass on this CPU, beside PyTorch
 	.venv-parity/bin/python benchmarks/blas.py

@@ -108,7 +108,7 @@ def _config(metadata: dict[str, Any], tensors: Mapping[str, StoredTensor], file:
     architecture = metadata.get("general.architecture")
     if architecture not in _ARCHITECTURES:
         raise CheckpointError(f"{file}: general.architecture is {architecture!r}, expected 'qwen3' or 'qwen3vl'.")
-    fields = {field: metadata.get(f"{architecture}.{key}") for field, key in _FIELDS.items()}
+    fields = {field: _exact(metadata.get(f"{architecture}.{key}")) for field, key in _FIELDS.items()}
     scaling = metadata.get(f"{architecture}.rope.scaling.type")
     return Qwen3Config.from_dict(
         fields
@@ -119,6 +119,11 @@ def _config(metadata: dict[str, Any], tensors: Mapping[str, StoredTensor], file:
             "rope_scaling": None if scaling in (None, "none") else {"rope_type": scaling},
         }
     )
+
+
+def _exact(value: Any) -> Any:
+    """The decimal number that a float32 stands for: 1e-6 has become 9.99999997e-7."""
+    return float(f"{value:.7g}") if isinstance(value, float) else value
 
 
 def _tensor(array: StoredArray) -> tuple[str, StoredTensor] | None:

@@ -94,7 +94,10 @@ def _layer(manifest: Path, entry: Any) -> Layer:
 
 def check_digest(blob: Path) -> None:
     """Return when the content of a blob is that of its name. Errors: CheckpointError when it is not."""
-    with blob.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with blob.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{blob}: cannot be read: {error}") from error
     if blob.name != f"sha256-{found}":
         raise CheckpointError(f"{blob}: has the hash {found}, expected that of its name. Pull the model again.")

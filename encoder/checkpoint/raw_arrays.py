@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 
 import mlx.core as mx
 import numpy as np
@@ -17,13 +18,16 @@ def read_ahead(arrays: Iterable[StoredArray]) -> None:
     if not hasattr(os, "posix_fadvise"):
         return
     for array in arrays:
-        with array.file.open("rb") as file:
+        with suppress(OSError), array.file.open("rb") as file:
             os.posix_fadvise(file.fileno(), array.offset, array.nbytes, os.POSIX_FADV_WILLNEED)
 
 
 def read_bytes(array: StoredArray) -> mx.array:
-    """All bytes of the array, (nbytes,) uint8. Errors: CheckpointError when the file has become shorter."""
-    data = np.fromfile(array.file, np.uint8, array.nbytes, offset=array.offset)
+    """All bytes of the array, (nbytes,) uint8. Errors: CheckpointError when they are no longer there."""
+    try:
+        data = np.fromfile(array.file, np.uint8, array.nbytes, offset=array.offset)
+    except OSError as error:
+        raise CheckpointError(f"{array.file}: {array.key} cannot be read: {error}") from error
     if data.nbytes != array.nbytes:
         raise CheckpointError(f"{array.file}: {array.key} cannot be read: the file is shorter than it was.")
     return mx.array(data)

@@ -1,5 +1,6 @@
 """Talks to the service. Needs PyTorch and safetensors, which ComfyUI has, and the standard library."""
 
+import http.client
 import json
 import os
 import time
@@ -69,7 +70,7 @@ def _call(
             pause_s = _retry_after(error, wait_s)
             if error.code not in BUSY or pause_s > max_wait_s:
                 raise EncoderError(_refusal(error, server)) from error
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise EncoderError(f"{server} cannot be reached: {reason}. Is the service running there?") from error
         time.sleep(pause_s)

@@ -142,7 +142,8 @@ def test_rows_are_the_real_ones(api: Client) -> None:
     alone = api.encode("a cat", preset="flux2-klein", padding="none")
 
     assert both.hidden_states.array.shape[1] == 64
-    np.testing.assert_array_equal(both.rows(0).numpy(), alone.rows(0).numpy())
+    # bfloat16 of two runs that round in another order.
+    np.testing.assert_allclose(both.rows(0).numpy(), alone.rows(0).numpy(), rtol=1e-2, atol=1e-3)
     assert len(both.rows(1).array) == both.num_tokens[1]
 
 

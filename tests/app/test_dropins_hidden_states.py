@@ -86,7 +86,8 @@ def test_a_long_text_is_truncated(client: httpx.Client) -> None:
     document = hidden_states(client, {"input": TEXT, "max_length": 3, "encoding_format": "base64"})
 
     assert document["shape"] == [3, 32]
-    np.testing.assert_array_equal(decode(document), layer(client, layers=[-2])[:3])
+    # Two runs of other lengths, which round in another order.
+    np.testing.assert_allclose(decode(document), layer(client, layers=[-2])[:3], rtol=1e-3, atol=1e-4)
 
 
 def test_the_model_s_name_may_be_left_out(client: httpx.Client) -> None:

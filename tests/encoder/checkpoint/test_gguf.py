@@ -136,9 +136,19 @@ def test_checkpoint_is_described(tmp_path: Path, weights: dict[str, Any]) -> Non
 
     assert checkpoint.quantization == "Q6_K"
     assert checkpoint.dtype == "bfloat16"
-    assert checkpoint.config.rope_theta == 1e6
+    assert (checkpoint.config.rope_theta, checkpoint.config.rms_norm_eps) == (1e6, 1e-6)
     assert checkpoint.tokenizer.pad_token_id == 256
     assert checkpoint.fingerprint == open_checkpoint(str(tmp_path / "renamed.gguf")).fingerprint
+
+
+def test_floats_have_the_fingerprint_of_the_same_floats_elsewhere(tmp_path: Path, weights: dict[str, Any]) -> None:
+    """It follows the content, not the format."""
+    write_gguf(tmp_path / "model.gguf", weights)
+
+    assert (
+        open_checkpoint(str(tmp_path / "model.gguf")).fingerprint
+        == open_checkpoint(str(tmp_path / "plain")).fingerprint
+    )
 
 
 TEXTS = [
@@ -250,3 +260,13 @@ def test_damaged_file_is_named_at_once(
     with pytest.raises(CheckpointError, match=r"model.gguf: cannot be read as GGUF"):
         open_checkpoint(str(file))
     assert time.process_time() - started < 1
+
+
+def test_file_that_vanishes_before_it_is_read_is_named(tmp_path: Path, weights: dict[str, Any]) -> None:
+    """Tensors are read later than headers."""
+    write_gguf(tmp_path / "model.gguf", weights)
+    checkpoint = open_checkpoint(str(tmp_path / "model.gguf"))
+    (tmp_path / "model.gguf").unlink()
+
+    with pytest.raises(CheckpointError, match=r"model.gguf: .* cannot be read"):
+        TextEncoder(checkpoint)
