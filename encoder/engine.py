@@ -88,7 +88,7 @@ class Engine:
         """Load and warm the model, then accept requests. Errors: CheckpointError, ModelFailure."""
         try:
             self._encoder = await self._model_thread.start()
-        except Exception as error:
+        except Exception as error:  # whatever it was, readiness says so from now on
             self._failure = str(error)
             raise
         self._batcher.count_tokens = self._encoder.forward.tokens
