@@ -39,7 +39,7 @@ def test_the_lines_print_what_the_page_says(server: RunningServer, tmp_path: Pat
     if missing(commands):
         pytest.skip(f"needs {', '.join(missing(commands))}")
     process = subprocess.run(
-        ["bash", "-eu", "-o", "pipefail", "-c", commands.replace(ADDRESS, server.url)],
+        ["bash", "-eu", "-c", commands.replace(ADDRESS, server.url)],
         cwd=tmp_path,
         env=os.environ | {"QWEN3_ENCODER_API_KEY": "none-is-asked-for"},
         capture_output=True,
@@ -47,5 +47,5 @@ def test_the_lines_print_what_the_page_says(server: RunningServer, tmp_path: Pat
         timeout=60,
     )
 
-    assert process.returncode in (0, 23), process.stderr  # 23: head closed the pipe before curl was done
+    assert process.returncode == 0, process.stderr  # of the last command; `head` closes the pipe on those before it
     assert re.fullmatch(pattern(output.strip()), process.stdout.strip(), flags=re.DOTALL), process.stdout
