@@ -103,7 +103,7 @@ async def _load(engine: Engine) -> bool:
     except EncoderError as error:
         logger.error("cannot serve: %s", error)
         return False
-    except Exception:
+    except Exception:  # a bug, or whatever MLX raises: the process ends all the same, with its traceback in the log
         logger.exception("cannot serve: loading failed")
         return False
     return True

@@ -55,7 +55,7 @@ class RequestContext:
         inner: Scope = {**scope}  # the server looks at its own copy to answer HEAD without a body
         try:
             await self.app(inner, receive, send_with_context)
-        except Exception as error:
+        except Exception as error:  # the last place where a bug can become an answer
             logger.exception("request %s failed", scope["request_id"])
             if status == 499:
                 await error_response(error)(scope, receive, send_with_context)
