@@ -38,3 +38,14 @@ def test_aliases_are_documented() -> None:
     text = PRESETS_MD.read_text(encoding="utf-8")
 
     assert all(f"`{alias}` is `{preset.name}`" in text for preset in PRESETS for alias in preset.aliases)
+
+
+def test_the_tree_names_every_file() -> None:
+    """docs/architecture.md is where a newcomer looks first."""
+    root = Path(__file__).parent.parent
+    tree = (root / "docs/architecture.md").read_text(encoding="utf-8")
+    files = [
+        file for package in ("app", "encoder") for file in (root / package).glob("*.py") if file.stat().st_size > 100
+    ]
+
+    assert [file.name for file in files if f"\n  {file.name} " not in tree] == []
