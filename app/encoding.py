@@ -7,14 +7,11 @@ from fastapi import Depends, Request
 
 from app.dependencies import EngineDep, MetricsDep, SettingsDep
 from app.disconnect import unless_disconnected
-from encoder import DType, EncodeResult, Preset
+from encoder import CachePolicy, DType, EncodeResult, Preset
 
 
 class Encoding:
-    """Encodes prompts for one request: within its time, for as long as its client stays, and counted in the metrics.
-
-    It uses the cache unless the request says `cache-control: no-cache` or `no-store`.
-    """
+    """Encodes prompts for one request: within its time, for as long as its client stays, and counted in the metrics."""
 
     def __init__(self, request: Request, engine: EngineDep, settings: SettingsDep, metrics: MetricsDep) -> None:
         self._request = request
@@ -24,14 +21,21 @@ class Encoding:
 
     async def encode(self, prompts: Sequence[str], preset: Preset, dtype: DType) -> EncodeResult:
         """The hidden states of the prompts. Errors: those of Engine.encode, ClientDisconnected."""
-        use_cache = not {"no-cache", "no-store"} & self._cache_directives()
-        work = self._engine.encode(prompts, preset, dtype, self._timeout_s, use_cache)
+        work = self._engine.encode(prompts, preset, dtype, self._timeout_s, self._cache_policy())
         result = await unless_disconnected(self._request, work)
         self._metrics.observe_result(result)
         return result
 
-    def _cache_directives(self) -> set[str]:
-        return {name.strip().lower() for name in self._request.headers.get("cache-control", "").split(",")}
+    def _cache_policy(self) -> CachePolicy:
+        """What the request says about the cache.
+
+        Source: RFC 9111, 5.2.1: `no-cache` asks for a new result, which may be kept; `no-store` asks to keep nothing.
+        """
+        fields = ",".join(self._request.headers.getlist("cache-control"))
+        directives = {directive.strip().lower() for directive in fields.split(",")}
+        if "no-store" in directives:
+            return "bypass"
+        return "refresh" if "no-cache" in directives else "use"
 
 
 EncodingDep = Annotated[Encoding, Depends()]

@@ -32,6 +32,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         cache_dir=settings.cache_dir,
         limits=settings.limits(),
         cache_bytes=settings.cache_bytes,
+        disk_cache_dir=settings.disk_cache_dir,
+        disk_cache_bytes=settings.disk_cache_bytes,
         stall_s=settings.stall_s,
     )
     app = FastAPI(

@@ -18,6 +18,9 @@ GAUGES = {
     "queued_tokens": "Padded tokens that wait for the model.",
     "running_prompts": "Prompts in the forward pass of this moment.",
     "cache_bytes": "Memory of cached results, in bytes.",
+    "cache_entries": "Results cached in memory.",
+    "disk_cache_bytes": "Size of the folder of cached results, in bytes, when it was last counted.",
+    "disk_cache_entries": "Results in the folder, when it was last counted.",
     "active_memory_bytes": "Memory that MLX uses, in bytes.",
     "cache_memory_bytes": "Memory that MLX keeps for reuse, in bytes.",
     "peak_memory_bytes": "Most memory that MLX has used, in bytes.",
@@ -28,9 +31,14 @@ COUNTERS = {
     "real_tokens": "Tokens of prompts that went through the model.",
     "padded_tokens": "Tokens that went through the model, padding included.",
     "layers_run": "Decoder layers run, counted once for each batch.",
-    "cache_hits": "Prompts answered from the cache.",
+    "cache_hits": "Prompts answered from the cache in memory.",
     "cache_misses": "Prompts that had to be computed.",
     "cache_coalesced": "Prompts that joined an equal one in flight.",
+    "cache_evictions": "Results that memory had no more room for.",
+    "disk_cache_hits": "Prompts answered from the cache on disk.",
+    "disk_cache_evictions": "Results that the folder had no more room for, as far as this process deleted them.",
+    "disk_cache_errors": "Results that could not be read or written, damaged ones included.",
+    "disk_cache_dropped": "Results not written because too many were waiting to be.",
 }
 
 

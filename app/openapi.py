@@ -45,7 +45,7 @@ TIMINGS: Described = {
         ("x-tokenization-time", "Milliseconds.", "number"),
         ("x-queue-time", "Milliseconds.", "number"),
         ("x-inference-time", "Milliseconds.", "number"),
-        ("x-cache", "hit, miss or coalesced.", "string"),
+        ("x-cache", "hit (in memory or on disk), miss or coalesced.", "string"),
     ]
 }
 ENCODED: Described = {

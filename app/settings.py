@@ -17,6 +17,7 @@ from encoder import BUILT_IN, Catalog, EncoderError, Limits, read_presets
 
 PREFIX = "QWEN3_ENCODER_"
 MIB = 1024 * 1024
+GIB = 1024 * MIB
 
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -88,6 +89,10 @@ class Settings(BaseSettings):
     )
     max_batch_tokens: Positive = Field(default=4096, description="Tokens in one forward pass, padding included.")
     cache_bytes: int = Field(default=512 * MIB, ge=0, description="Memory for cached results, in bytes; 0 keeps none.")
+    disk_cache_dir: Path | None = Field(
+        default=None, description="Folder for cached results that outlive the process; unset keeps none."
+    )
+    disk_cache_bytes: Positive = Field(default=10 * GIB, description="Size of that folder, in bytes.")
 
     request_timeout_s: Seconds = Field(default=300, description="Longest wait for a result, in seconds; then 504.")
     body_timeout_s: Seconds = Field(

@@ -29,6 +29,7 @@ from encoder.preset_file import read_presets  # noqa: E402
 from encoder.presets import BUILT_IN, LAST_HIDDEN_STATE, PRESETS, get_preset  # noqa: E402
 from encoder.text_encoder import TextEncoder  # noqa: E402
 from encoder.types import (  # noqa: E402
+    CachePolicy,
     Combine,
     DType,
     EncodeResult,
@@ -43,6 +44,7 @@ __all__ = [
     "LAST_HIDDEN_STATE",
     "PRESETS",
     "Blas",
+    "CachePolicy",
     "Catalog",
     "Checkpoint",
     "CheckpointError",

@@ -20,13 +20,16 @@ class Entry:
     """A job that waits or runs.
 
     `length` is in tokens, live padding included, and at least 1; `waiters` counts the requests that want its result;
-    times are in seconds of time.perf_counter, 0 while not known.
+    `store` says whether that may be kept, `from_disk` whether it was found there and never ran; times are in seconds of
+    time.perf_counter, 0 while not known.
     """
 
     job: Job
     length: int
     done: "Future[PromptEmbeds | EncoderError]"
     waiters: int = 0
+    store: bool = True
+    from_disk: bool = False
     enqueued_at: float = field(default_factory=time.perf_counter)
     started_at: float = 0.0
     finished_at: float = 0.0
@@ -56,17 +59,22 @@ class Batcher:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def put(self, entries: Sequence[Entry], retry_after_s: int) -> None:
-        """Queue all entries of a request, or none of them.
-
-        Errors: RequestTooLarge when they would not fit an empty queue, QueueFull when they don't fit now.
-        """
+    def check(self, entries: Sequence[Entry]) -> None:
+        """Errors: RequestTooLarge when the entries of a request would not fit an empty queue."""
         tokens = sum(entry.length for entry in entries)
         if tokens > self.max_queue_tokens:
             raise RequestTooLarge(
                 f"The request adds {tokens} padded tokens, the whole queue holds {self.max_queue_tokens}. "
                 "Send fewer prompts at a time."
             )
+
+    def put(self, entries: Sequence[Entry], retry_after_s: int) -> None:
+        """Queue all entries of a request, or none of them.
+
+        Errors: as `check`, and QueueFull when they don't fit now.
+        """
+        self.check(entries)
+        tokens = sum(entry.length for entry in entries)
         if self.queued_tokens + tokens > self.max_queue_tokens:
             raise QueueFull(
                 f"The queue holds {self.queued_tokens} of {self.max_queue_tokens} tokens, this request adds {tokens}. "

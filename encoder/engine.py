@@ -14,13 +14,13 @@ from pathlib import Path
 import mlx.core as mx
 
 from encoder.batcher import Batcher, Entry
-from encoder.cache import Cache
-from encoder.errors import DeadlineExceeded, EncoderError, NotReady
+from encoder.cache import ResultCache
+from encoder.errors import DeadlineExceeded, EncoderError, NotReady, QueueFull
 from encoder.limits import Limits
 from encoder.model_thread import ModelThread
 from encoder.preset import Preset
 from encoder.text_encoder import TextEncoder
-from encoder.types import DType, EncodeResult, EngineStats, Job, ModelInfo, PromptEmbeds, TokenizedPrompt
+from encoder.types import CachePolicy, DType, EncodeResult, EngineStats, Job, ModelInfo, PromptEmbeds, TokenizedPrompt
 
 FIRST_RATE = 500.0  # padded tokens a second, assumed until batches have been measured
 LONGEST_RETRY_S = 60
@@ -33,7 +33,9 @@ class Engine:
         model: a folder, a hub id, or "demo".
         revision, cache_dir, tokenizer, compute_dtype, force_float16, quantize, num_layers: as in TextEncoder.open.
         limits: on requests, queue and batches.
-        cache_bytes: bound of the result cache; 0 switches it off.
+        cache_bytes: bound of the result cache in memory; 0 switches it off.
+        disk_cache_dir: folder for results that outlive the process; None has no such cache.
+        disk_cache_bytes: bound of that folder.
         stall_s: a forward pass that takes longer makes the engine unready until it returns.
     """
 
@@ -50,6 +52,8 @@ class Engine:
         cache_dir: Path | None = None,
         limits: Limits | None = None,
         cache_bytes: int = 512 * 2**20,
+        disk_cache_dir: Path | None = None,
+        disk_cache_bytes: int = 10 * 2**30,
         stall_s: float = 120.0,
     ) -> None:
         self.limits = limits or Limits()
@@ -70,7 +74,8 @@ class Engine:
         self._encoder: TextEncoder | None = None
         self._failure: str | None = None  # why there will be no encoder
         self._batch_loop: asyncio.Task[None] | None = None
-        self._cache = Cache(cache_bytes)
+        self._cache = ResultCache(cache_bytes, disk_cache_dir, disk_cache_bytes)
+        self._lookups: set[asyncio.Task[None]] = set()
         self._batcher = Batcher(self.limits.max_queue_tokens, self.limits.max_batch_tokens)
         self._queued = asyncio.Event()  # something waits in the queue
         self._in_flight: dict[Job, Entry] = {}  # waiting or running, for others who want the same
@@ -88,6 +93,7 @@ class Engine:
         """Load and warm the model, then accept requests. Errors: CheckpointError, ModelFailure."""
         try:
             self._encoder = await self._model_thread.start()
+            await self._cache.open(self._encoder)
         except Exception as error:  # whatever it was, readiness says so from now on
             self._failure = str(error)
             raise
@@ -112,9 +118,12 @@ class Engine:
         if self._batch_loop is not None:
             self._batch_loop.cancel()
             await asyncio.wait([self._batch_loop])
+        for lookup in self._lookups:
+            lookup.cancel()
         for entry in list(self._in_flight.values()):
             self._settle(entry, NotReady("The service was closed.", 10))
         await self._model_thread.close()
+        await self._cache.close()
 
     @property
     def info(self) -> ModelInfo:
@@ -128,11 +137,11 @@ class Engine:
             queued_tokens=self._batcher.queued_tokens,
             running_prompts=self._running_prompts,
             layers_run=self._encoder.layers_run if self._encoder else 0,
-            cache_bytes=self._cache.bytes,
             active_memory_bytes=mx.get_active_memory(),
             cache_memory_bytes=mx.get_cache_memory(),
             peak_memory_bytes=mx.get_peak_memory(),
             **self._counters,
+            **self._cache.stats(),
         )
 
     def tokens(self, input_ids: Sequence[int]) -> list[str]:
@@ -151,7 +160,7 @@ class Engine:
         preset: Preset,
         dtype: DType = "bfloat16",
         timeout_s: float = 300.0,
-        use_cache: bool = True,
+        cache_policy: CachePolicy = "use",
     ) -> EncodeResult:
         """Answer one request. Cancelling it frees its place in the queue.
 
@@ -167,41 +176,76 @@ class Engine:
             jobs = encoder.plan(tokenized, preset, dtype)
             self.limits.check_output(jobs, encoder.config.hidden_size)
             tokenization_ms = (time.perf_counter() - started) * 1e3
-            result = await self._results(jobs, timeout_s, use_cache)
+            result = await self._results(jobs, timeout_s, cache_policy)
             return replace(result, prompts=tokenized, tokenization_ms=tokenization_ms)
         finally:
             self._requests -= 1
             if not self._requests:
                 self._idle.set()
 
-    async def _results(self, jobs: list[Job], timeout_s: float, use_cache: bool) -> EncodeResult:
-        """Cache, then others' work in flight, then the queue. Equal jobs of one request run once."""
+    async def _results(self, jobs: list[Job], timeout_s: float, policy: CachePolicy) -> EncodeResult:
+        """Memory, then others' work in flight, then the disk, then the queue. Equal jobs of one request run once."""
         distinct = list(dict.fromkeys(jobs))
-        cached = {job: hit for job in distinct if use_cache and (hit := self._cache.get(job))}
+        use = policy == "use"
+        cached = self._cache.get(distinct) if use else {}
         missing = [job for job in distinct if job not in cached]
-        joined = [self._in_flight[job] for job in missing if use_cache and job in self._in_flight]
-        new = [self._new_entry(job) for job in missing if not use_cache or job not in self._in_flight]
-        self._batcher.put(new, self._retry_after_s())
-        self._queued.set()
-        if use_cache:
-            self._in_flight.update((entry.job, entry) for entry in new)
-        for name, group in (("cache_hits", cached), ("cache_coalesced", joined), ("cache_misses", new)):
+        joined = [self._in_flight[job] for job in missing if use and job in self._in_flight]
+        new = [self._new_entry(job, policy) for job in missing if not use or job not in self._in_flight]
+        for name, group in (("cache_hits", cached), ("cache_coalesced", joined)):
             self._counters[name] += len(group)
+        if new:
+            self._find_or_run(new, policy)
         entries = joined + new
         await self._wait(entries, timeout_s)
         results = cached | {entry.job: _result(entry, timeout_s) for entry in entries}
+        computed = [entry for entry in entries if not entry.from_disk]
         return EncodeResult(
             embeds=[results[job] for job in jobs],
             prompts=[],
-            cache="miss" if new else "coalesced" if joined else "hit",
+            cache="miss" if any(not entry.from_disk for entry in new) else "coalesced" if computed else "hit",
             tokenization_ms=0.0,
             queue_ms=max((entry.started_at - entry.enqueued_at for entry in entries), default=0.0) * 1e3,
             inference_ms=max((entry.finished_at - entry.started_at for entry in entries), default=0.0) * 1e3,
-            layers_run=max((entry.job.depth for entry in entries), default=0),
+            layers_run=max((entry.job.depth for entry in computed), default=0),
         )
 
-    def _new_entry(self, job: Job) -> Entry:
-        return Entry(job, max(1, job.computed_rows), asyncio.get_running_loop().create_future())
+    def _new_entry(self, job: Job, policy: CachePolicy) -> Entry:
+        done = asyncio.get_running_loop().create_future()
+        return Entry(job, max(1, job.computed_rows), done, store=policy != "bypass")
+
+    def _find_or_run(self, entries: Sequence[Entry], policy: CachePolicy) -> None:
+        self._batcher.check(entries)  # before anybody can join them, who would get the same error for less
+        if policy == "use":
+            self._in_flight.update((entry.job, entry) for entry in entries)
+        if policy == "use" and self._cache.has_disk:  # in a task of its own: others may join, and outstay this request
+            lookup = asyncio.create_task(self._look_up(entries))
+            self._lookups.add(lookup)
+            lookup.add_done_callback(self._lookups.discard)
+        else:
+            self._enqueue(entries)
+
+    async def _look_up(self, entries: Sequence[Entry]) -> None:
+        """Answer what lies on disk, and queue the rest, if somebody still wants it."""
+        found = await self._cache.find([entry.job for entry in entries])
+        for entry in entries:
+            if entry.job in found:
+                entry.from_disk = True
+                entry.started_at = entry.finished_at = time.perf_counter()
+                self._settle(entry, found[entry.job])
+            elif not entry.waiters:
+                self._forget(entry)
+        self._enqueue([entry for entry in entries if entry.waiters and entry.job not in found])
+
+    def _enqueue(self, entries: Sequence[Entry]) -> None:
+        """Queue all of them, or fail all of them."""
+        try:
+            self._batcher.put(entries, self._retry_after_s())
+        except QueueFull as error:
+            for entry in entries:
+                self._settle(entry, error)
+        else:
+            self._counters["cache_misses"] += len(entries)
+            self._queued.set()
 
     async def _wait(self, entries: Sequence[Entry], timeout_s: float) -> None:
         """Wait for all entries. Whoever stops waiting last takes an entry out of the queue."""
@@ -235,7 +279,7 @@ class Engine:
         self._count(batch, time.perf_counter() - started)
         for entry, outcome in zip(batch, outcomes, strict=True):
             entry.finished_at = time.perf_counter()
-            if isinstance(outcome, PromptEmbeds):
+            if isinstance(outcome, PromptEmbeds) and entry.store:
                 self._cache.put(entry.job, outcome)
             self._settle(entry, outcome)
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 DType = Literal["bfloat16", "float16", "float32"]
 Combine = Literal["concat", "interleave", "stack", "stack_rows"]
 PaddingRows = Literal["cut", "zero", "live"]
+CachePolicy = Literal["use", "refresh", "bypass"]  # "refresh" reads nothing and keeps the result, "bypass" does neither
 Mask = mx.array | Literal["causal", "none"]
 Rows = mx.array | Sequence[mx.array]  # (B, L, D), or B times (rows, D)
 
@@ -147,7 +148,15 @@ class EngineStats:
     cache_hits: int
     cache_misses: int
     cache_coalesced: int
-    cache_bytes: int
     active_memory_bytes: int
     cache_memory_bytes: int
     peak_memory_bytes: int
+    cache_bytes: int = 0
+    cache_entries: int = 0
+    cache_evictions: int = 0
+    disk_cache_bytes: int = 0
+    disk_cache_entries: int = 0
+    disk_cache_evictions: int = 0
+    disk_cache_hits: int = 0
+    disk_cache_errors: int = 0
+    disk_cache_dropped: int = 0

@@ -109,16 +109,6 @@ def test_headers_say_where_the_time_went(client: httpx.Client) -> None:
     assert int(response.headers["content-length"]) == len(response.content)
 
 
-def test_the_second_time_comes_from_the_cache_unless_told_otherwise(client: httpx.Client) -> None:
-    body = {"prompt": "asked twice"}
-
-    caches = [client.post("/encode", json=body).headers["x-cache"] for _ in range(2)]
-    fresh = client.post("/encode", json=body, headers={"cache-control": "no-cache"}).headers["x-cache"]
-
-    assert caches == ["miss", "hit"]
-    assert fresh == "miss"
-
-
 def test_tokenize_shows_what_would_be_encoded(client: httpx.Client) -> None:
     body = {"prompts": ["a cat"], "preset": "z-image"}
 

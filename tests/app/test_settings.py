@@ -16,6 +16,7 @@ VALUES = {
     "quantize": "8",
     "compute_dtype": "float32",
     "cache_dir": "/tmp",
+    "disk_cache_dir": "/tmp",
     "presets": str(ROOT / "examples" / "presets.toml"),
     "default_preset": "z-image",
     "predict_preset": "z-image",

@@ -111,7 +111,7 @@ async def test_another_dtype_or_layer_is_not_the_cached_result(engine: Engine) -
 async def test_the_cache_can_be_passed_by(engine: Engine) -> None:
     await engine.encode(["a cat"], KLEIN)
 
-    assert (await engine.encode(["a cat"], KLEIN, use_cache=False)).cache == "miss"
+    assert (await engine.encode(["a cat"], KLEIN, cache_policy="refresh")).cache == "miss"
 
 
 async def test_equal_prompts_of_one_request_run_once(engine: Engine) -> None:

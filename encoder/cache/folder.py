@@ -1,0 +1,172 @@
+"""A folder of results: a safetensors file each, bounded in bytes, least recently used out first. Synchronous.
+
+Several processes may share a folder. Files appear whole, by a rename, and every one carries its key and a checksum, so
+whoever finds one gone, cut off or foreign has a miss. A process that is killed leaves at most an unfinished file.
+"""
+
+import json
+import os
+import re
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors.numpy import load, save
+
+from encoder.types import PromptEmbeds
+
+BLOCK_BYTES = 4096  # what even an empty file takes on most disks
+COUNT_EVERY = 1 / 16  # of the bound may be written before the folder is counted again, for others write as well
+UNFINISHED = ".unfinished-"
+UNFINISHED_S = 3600  # after which nobody can still be writing it
+
+_NAME = re.compile(r"[0-9a-f]{64}\.safetensors")
+
+
+class DamagedResult(Exception):
+    """A file does not hold what its name promises."""
+
+
+class StoredFile(NamedTuple):
+    """A result as the folder lists it; `used` is in nanoseconds since 1970."""
+
+    used: int
+    size: int
+    path: Path
+
+
+class ResultFolder:
+    """Results by key. `read` is safe on any thread, all else belongs to one.
+
+    Attributes:
+        bytes, entries: in the folder, when it was last counted and with what this process has written since.
+        evictions: by this process.
+    """
+
+    def __init__(self, path: Path, max_bytes: int) -> None:
+        self.path = path
+        self.max_bytes = max_bytes
+        self.bytes = 0
+        self.entries = 0
+        self.evictions = 0
+        self._written = 0  # bytes, since the folder was counted
+
+    def open(self) -> None:
+        """Make the folder where there is none, for this user alone, and count what it holds. Errors: OSError."""
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._make_room(0)
+
+    def read(self, key: str) -> PromptEmbeds | None:
+        """The result of a key, or None. A damaged file is deleted.
+
+        Errors: DamagedResult; OSError when the file is there and cannot be read.
+        """
+        file = self._file(key)
+        try:
+            data = file.read_bytes()
+        except FileNotFoundError:
+            return None
+        try:
+            result = _parse(data, key)
+        except Exception as error:  # whatever a parser raises for bytes that are not its own
+            with suppress(OSError):
+                file.unlink()
+            raise DamagedResult(f"{file.name} was damaged and is deleted: {error}") from error
+        self.touch([key])
+        return result
+
+    def touch(self, keys: Sequence[str]) -> None:
+        """Make results the most recently used ones, where they are there and may be touched."""
+        for key in keys:
+            with suppress(OSError):
+                os.utime(self._file(key))
+
+    def write(self, key: str, result: PromptEmbeds) -> None:
+        """Keep a result, in place of one that is there, unless it is larger than the bound. Errors: OSError."""
+        data = _dump(key, result)
+        size = _on_disk(len(data))
+        if size > self.max_bytes:
+            return
+        if self._written + size > self.max_bytes * COUNT_EVERY or self.bytes + size > self.max_bytes:
+            self._make_room(size)
+        handle, unfinished = tempfile.mkstemp(dir=self.path, prefix=UNFINISHED)  # readable by this user alone
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(data)
+            os.replace(unfinished, self._file(key))
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(unfinished)
+            raise
+        self.bytes += size
+        self.entries += 1
+        self._written += size
+
+    def _file(self, key: str) -> Path:
+        return self.path / f"{key}.safetensors"
+
+    def _make_room(self, size: int) -> None:
+        """Count the folder, and evict until `size` bytes and the next ones fit."""
+        files = sorted(self._files())
+        self.bytes, self.entries, self._written = sum(file.size for file in files), len(files), 0
+        if self.bytes + size <= self.max_bytes:
+            return
+        for file in files:
+            if self.bytes + size <= self.max_bytes * (1 - COUNT_EVERY):
+                return
+            file.path.unlink(missing_ok=True)
+            self.bytes -= file.size
+            self.entries -= 1
+            self.evictions += 1
+
+    def _files(self) -> Iterator[StoredFile]:
+        """All results. What others have left unfinished is deleted on the way; any other file is not ours."""
+        with os.scandir(self.path) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):  # another process has evicted it
+                    if _NAME.fullmatch(entry.name):
+                        stat = entry.stat()
+                        yield StoredFile(stat.st_mtime_ns, _on_disk(stat.st_size), Path(entry.path))
+                    elif entry.name.startswith(UNFINISHED) and entry.stat().st_mtime < time.time() - UNFINISHED_S:
+                        os.unlink(entry.path)
+
+
+def _on_disk(size: int) -> int:
+    return -(-size // BLOCK_BYTES) * BLOCK_BYTES
+
+
+def _dump(key: str, result: PromptEmbeds) -> bytes:
+    """As a safetensors file. bfloat16 stays its bit pattern there, which NumPy can read without help."""
+    tensors = {"hidden_states": result.hidden_states, "attention_mask": result.attention_mask}
+    return save(tensors, {**_facts(key, result), "crc32": _checksum(key, result)})
+
+
+def _parse(data: bytes, key: str) -> PromptEmbeds:
+    """Read back what `_dump` wrote. Errors: any, where it did not."""
+    tensors = load(data)  # the library checks the header before anything else looks at it
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    metadata = header["__metadata__"]
+    result = PromptEmbeds(
+        tensors["hidden_states"], tensors["attention_mask"], metadata["dtype"], int(metadata["rows_axis"])
+    )
+    if metadata != {**_facts(key, result), "crc32": _checksum(key, result)}:
+        raise ValueError(f"key or checksum differ: {metadata}")
+    return result
+
+
+def _facts(key: str, result: PromptEmbeds) -> dict[str, str]:
+    return {"key": key, "dtype": result.dtype, "rows_axis": str(result.rows_axis)}
+
+
+def _checksum(key: str, result: PromptEmbeds) -> str:
+    """Of the numbers and all that describes them: finds damage, not malice."""
+    arrays: list[Any] = [result.hidden_states, result.attention_mask]
+    described = [_facts(key, result), [(str(array.dtype), array.shape) for array in arrays]]
+    checksum = zlib.crc32(json.dumps(described).encode())
+    for array in arrays:
+        checksum = zlib.crc32(array.reshape(-1).view("u1"), checksum)
+    return f"{checksum:08x}"
