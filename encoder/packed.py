@@ -21,7 +21,7 @@ import mlx.core as mx
 
 from encoder.config import Qwen3Config
 from encoder.packing import Look, Span, pack, plan_looks
-from encoder.pointwise import add, clamp, exp2, inverse_root, rotate, swiglu
+from encoder.pointwise import add, clamp, exp2, rotate, swiglu
 from encoder.qwen3 import DecoderLayer, Qwen3, rope_periods
 from encoder.types import Job, Tap
 
@@ -131,7 +131,7 @@ class PackedQwen3:
         return x * self._inverse_rms(square)
 
     def _inverse_rms(self, square: mx.array) -> mx.array:
-        return inverse_root(square @ self._mean[square.shape[-1]], self.config.rms_norm_eps)
+        return mx.rsqrt(square @ self._mean[square.shape[-1]] + self.config.rms_norm_eps)
 
     def _queries_keys_values(
         self, h: mx.array, part: Part, layer: Layer, real_rows: int, rope: mx.array

@@ -55,11 +55,6 @@ def add(x: mx.array, parts: Sequence[mx.array]) -> tuple[mx.array, mx.array]:
     return result
 
 
-def inverse_root(mean_square: mx.array, eps: float) -> mx.array:
-    """1 / sqrt(mean_square + eps)."""
-    return mx.rsqrt(mean_square + eps)
-
-
 # MLX joins at most eleven operations, and counts every broadcast of a number as one: each function below is as much as
 # goes into one pass. Comparisons with `where` become vector instructions, `maximum` does not.
 
