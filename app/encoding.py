@@ -5,9 +5,10 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from app.dependencies import EngineDep, MetricsDep, SettingsDep
 from app.disconnect import unless_disconnected
-from encoder import DType, EncodeResult, Preset
+from app.metrics import Metrics
+from app.settings import Settings
+from encoder import DType, EncodeResult, Engine, Preset
 
 
 class Encoding:
@@ -16,7 +17,7 @@ class Encoding:
     It uses the cache unless the request says `cache-control: no-cache` or `no-store`.
     """
 
-    def __init__(self, request: Request, engine: EngineDep, settings: SettingsDep, metrics: MetricsDep) -> None:
+    def __init__(self, request: Request, engine: Engine, settings: Settings, metrics: Metrics) -> None:
         self._request = request
         self._engine = engine
         self._timeout_s = settings.request_timeout_s
@@ -34,7 +35,13 @@ class Encoding:
         return {name.strip().lower() for name in self._request.headers.get("cache-control", "").split(",")}
 
 
-EncodingDep = Annotated[Encoding, Depends()]
+async def get_encoding(request: Request) -> Encoding:
+    """The engine for this request."""
+    state = request.app.state
+    return Encoding(request, state.engine, state.settings, state.metrics)
+
+
+EncodingDep = Annotated[Encoding, Depends(get_encoding)]
 
 
 def timings(*results: EncodeResult) -> dict[str, str]:
