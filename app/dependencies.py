@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from app.body import read_document
 from app.metrics import Metrics
+from app.profile import stage
 from app.settings import Settings
 from encoder import Catalog, Engine
 
@@ -49,6 +50,8 @@ def body_of(model: type[Body]) -> Callable[[Request], Awaitable[Body]]:
 
     async def read_body(request: Request) -> Body:
         settings = await get_settings(request)
-        return model.model_validate(await read_document(request, settings.max_body_bytes, settings.body_timeout_s))
+        document = await read_document(request, settings.max_body_bytes, settings.body_timeout_s)
+        with stage("parse"):
+            return model.model_validate(document)
 
     return read_body

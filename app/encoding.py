@@ -5,6 +5,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from app import profile
 from app.disconnect import unless_disconnected
 from app.metrics import Metrics
 from app.settings import Settings
@@ -29,6 +30,7 @@ class Encoding:
         work = self._engine.encode(prompts, preset, dtype, self._timeout_s, use_cache)
         result = await unless_disconnected(self._request, work)
         self._metrics.observe_result(result)
+        profile.record(result)
         return result
 
     def _cache_directives(self) -> set[str]:

@@ -14,6 +14,7 @@ from app.dependencies import get_settings
 from app.errors import NotAcceptable, ResponseTooLarge
 from app.negotiation import negotiate
 from app.parts import PartsResponse
+from app.profile import stage
 from encoder import PromptEmbeds
 
 Document = Mapping[str, Any]
@@ -51,11 +52,12 @@ class ReplyFormat:
         """
         self._check(embeds)
         large = self._copied_bytes(embeds) > LARGE_BYTES
-        parts, headers = await asyncio.to_thread(self._build, facts, embeds) if large else self._build(facts, embeds)
-        return PartsResponse(parts, headers, self.media_type)
+        with stage("serialize"):
+            reply = await asyncio.to_thread(self._build, facts, embeds) if large else self._build(facts, embeds)
+        return PartsResponse(*reply, self.media_type)
 
     def _copied_bytes(self, embeds: Sequence[PromptEmbeds]) -> int:
-        """Bytes of hidden states that building the reply copies; none where those of one prompt are sent as they lie."""
+        """Bytes of hidden states that building the reply copies; none where one prompt's are sent as they lie."""
         if len(embeds) == 1 and self.media_type not in COPYING:
             return 0
         return sum(prompt.hidden_states.nbytes for prompt in embeds)

@@ -39,6 +39,7 @@ from encoder.types import (  # noqa: E402
     EncodeResult,
     EngineStats,
     ModelInfo,
+    Pass,
     PromptEmbeds,
     TokenizedPrompt,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "ModelInfo",
     "NotReady",
     "Overloaded",
+    "Pass",
     "Preset",
     "PresetFileError",
     "PromptEmbeds",
