@@ -35,7 +35,7 @@ BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install serve test test-parity bench lint format types imports check load clean
+.PHONY: help install serve test test-parity bench bench-gpu lint format types imports check load clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -54,6 +54,9 @@ test-parity: $(VENV_PARITY) ## compare with PyTorch, transformers and diffusers,
 bench: $(VENV_PARITY) ## measure BLAS and forward pass on this CPU, beside PyTorch
 	.venv-parity/bin/python benchmarks/blas.py
 	.venv-parity/bin/python benchmarks/forward.py
+
+bench-gpu: $(VENV_PARITY) ## measure it on an NVIDIA GPU; beside PyTorch for CUDA with TORCH_INDEX=https://pypi.org/simple
+	.venv-parity/bin/python -m benchmarks.gpu
 
 lint: $(VENV) ## check style and formatting
 	$(BIN)/ruff check

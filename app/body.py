@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from app import wire
 from app.errors import BodyTimeout, BodyTooLarge, ClientDisconnected, MalformedBody, UnsupportedMediaType
+from app.profile import stage
 
 READABLE = (wire.JSON, wire.MSGPACK, wire.X_MSGPACK)
 
@@ -22,10 +23,12 @@ async def read_document(request: Request, max_bytes: int, timeout_s: float) -> A
     Errors: UnsupportedMediaType, BodyTooLarge, BodyTimeout, MalformedBody, ClientDisconnected.
     """
     media_type = _media_type(request)
-    body = await _read(request, max_bytes, timeout_s)
+    with stage("receive"):
+        body = await _read(request, max_bytes, timeout_s)
     if not body:
         raise MalformedBody("The body is empty, expected an object.", f"Send one as {' or '.join(READABLE[:2])}.")
-    return _parse_json(body) if media_type == wire.JSON else _parse_msgpack(body)
+    with stage("parse"):
+        return _parse_json(body) if media_type == wire.JSON else _parse_msgpack(body)
 
 
 def _media_type(request: Request) -> str:

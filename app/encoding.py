@@ -5,15 +5,17 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from app.dependencies import EngineDep, MetricsDep, SettingsDep
+from app import profile
 from app.disconnect import unless_disconnected
-from encoder import CachePolicy, DType, EncodeResult, Preset
+from app.metrics import Metrics
+from app.settings import Settings
+from encoder import CachePolicy, DType, EncodeResult, Engine, Preset
 
 
 class Encoding:
     """Encodes prompts for one request: within its time, for as long as its client stays, and counted in the metrics."""
 
-    def __init__(self, request: Request, engine: EngineDep, settings: SettingsDep, metrics: MetricsDep) -> None:
+    def __init__(self, request: Request, engine: Engine, settings: Settings, metrics: Metrics) -> None:
         self._request = request
         self._engine = engine
         self._timeout_s = settings.request_timeout_s
@@ -24,6 +26,7 @@ class Encoding:
         work = self._engine.encode(prompts, preset, dtype, self._timeout_s, self._cache_policy())
         result = await unless_disconnected(self._request, work)
         self._metrics.observe_result(result)
+        profile.record(result)
         return result
 
     def _cache_policy(self) -> CachePolicy:
@@ -38,7 +41,13 @@ class Encoding:
         return "refresh" if "no-cache" in directives else "use"
 
 
-EncodingDep = Annotated[Encoding, Depends()]
+async def get_encoding(request: Request) -> Encoding:
+    """The engine for this request."""
+    state = request.app.state
+    return Encoding(request, state.engine, state.settings, state.metrics)
+
+
+EncodingDep = Annotated[Encoding, Depends(get_encoding)]
 
 
 def timings(*results: EncodeResult) -> dict[str, str]:

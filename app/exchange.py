@@ -1,5 +1,6 @@
 """What a client sends, how it reads the replies, and when it tries again. Does no input or output itself."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -67,12 +68,12 @@ class Call(Generic[T]):
 
 def encode_call(prompt: Prompts, preset: str | None, fields: dict[str, Any]) -> Call[Embeds]:
     """POST /encode."""
-    return Call("POST", "/encode", wire.MSGPACK, _embeds, _body(prompt, preset, fields))
+    return Call("POST", "/encode", wire.SAFETENSORS, _embeds, _body(prompt, preset, fields))
 
 
 def encode_layers_call(prompt: Prompts, preset: str | None, fields: dict[str, Any]) -> Call[Embeds]:
     """POST /encode_layers."""
-    return Call("POST", "/encode_layers", wire.MSGPACK, _layers, _body(prompt, preset, fields))
+    return Call("POST", "/encode_layers", wire.SAFETENSORS, _layers, _body(prompt, preset, fields))
 
 
 def tokenize_call(prompt: Prompts, preset: str | None, fields: dict[str, Any]) -> Call[list[dict[str, Any]]]:
@@ -96,11 +97,17 @@ def _body(prompt: Prompts, preset: str | None, fields: dict[str, Any]) -> dict[s
 
 
 def _embeds(response: httpx.Response) -> Embeds:
-    return read_embeds(wire.unpack(response.content))
+    return read_embeds(_document(response))
 
 
 def _layers(response: httpx.Response) -> Embeds:
-    return read_layers(wire.unpack(response.content))
+    return read_layers(_document(response))
+
+
+def _document(response: httpx.Response) -> dict[str, Any]:
+    """The reply, its tensors in the memory that they came in; msgpack would copy them out."""
+    document = wire.unpack_safetensors(response.content)
+    return document | {name: json.loads(document[name]) for name in ("num_tokens", "truncated")}
 
 
 def _tokenized(response: httpx.Response) -> list[dict[str, Any]]:

@@ -10,22 +10,25 @@ from starlette.responses import Response
 
 from app import torch_file, wire
 from app.collate import collate, is_ragged
-from app.dependencies import SettingsDep
+from app.dependencies import get_settings
 from app.errors import NotAcceptable, ResponseTooLarge
 from app.negotiation import negotiate
+from app.parts import PartsResponse
+from app.profile import stage
 from encoder import PromptEmbeds
 
 Document = Mapping[str, Any]
-LARGE_BYTES = 256 * 1024  # building more than this holds up the event loop for a noticeable time
+LARGE_BYTES = 256 * 1024  # copying more than this holds up the event loop for a noticeable time
 
-PACKERS: dict[str, Callable[[Document], bytes]] = {
-    wire.MSGPACK: wire.pack,
-    wire.X_MSGPACK: wire.pack,
-    wire.SAFETENSORS: wire.pack_safetensors,
-    wire.JSON: wire.pack_json,
-    wire.TENSOR: lambda document: wire.pack_tensor(document["hidden_states"]),
-    torch_file.MEDIA_TYPE: lambda document: torch_file.pack(document["hidden_states"]),
+PACKERS: dict[str, Callable[[Document], wire.Parts]] = {
+    wire.MSGPACK: wire.pack_parts,
+    wire.X_MSGPACK: wire.pack_parts,
+    wire.SAFETENSORS: wire.pack_safetensors_parts,
+    wire.JSON: lambda document: [wire.pack_json(document)],
+    wire.TENSOR: lambda document: [document["hidden_states"].tobytes()],
+    torch_file.MEDIA_TYPE: lambda document: [torch_file.pack(document["hidden_states"])],
 }
+COPYING = (wire.JSON, torch_file.MEDIA_TYPE)  # the others send a tensor's own memory
 MASKLESS = (wire.TENSOR, torch_file.MEDIA_TYPE)
 
 
@@ -48,9 +51,16 @@ class ReplyFormat:
         and a format without a mask.
         """
         self._check(embeds)
-        large = sum(prompt.hidden_states.nbytes for prompt in embeds) > LARGE_BYTES
-        body, headers = await asyncio.to_thread(self._build, facts, embeds) if large else self._build(facts, embeds)
-        return Response(body, headers=headers, media_type=self.media_type)
+        large = self._copied_bytes(embeds) > LARGE_BYTES
+        with stage("serialize"):
+            reply = await asyncio.to_thread(self._build, facts, embeds) if large else self._build(facts, embeds)
+        return PartsResponse(*reply, self.media_type)
+
+    def _copied_bytes(self, embeds: Sequence[PromptEmbeds]) -> int:
+        """Bytes of hidden states that building the reply copies; none where one prompt's are sent as they lie."""
+        if len(embeds) == 1 and self.media_type not in COPYING:
+            return 0
+        return sum(prompt.hidden_states.nbytes for prompt in embeds)
 
     def _check(self, embeds: Sequence[PromptEmbeds]) -> None:
         if self.media_type in MASKLESS and is_ragged(embeds):
@@ -61,12 +71,14 @@ class ReplyFormat:
         if self.max_floats is not None:
             check_floats(len(embeds) * max(prompt.hidden_states.size for prompt in embeds), self.max_floats)
 
-    def _build(self, facts: Document, embeds: Sequence[PromptEmbeds]) -> tuple[bytes, dict[str, str]]:
+    def _build(self, facts: Document, embeds: Sequence[PromptEmbeds]) -> tuple[wire.Parts, dict[str, str]]:
         """Body and headers. Safe on any thread."""
         hidden_states, attention_mask = collate(embeds)
-        pack = PACKERS[self.media_type] if self.max_floats is None else wire.pack_json_floats
+        document = {**facts, "hidden_states": hidden_states, "attention_mask": attention_mask}
         headers = wire.tensor_headers(hidden_states) if self.media_type == wire.TENSOR else {}
-        return pack({**facts, "hidden_states": hidden_states, "attention_mask": attention_mask}), headers
+        if self.max_floats is not None:
+            return [wire.pack_json_floats(document)], headers
+        return PACKERS[self.media_type](document), headers
 
 
 def check_floats(numbers: int, allowed: int) -> None:
@@ -78,9 +90,8 @@ def check_floats(numbers: int, allowed: int) -> None:
         )
 
 
-def reply_format(
+async def reply_format(
     request: Request,
-    settings: SettingsDep,
     encoding: Annotated[
         Literal["base64", "float"], Query(description="How a JSON reply holds tensors; other formats ignore it.")
     ] = "base64",
@@ -88,7 +99,7 @@ def reply_format(
     """The format that the Accept header and `?encoding=` ask for, found before any work is done."""
     media_type = negotiate(request, tuple(PACKERS))
     lists = media_type == wire.JSON and encoding == "float"
-    return ReplyFormat(media_type, settings.max_json_floats if lists else None)
+    return ReplyFormat(media_type, (await get_settings(request)).max_json_floats if lists else None)
 
 
 ReplyFormatDep = Annotated[ReplyFormat, Depends(reply_format)]

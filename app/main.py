@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from app import dropins, errors, operations, routes
 from app.metrics import Metrics
 from app.middleware import Head, HostCheck, KeyCheck, RequestContext
+from app.profile import Profiler
 from app.settings import Settings, is_loopback
 from encoder import EncoderError, Engine
 
@@ -35,6 +36,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         disk_cache_dir=settings.disk_cache_dir,
         disk_cache_bytes=settings.disk_cache_bytes,
         stall_s=settings.stall_s,
+        measure_passes=settings.profile,
     )
     app = FastAPI(
         title="Qwen3 text encoder",
@@ -58,6 +60,8 @@ def _surround(app: FastAPI, settings: Settings) -> None:
     app.add_middleware(KeyCheck, api_key=settings.api_key.get_secret_value() if settings.api_key else None)
     app.add_middleware(HostCheck, allowed=allowed_hosts(settings))
     app.add_middleware(RequestContext, observe=app.state.metrics.observe_request)
+    if settings.profile:
+        app.add_middleware(Profiler)
 
 
 def allowed_hosts(settings: Settings) -> frozenset[str]:

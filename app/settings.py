@@ -77,6 +77,7 @@ class Settings(BaseSettings):
         "Unset on another address than loopback allows any.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged.")
+    profile: bool = Field(default=False, description="Log where each request's time went, and a summary at the end.")
 
     max_body_bytes: Positive = Field(default=2_000_000, description="Largest request body, in bytes.")
     max_prompts: Positive = Field(default=64, description="Prompts in one request.")

@@ -16,6 +16,8 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
+Parts = list[bytes | memoryview]  # a body in pieces, a tensor's own memory among them
+
 JSON = "application/json"
 MSGPACK = "application/msgpack"
 X_MSGPACK = "application/x-msgpack"
@@ -83,8 +85,33 @@ def _plain(document: Mapping[str, Any], data: Callable[[Tensor], object]) -> dic
 
 def pack(document: Mapping[str, Any]) -> bytes:
     """The document as msgpack, each Tensor as {dtype, shape, data}."""
-    packed: bytes = msgpack.packb(_plain(document, Tensor.tobytes))
-    return packed
+    return b"".join(pack_parts(document))
+
+
+def pack_parts(document: Mapping[str, Any]) -> Parts:
+    """The bytes of `pack`, which are msgpack's own, without a copy of any tensor."""
+    packer = msgpack.Packer(autoreset=False)
+    parts: Parts = []
+    packer.pack_map_header(len(document))
+    for key, value in document.items():
+        packer.pack(key)
+        if not isinstance(value, Tensor):
+            packer.pack(value)
+            continue
+        data = value.tobytes()
+        packer.pack_map_header(3)
+        for item in ("dtype", value.dtype, "shape", list(value.array.shape), "data"):
+            packer.pack(item)
+        parts += [packer.bytes() + _bin_header(len(data)), data]
+        packer.reset()
+    return [*parts, packer.bytes()]
+
+
+def _bin_header(length: int) -> bytes:
+    """Source: https://github.com/msgpack/msgpack/blob/master/spec.md, "bin format family"."""
+    if length < 1 << 8:
+        return struct.pack(">BB", 0xC4, length)
+    return struct.pack(">BH", 0xC5, length) if length < 1 << 16 else struct.pack(">BI", 0xC6, length)
 
 
 def unpack(body: bytes) -> dict[str, Any]:
@@ -128,8 +155,13 @@ def pack_safetensors(document: Mapping[str, Any]) -> bytes:
 
     Source: https://huggingface.co/docs/safetensors, "Format".
     """
+    return b"".join(pack_safetensors_parts(document))
+
+
+def pack_safetensors_parts(document: Mapping[str, Any]) -> Parts:
+    """The bytes of `pack_safetensors`, without a copy of any tensor."""
     header: dict[str, Any] = {"__metadata__": {}}
-    parts: list[memoryview | bytes] = []
+    parts: Parts = []
     end = 0
     for key, value in sorted(document.items(), key=_widest_dtype_first):
         if not isinstance(value, Tensor):
@@ -144,7 +176,7 @@ def pack_safetensors(document: Mapping[str, Any]) -> bytes:
         }
     text = dump_json(header)
     text += b" " * (-len(text) % 8)  # tensors start on a multiple of 8
-    return b"".join([struct.pack("<Q", len(text)), text, *parts])
+    return [struct.pack("<Q", len(text)) + text, *parts]
 
 
 def _widest_dtype_first(item: tuple[str, Any]) -> int:
@@ -165,13 +197,8 @@ def unpack_safetensors(body: bytes) -> dict[str, Any]:
     return document
 
 
-def pack_tensor(tensor: Tensor) -> bytes:
-    """One tensor as bare bytes; `tensor_headers` says what they are."""
-    return bytes(tensor.tobytes())
-
-
 def tensor_headers(tensor: Tensor) -> dict[str, str]:
-    """The response headers of a bare tensor.
+    """The response headers of a bare tensor, whose body is `Tensor.tobytes`.
 
     Source: diffusers, utils/remote_utils.py, postprocess_decode.
     """
@@ -179,5 +206,5 @@ def tensor_headers(tensor: Tensor) -> dict[str, str]:
 
 
 def unpack_tensor(body: bytes, headers: Mapping[str, str]) -> Tensor:
-    """Read back what `pack_tensor` wrote."""
+    """The tensor that such a reply holds."""
     return Tensor.frombytes(body, headers["dtype"], tuple(json.loads(headers["shape"])))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from encoder.errors import EncoderError, QueueFull, RequestTooLarge
-from encoder.types import Job, PromptEmbeds
+from encoder.types import Job, Pass, PromptEmbeds
 
 WINDOW = 64  # waiting entries looked at for one batch, so that forming it stays cheap however long the queue is
 
@@ -21,7 +21,7 @@ class Entry:
 
     `length` is in tokens, live padding included, and at least 1; `waiters` counts the requests that want its result;
     `store` says whether that may be kept, `from_disk` whether it was found there and never ran; times are in seconds of
-    time.perf_counter, 0 while not known.
+    time.perf_counter, 0 while not known; `last_pass` is the pass it ran in, where those are measured.
     """
 
     job: Job
@@ -33,6 +33,7 @@ class Entry:
     enqueued_at: float = field(default_factory=time.perf_counter)
     started_at: float = 0.0
     finished_at: float = 0.0
+    last_pass: Pass | None = None
 
 
 class Batcher:

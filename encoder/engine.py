@@ -20,7 +20,17 @@ from encoder.limits import Limits
 from encoder.model_thread import ModelThread
 from encoder.preset import Preset
 from encoder.text_encoder import TextEncoder
-from encoder.types import CachePolicy, DType, EncodeResult, EngineStats, Job, ModelInfo, PromptEmbeds, TokenizedPrompt
+from encoder.types import (
+    CachePolicy,
+    DType,
+    EncodeResult,
+    EngineStats,
+    Job,
+    ModelInfo,
+    Pass,
+    PromptEmbeds,
+    TokenizedPrompt,
+)
 
 FIRST_RATE = 500.0  # padded tokens a second, assumed until batches have been measured
 LONGEST_RETRY_S = 60
@@ -37,6 +47,7 @@ class Engine:
         disk_cache_dir: folder for results that outlive the process; None has no such cache.
         disk_cache_bytes: bound of that folder.
         stall_s: a forward pass that takes longer makes the engine unready until it returns.
+        measure_passes: say in each result what the steps of its pass took; costs a pause between them.
     """
 
     def __init__(
@@ -55,6 +66,7 @@ class Engine:
         disk_cache_dir: Path | None = None,
         disk_cache_bytes: int = 10 * 2**30,
         stall_s: float = 120.0,
+        measure_passes: bool = False,
     ) -> None:
         self.limits = limits or Limits()
         self._model_thread = ModelThread(
@@ -71,6 +83,7 @@ class Engine:
             ),
             stall_s,
         )
+        self._measure_passes = measure_passes
         self._encoder: TextEncoder | None = None
         self._failure: str | None = None  # why there will be no encoder
         self._batch_loop: asyncio.Task[None] | None = None
@@ -97,6 +110,7 @@ class Engine:
         except Exception as error:  # whatever it was, readiness says so from now on
             self._failure = str(error)
             raise
+        self._encoder.measures_passes = self._measure_passes
         self._batcher.count_tokens = self._encoder.forward.tokens
         self._batch_loop = asyncio.create_task(self._run_batches())
 
@@ -185,6 +199,7 @@ class Engine:
 
     async def _results(self, jobs: list[Job], timeout_s: float, policy: CachePolicy) -> EncodeResult:
         """Memory, then others' work in flight, then the disk, then the queue. Equal jobs of one request run once."""
+        asked_at = time.perf_counter()
         distinct = list(dict.fromkeys(jobs))
         use = policy == "use"
         cached = self._cache.get(distinct) if use else {}
@@ -199,14 +214,16 @@ class Engine:
         await self._wait(entries, timeout_s)
         results = cached | {entry.job: _result(entry, timeout_s) for entry in entries}
         computed = [entry for entry in entries if not entry.from_disk]
+        queue_ms, inference_ms, last_pass = _last_batch(entries, asked_at)
         return EncodeResult(
             embeds=[results[job] for job in jobs],
             prompts=[],
             cache="miss" if any(not entry.from_disk for entry in new) else "coalesced" if computed else "hit",
             tokenization_ms=0.0,
-            queue_ms=max((entry.started_at - entry.enqueued_at for entry in entries), default=0.0) * 1e3,
-            inference_ms=max((entry.finished_at - entry.started_at for entry in entries), default=0.0) * 1e3,
+            queue_ms=queue_ms,
+            inference_ms=inference_ms,
             layers_run=max((entry.job.depth for entry in computed), default=0),
+            last_pass=last_pass,
         )
 
     def _new_entry(self, job: Job, policy: CachePolicy) -> Entry:
@@ -279,6 +296,7 @@ class Engine:
         self._count(batch, time.perf_counter() - started)
         for entry, outcome in zip(batch, outcomes, strict=True):
             entry.finished_at = time.perf_counter()
+            entry.last_pass = self._loaded().last_pass
             if isinstance(outcome, PromptEmbeds) and entry.store:
                 self._cache.put(entry.job, outcome)
             self._settle(entry, outcome)
@@ -314,6 +332,15 @@ class Engine:
 
     def _retry_after_s(self) -> int:
         return min(LONGEST_RETRY_S, max(1, math.ceil(self._batcher.queued_tokens / self._rate)))
+
+
+def _last_batch(entries: Sequence[Entry], asked_at: float) -> tuple[float, float, Pass | None]:
+    """The wait for the last of a request's batches and its run, in ms as the request saw them: it may join late."""
+    if not entries:
+        return 0.0, 0.0, None
+    last = max(entries, key=lambda entry: entry.finished_at)
+    began_at = max(asked_at, last.started_at)
+    return (began_at - asked_at) * 1e3, (last.finished_at - began_at) * 1e3, last.last_pass
 
 
 def _result(entry: Entry, timeout_s: float) -> PromptEmbeds:

@@ -1,7 +1,8 @@
 """A batch of jobs through the model, in the way that suits the device. Steps 3 and 4 of the path.
 
-`PlainForward` runs encoder/qwen3.py on one padded rectangle: for GPUs, and the reference for all others.
-`PackedForward` runs the same weights on a CPU without padding. Here alone is decided which.
+`PlainForward` runs encoder/qwen3.py on one padded rectangle: any model on any device, and the reference for all others.
+`PackedForward` runs the same weights on a CPU without padding, `FusedForward` on a CUDA GPU. Here alone is decided
+which.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,8 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from encoder.blas import available_cpus, set_threads
+from encoder.cuda_kernels import DTYPE, CudaKernels, build_kernels
+from encoder.fused import FusedQwen3
 from encoder.packed import PackedQwen3, count_streams
 from encoder.padding import bucket_length, pad
 from encoder.qwen3 import Qwen3
@@ -59,13 +62,31 @@ class PackedForward:
         return sum(lengths)
 
 
+class FusedForward:
+    """All rows one after the other, in few operations. Takes the model's weights over."""
+
+    def __init__(self, model: Qwen3, pad_token_id: int, kernels: CudaKernels) -> None:
+        self.fused = FusedQwen3(model, kernels)
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, jobs: Sequence[Job], taps: Sequence[Tap]) -> Mapping[Tap, Rows]:
+        return self.fused.hidden_states_at(taps, jobs, self.pad_token_id)
+
+    def tokens(self, lengths: Sequence[int]) -> int:
+        return sum(lengths)
+
+
 def choose_forward(model: Qwen3, pad_token_id: int) -> Forward:
-    """The fast way on a CPU where it knows all that the model has, else the plain one."""
-    on_cpu = mx.default_device().type == mx.DeviceType.cpu
-    return (PackedForward if on_cpu and _can_be_packed(model) else PlainForward)(model, pad_token_id)
+    """The fast way where there is one that knows all that the model has, else the plain one."""
+    if mx.default_device().type == mx.DeviceType.cpu:
+        if _is_simple(model, mx.float32):
+            return PackedForward(model, pad_token_id)
+    elif mx.cuda.is_available() and _is_simple(model, DTYPE) and (kernels := build_kernels(model.config)):
+        return FusedForward(model, pad_token_id, kernels)
+    return PlainForward(model, pad_token_id)
 
 
-def _can_be_packed(model: Qwen3) -> bool:
+def _is_simple(model: Qwen3, dtype: mx.Dtype) -> bool:
     plain = all(type(module) is nn.Linear for layer in model.layers for module in layer.projections)
-    floats = all(array.dtype == mx.float32 for array in dict(tree_flatten(model.parameters())).values())
-    return plain and floats and not (model.config.attention_bias or model.config.attention_sinks)
+    alike = all(array.dtype == dtype for array in dict(tree_flatten(model.parameters())).values())
+    return plain and alike and not (model.config.attention_bias or model.config.attention_sinks)

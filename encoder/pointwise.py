@@ -5,7 +5,7 @@ Fused where a C++ compiler is at hand; without one the same operations run one a
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -15,21 +15,31 @@ logger = logging.getLogger(__name__)
 
 _ROUND = 1.5 * 2**23  # added to a small float32 it leaves the nearest integer in the low bits
 _LOG2_E = 1.4426950408889634
-# 2^f for f in [-1/2, 1/2]: the polynomial of degree 5 whose largest relative error is least, 7.5e-8.
-_P0, _P1, _P2 = 1.0000000716546, 0.6931469670639, 0.2402211972393
-_P3, _P4, _P5 = 0.0555071327496, 0.0096755413307, 0.0013276471520
+LARGEST_EXPONENT = 126.0  # of what `exp2` takes, either way
+# 2^f for f in [-1/2, 1/2]: the polynomial of degree 5 whose largest relative error is least, 7.5e-8, as the product
+# C (f + R) (f^2 + A0 f + B0) (f^2 + A1 f + B1), which has the fewest steps one after the other.
+_C, _R = 0.0013276471520, 3.1719636441150
+_A0, _B0 = -0.6816276875410, 20.3613574894253
+_A1, _B1 = 4.7973995807821, 11.6622523087491
 
 
 def exp2(x: mx.array) -> mx.array:
-    """2^x for x <= 0, float32; below 2^-126 it is 2^-126, which no sum notices."""
-    shifted, power = _fused(_exp2_parts)(x)
-    return _scale(shifted, power)
+    """2^x for float32 between -126 and 126; nothing sensible beyond."""
+    shifted, rest = _fused(_split)(x)
+    power = _fused(_power)(rest)
+    bits: mx.array = _fused(_add_exponent)(shifted.view(mx.int32), power.view(mx.int32))
+    return bits.view(mx.float32)
+
+
+def clamp(x: mx.array) -> mx.array:
+    """x, moved into the range of `exp2`."""
+    result: mx.array = _fused(_clamp)(x)
+    return result
 
 
 def swiglu(gate: mx.array, up: mx.array) -> mx.array:
     """silu(gate) * up."""
-    shifted, power = _fused(_exp2_negated)(gate)
-    result: mx.array = _fused(_gated)(gate, up, _scale(shifted, power))
+    result: mx.array = _fused(_gated)(gate, up, exp2(_fused(_negative_log2)(gate)))
     return result
 
 
@@ -39,26 +49,38 @@ def rotate(x: mx.array, swapped: mx.array, factor: mx.array, cos: mx.array, sin:
     return result
 
 
-def _exp2_parts(x: mx.array) -> tuple[mx.array, mx.array]:
-    x = mx.maximum(x, -126.0)
+def add(x: mx.array, parts: Sequence[mx.array]) -> tuple[mx.array, mx.array]:
+    """The sum of all, and its square."""
+    result: tuple[mx.array, mx.array] = _fused(_add)(x, *parts)
+    return result
+
+
+# MLX joins at most eleven operations, and counts every broadcast of a number as one: each function below is as much as
+# goes into one pass. Comparisons with `where` become vector instructions, `maximum` does not.
+
+
+def _split(x: mx.array) -> tuple[mx.array, mx.array]:
     shifted = x + _ROUND
-    f = x - (shifted - _ROUND)
-    square = f * f
-    return shifted, (_P0 + _P1 * f) + square * ((_P2 + _P3 * f) + square * (_P4 + _P5 * f))
+    return shifted, x - (shifted - _ROUND)
 
 
-def _exp2_negated(gate: mx.array) -> tuple[mx.array, mx.array]:
-    return _exp2_parts(mx.minimum(gate * -_LOG2_E, 126.0))
-
-
-def _scale(shifted: mx.array, power: mx.array) -> mx.array:
-    """power * 2^n, by adding n, which stands in the low bits of `shifted`, to the exponent."""
-    bits: mx.array = _fused(_add_exponent)(shifted.view(mx.int32), power.view(mx.int32))
-    return bits.view(mx.float32)
+def _power(f: mx.array) -> mx.array:
+    square = mx.square(f)
+    return ((square + _A0 * f) + _B0) * ((square + _A1 * f) + _B1) * (_C * f + _C * _R)
 
 
 def _add_exponent(shifted: mx.array, power: mx.array) -> mx.array:
+    """power * 2^n, by adding n, which stands in the low bits of `shifted`, to the exponent."""
     return mx.left_shift(shifted, 23) + power
+
+
+def _clamp(x: mx.array) -> mx.array:
+    x = mx.where(x < -LARGEST_EXPONENT, -LARGEST_EXPONENT, x)
+    return mx.where(x > LARGEST_EXPONENT, LARGEST_EXPONENT, x)
+
+
+def _negative_log2(gate: mx.array) -> mx.array:
+    return _clamp(gate * -_LOG2_E)
 
 
 def _gated(gate: mx.array, up: mx.array, exponential: mx.array) -> mx.array:
@@ -67,6 +89,12 @@ def _gated(gate: mx.array, up: mx.array, exponential: mx.array) -> mx.array:
 
 def _rotate(x: mx.array, swapped: mx.array, factor: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
     return (x * cos + swapped * sin) * factor
+
+
+def _add(x: mx.array, *parts: mx.array) -> tuple[mx.array, mx.array]:
+    for part in parts:
+        x = x + part
+    return x, mx.square(x)
 
 
 @cache

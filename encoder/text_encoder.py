@@ -4,6 +4,7 @@ The command line, benchmarks and parity tests use this directly; the Engine call
 """
 
 import platform
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -22,7 +23,7 @@ from encoder.preset import Preset, check_preset
 from encoder.qwen3 import Qwen3
 from encoder.selection import select
 from encoder.tokenizer import tokenize
-from encoder.types import DType, Job, ModelInfo, PromptEmbeds, TokenizedPrompt
+from encoder.types import DType, Job, ModelInfo, Pass, PromptEmbeds, Tap, TokenizedPrompt
 
 COMPUTE_DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
 VERSIONED = ("mlx", "numpy", "safetensors", "tokenizers")
@@ -38,6 +39,9 @@ class TextEncoder:
         quantize: as in load_weights.
         num_layers: decoder layers to load; None means all. What needs more is refused.
         progress: called with bytes done and bytes in total while the weights load.
+    Attributes:
+        measures_passes: whether `run` waits between its steps to measure them; False unless set.
+        last_pass: the last one measured.
     Errors: CheckpointError.
     """
 
@@ -61,6 +65,8 @@ class TextEncoder:
         )
         self.parameter_bytes = sum(array.nbytes for array in dict(tree_flatten(self.model.parameters())).values())
         self.forward = choose_forward(self.model, checkpoint.tokenizer.pad_token_id)
+        self.measures_passes = False
+        self.last_pass: Pass | None = None
 
     @classmethod
     def open(
@@ -151,7 +157,27 @@ class TextEncoder:
         The forward pass runs to the deepest layer that a job wants, and each takes its own.
         """
         taps = list(dict.fromkeys(tap for job in jobs for tap in job.taps))
+        if self.measures_passes:
+            return self._run_measured(jobs, taps)
         return select(self.forward(jobs, taps), jobs)
+
+    def _run_measured(self, jobs: Sequence[Job], taps: Sequence[Tap]) -> list[PromptEmbeds | EncoderError]:
+        started = time.perf_counter()
+        hidden_states = self.forward(jobs, taps)
+        built = time.perf_counter()
+        mx.eval(list(hidden_states.values()))
+        computed = time.perf_counter()
+        results = select(hidden_states, jobs)
+        self.last_pass = Pass(
+            prompts=len(jobs),
+            real_tokens=sum(len(job.input_ids) for job in jobs),
+            computed_tokens=self.forward.tokens([job.computed_rows for job in jobs]),
+            layers=max(tap.depth for tap in taps),
+            build_ms=(built - started) * 1e3,
+            forward_ms=(computed - built) * 1e3,
+            selection_ms=(time.perf_counter() - computed) * 1e3,
+        )
+        return results
 
     @property
     def layers_run(self) -> int:

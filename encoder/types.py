@@ -101,10 +101,28 @@ class PromptEmbeds:
 
 
 @dataclass(frozen=True, slots=True)
+class Pass:
+    """One batch on the model thread: what ran, and how long each part took.
+
+    `build_ms` goes to padding and to describing the pass to MLX, `forward_ms` to running it, `selection_ms` to step 5.
+    """
+
+    prompts: int
+    real_tokens: int
+    computed_tokens: int
+    layers: int
+    build_ms: float
+    forward_ms: float
+    selection_ms: float
+
+
+@dataclass(frozen=True, slots=True)
 class EncodeResult:
     """The result of one request, in the order of its prompts.
 
-    `cache` is "hit" when nothing had to run, "coalesced" when it only waited for prompts that others had asked for.
+    `cache` is "hit" when nothing had to run, "coalesced" when it only waited for prompts that others had asked for. Of
+    several batches the last counts: `queue_ms` until it began, `inference_ms` from there on; `last_pass` is that batch,
+    where batches are measured.
     """
 
     embeds: list[PromptEmbeds]
@@ -114,6 +132,7 @@ class EncodeResult:
     queue_ms: float
     inference_ms: float
     layers_run: int
+    last_pass: Pass | None = None
 
 
 @dataclass(frozen=True, slots=True)

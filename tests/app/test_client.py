@@ -19,11 +19,14 @@ import pytest
 
 from app import wire
 from app.client import AsyncClient, Client, ClientError
+from app.exchange import encode_call, encode_layers_call
 from app.pipelines.texts import clean_web_text
+from app.wire import Tensor
 from tests.conftest import RunningServer, Start
 
 BUSY = 429, {"retry-after": "0.2"}, {"error": {"code": "queue_full", "message": "The queue is full.", "hint": "Wait."}}
 INFO = 200, {}, {"model": "demo"}
+MASK = np.array([[True, True, True, False]])
 Answer = tuple[int, dict[str, str], Any]
 
 
@@ -97,6 +100,20 @@ def hang_up(handler: http.server.BaseHTTPRequestHandler) -> None:
     """Close the connection without an answer, as a server does with an idle one at the wrong moment."""
     handler.close_connection = True
     handler.connection.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("call", [encode_call, encode_layers_call])
+def test_a_reply_is_read_where_it_lies(call: Any) -> None:
+    """Hidden states are megabytes."""
+    embeds = {"hidden_states": Tensor(np.ones((1, 4, 6), "<u2"), "bfloat16"), "attention_mask": Tensor(MASK, "bool")}
+    body = wire.pack_safetensors({"model": "m", "preset": "p", "num_tokens": [3], "truncated": [False]} | embeds)
+    response = httpx.Response(200, headers={"content-type": wire.SAFETENSORS}, content=body)
+
+    found = call("a cat", None, {}).reply(response)
+
+    assert (found.model, found.preset, found.num_tokens, found.truncated) == ("m", "p", (3,), (False,))
+    assert np.shares_memory(found.hidden_states.array, np.frombuffer(response.content, np.uint8))
+    np.testing.assert_array_equal(found.attention_mask.array, MASK)
 
 
 def test_encode_returns_the_bits_of_the_reply(api: Client, server: RunningServer) -> None:

@@ -1,5 +1,6 @@
 """Every format of a reply says the same."""
 
+import asyncio
 import json
 from typing import Any
 
@@ -10,7 +11,10 @@ import pytest
 import safetensors
 
 from app import wire
+from app.formats import ReplyFormat
+from app.parts import PartsResponse
 from app.wire import Tensor
+from encoder import PromptEmbeds
 
 BODY = {"prompts": ["a cat on a red sofa", ""], "preset": "z-image"}
 REPLY_KEYS = {"model", "preset", "hidden_states", "attention_mask", "num_tokens", "truncated", "usage"}
@@ -50,6 +54,18 @@ def test_formats_carry_the_same_tensors(
     assert response.headers["content-type"] == accept
     assert_same(document["hidden_states"], reference["hidden_states"])
     assert_same(document["attention_mask"], reference["attention_mask"])
+
+
+@pytest.mark.parametrize("media_type", [wire.MSGPACK, wire.SAFETENSORS, wire.TENSOR])
+def test_the_hidden_states_of_one_prompt_are_sent_uncopied(media_type: str) -> None:
+    embeds = PromptEmbeds(np.zeros((100, 400), "<u2"), np.ones(100, bool), "bfloat16")
+
+    response = asyncio.run(ReplyFormat(media_type).respond([embeds], {"model": "m"}))
+
+    assert isinstance(response, PartsResponse)
+    parts = [np.frombuffer(message, np.uint8) for message in response.messages]
+    assert [len(part) for part in parts if np.shares_memory(part, embeds.hidden_states)] == [100 * 400 * 2]
+    assert int(response.headers["content-length"]) == sum(len(part) for part in parts)
 
 
 def test_json_can_hold_plain_numbers(client: httpx.Client, reference: dict[str, Any]) -> None:

@@ -31,12 +31,13 @@ VALUES = {
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_every_setting_is_a_flag_and_a_variable(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     value = VALUES.get(name, "7")
-    arguments = [flag(name)] if name == "force_float16" else [flag(name), value]
+    is_switch = Settings.model_fields[name].annotation is bool
+    arguments = [flag(name)] if is_switch else [flag(name), value]
     given = vars(make_parser().parse_args(["serve", *arguments]))
     del given["command"]
 
     by_flag = load_settings(given)
-    monkeypatch.setenv(variable(name), "true" if name == "force_float16" else value)
+    monkeypatch.setenv(variable(name), "true" if is_switch else value)
     by_variable = load_settings({})
 
     assert getattr(by_flag, name) == getattr(by_variable, name) != Settings.model_fields[name].default

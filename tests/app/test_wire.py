@@ -1,11 +1,16 @@
 """Tensors to bytes and back."""
 
+from typing import Any
+
 import ml_dtypes
+import msgpack
 import numpy as np
 import pytest
+from safetensors.numpy import load
 
 from app import wire
 from app.collate import collate, is_ragged
+from app.parts import JOIN_BELOW, joined
 from app.wire import Tensor, WireError
 from encoder import PromptEmbeds
 
@@ -31,6 +36,84 @@ def test_bytes_of_a_contiguous_array_are_no_copy() -> None:
     array[0] = 1
 
     assert bytes(data[:4]) == np.float32(1).tobytes()
+
+
+@pytest.mark.parametrize(
+    "lengths", [(0,), (1,), (255,), (256,), (65_535,), (65_536,), (100_000, 3), (3, 256, 100_000), ()], ids=str
+)
+@pytest.mark.parametrize(
+    "facts", [{}, {"model": "模型 🐈", "num_tokens": [1, 300], "truncated": [True], "usage": {"a": {}}}]
+)
+def test_msgpack_is_what_msgpack_itself_writes(lengths: tuple[int, ...], facts: dict[str, Any]) -> None:
+    """Lengths on both sides of every border between the forms of `bin`."""
+    tensors = {f"ten{place}": Tensor(np.ones(length, bool), "bool") for place, length in enumerate(lengths)}
+    plain = {key: {"dtype": "bool", "shape": [len(x.array)], "data": x.array.tobytes()} for key, x in tensors.items()}
+
+    assert wire.pack(facts | tensors | facts) == msgpack.packb(facts | plain | facts)
+    assert wire.pack(tensors | {"last": 1.5}) == msgpack.packb(plain | {"last": 1.5})
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("shape", [(1, 5, 7), (2, 3, 300), (2, 3, 4, 5), (1, 0, 8), (4, 16_000)], ids=str)
+def test_msgpack_has_tensors_of_any_shape(dtype: str, shape: tuple[int, ...]) -> None:
+    array = (np.arange(np.prod(shape)) % 1000).reshape(shape).astype(wire.NUMPY_DTYPES[dtype])
+    document = {"model": "m", "hidden_states": Tensor(array, dtype), "attention_mask": Tensor(array > 1, "bool")}
+
+    assert wire.pack(document) == msgpack.packb(
+        {
+            "model": "m",
+            "hidden_states": {"dtype": dtype, "shape": list(shape), "data": array.tobytes()},
+            "attention_mask": {"dtype": "bool", "shape": list(shape), "data": (array > 1).tobytes()},
+        }
+    )
+
+
+@pytest.mark.parametrize("pack_parts", [wire.pack_parts, wire.pack_safetensors_parts])
+def test_the_parts_of_a_body_have_the_tensors_own_memory(pack_parts: Any) -> None:
+    array = np.zeros(100_000, np.float32)
+
+    parts = pack_parts({"model": "m", "hidden_states": Tensor(array, "float32")})
+
+    assert [np.shares_memory(np.frombuffer(part, np.uint8), array) for part in parts if part].count(True) == 1
+
+
+@pytest.mark.parametrize("pack_parts", [wire.pack_parts, wire.pack_safetensors_parts])
+def test_a_read_only_array_can_be_packed(pack_parts: Any) -> None:
+    """As results are."""
+    array = np.zeros((2, 3), np.float32)
+    array.setflags(write=False)
+
+    assert pack_parts({"hidden_states": Tensor(array, "float32")})
+
+
+def test_safetensors_reads_the_joined_parts() -> None:
+    x, mask = np.arange(6, dtype=np.float32).reshape(2, 3), np.array([True, False, True])
+
+    found = load(wire.pack_safetensors({"mask": Tensor(mask, "bool"), "x": Tensor(x, "float32"), "model": "m"}))
+
+    np.testing.assert_array_equal(found["x"], x)
+    np.testing.assert_array_equal(found["mask"], mask)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "messages"),
+    [
+        ([10, 20, 30], [60]),
+        ([10, JOIN_BELOW, 20, 30], [10, JOIN_BELOW, 50]),
+        ([JOIN_BELOW, JOIN_BELOW - 1, 1], [JOIN_BELOW, JOIN_BELOW]),
+        ([JOIN_BELOW, JOIN_BELOW + 1], [JOIN_BELOW, JOIN_BELOW + 1]),
+        ([0], [0]),
+    ],
+    ids=["small", "one large", "small behind large", "large alone", "empty"],
+)
+def test_small_parts_are_joined_and_large_ones_are_not(lengths: list[int], messages: list[int]) -> None:
+    parts: wire.Parts = [memoryview(bytes([place % 256]) * n) for place, n in enumerate(lengths)]
+
+    found = list(joined(parts))
+
+    assert [len(message) for message in found] == messages
+    assert b"".join(found) == b"".join(parts)
+    assert all(any(part is message for message in found) for part in parts if len(part) >= JOIN_BELOW)
 
 
 @pytest.mark.parametrize(

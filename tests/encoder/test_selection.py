@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from encoder import Preset, PromptEmbeds, TextEncoder
 from encoder.errors import EncoderError, InvalidField, ModelFailure
-from encoder.selection import select
+from encoder.selection import is_finite, select
 from encoder.types import Combine, Job, Tap
 from tests.checkpoints import write_checkpoint
 
@@ -183,6 +183,33 @@ def test_numbers_that_are_not_finite_fail_their_own_job_alone(
 
     assert isinstance(well, PromptEmbeds)
     assert isinstance(ill, error)
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16], ids=str)
+def test_finite_is_what_mlx_calls_finite(dtype: mx.Dtype) -> None:
+    """Every pattern of sixteen bits, each by itself."""
+    every = mx.arange(2**16).astype(mx.uint16).view(dtype)
+
+    assert [is_finite(x).item() for x in every[::37]] == mx.isfinite(every[::37]).tolist()
+    for x in every[mx.array([0x7F7F, 0x7F80, 0x7F81, 0xFF80, 0x7BFF, 0x7C00, 0x7C01, 0xFC00])]:
+        assert is_finite(x).item() == mx.isfinite(x).item()
+
+
+@pytest.mark.parametrize("number", ["3.4e38", "-3.4e38", "inf", "-inf", "nan", "-nan", "0", "1e-45"])
+def test_finite_is_what_numpy_calls_finite(number: str) -> None:
+    """float32, one such number among others."""
+    x = np.array([1, float(number), -1], np.float32)
+
+    assert is_finite(mx.array(x)).item() == np.isfinite(x).all()
+
+
+def test_a_result_cannot_be_written_to() -> None:
+    """The cache, and every reply that is being sent, have the same memory."""
+    embeds = one(make_job(2))
+
+    for array in (embeds.hidden_states, embeds.attention_mask):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0
 
 
 def test_numbers_of_rows_that_are_not_delivered_do_not_matter() -> None:

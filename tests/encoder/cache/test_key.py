@@ -123,7 +123,7 @@ def test_fewer_layers_loaded_change_no_result(folder: Path) -> None:
 
 def test_the_plain_forward_is_another_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packed = identity(folder)
-    monkeypatch.setattr("encoder.forward._can_be_packed", lambda model: False)
+    monkeypatch.setattr("encoder.forward._is_simple", lambda model, dtype: False)
 
     assert identity(folder) != packed
 

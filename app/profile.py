@@ -1,0 +1,126 @@
+"""Where the time of a request went: one log line each, a Server-Timing header, and percentiles at the end.
+
+Only under `--profile`. Stages are measured where they run; without a profile `stage` does nothing.
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import numpy as np
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from encoder import EncodeResult
+
+logger = logging.getLogger(__name__)
+
+KEPT = 10_000  # requests that the summary is made of, the latest
+PERCENTILES = (50, 90, 99)
+
+
+class Profile:
+    """One request: milliseconds by stage in the order of their end, and what there is to say about its forward pass."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, float] = {}
+        self.notes: list[str] = []
+
+    def add(self, name: str, started: float) -> None:
+        """A stage that began at `started`, in seconds of time.perf_counter, ends now."""
+        self.stages[name] = self.stages.get(name, 0.0) + (time.perf_counter() - started) * 1e3
+
+
+_current: ContextVar[Profile | None] = ContextVar("profile", default=None)
+
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Measures its block as a stage of the current request."""
+    profile = _current.get()
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        if profile is not None:
+            profile.add(name, started)
+
+
+def record(result: EncodeResult) -> None:
+    """Add to the current request what the engine has measured."""
+    profile = _current.get()
+    if profile is None:
+        return
+    for name, ms in (("tokenize", result.tokenization_ms), ("queue", result.queue_ms), ("model", result.inference_ms)):
+        profile.stages[name] = profile.stages.get(name, 0.0) + ms
+    profile.notes.append(result.cache)
+    ran = result.last_pass
+    if ran is not None:
+        profile.notes.append(
+            f"last pass: {ran.layers} layers, {ran.computed_tokens} tokens ({ran.real_tokens} real) of {ran.prompts} "
+            f"prompts, build {ran.build_ms:.2f} + forward {ran.forward_ms:.2f} + selection {ran.selection_ms:.2f} ms"
+        )
+
+
+class Profiler:
+    """Profiles every request; the outermost middleware, so that the total holds all of them.
+
+    What no stage measures is `other`: middleware, routing, validation, and the way between threads.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self.kept: deque[Mapping[str, float]] = deque(maxlen=KEPT)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            self._log_summary()
+            return
+        profile = Profile()
+        _current.set(profile)
+        sent_bytes = 0
+
+        async def send_profiled(message: Message) -> None:
+            nonlocal sent_bytes
+            if message["type"] == "http.response.start" and profile.stages:
+                MutableHeaders(scope=message)["server-timing"] = server_timing(profile.stages)
+            sent_bytes += len(message.get("body", b""))
+            with stage("send"):
+                await send(message)
+
+        started = time.perf_counter()
+        await self.app(scope, receive, send_profiled)
+        total_ms = (time.perf_counter() - started) * 1e3
+        if len(profile.stages) > 1:  # more than sent: a route that has stages
+            profile.stages["other"] = total_ms - sum(profile.stages.values())
+            self.kept.append(profile.stages | {"total": total_ms})
+            notes = [f"{total_ms:.2f} ms", f"{sent_bytes:,} bytes", *profile.notes, f"request={scope['request_id']}"]
+            logger.info("%s %s: %s = %s", scope["method"], scope["path"], in_words(profile.stages), "; ".join(notes))
+
+    def _log_summary(self) -> None:
+        if self.kept:
+            logger.info("percentiles of the last %d requests, ms:\n%s", len(self.kept), table(self.kept))
+
+
+def server_timing(stages: Mapping[str, float]) -> str:
+    """The header that browsers draw. Source: https://www.w3.org/TR/server-timing/."""
+    return ", ".join(f"{name};dur={ms:.2f}" for name, ms in stages.items())
+
+
+def in_words(stages: Mapping[str, float]) -> str:
+    """The stages as a sum."""
+    return " + ".join(f"{name} {ms:.2f}" for name, ms in stages.items())
+
+
+def table(requests: deque[Mapping[str, float]]) -> str:
+    """A row for each stage; a request that did not have it counts as 0."""
+    names = [*dict.fromkeys(name for stages in requests for name in stages if name != "total"), "total"]
+    lines = ["stage     " + "".join(f"{f'p{p}':>10}" for p in PERCENTILES)]
+    for name in names:
+        values = np.percentile([stages.get(name, 0.0) for stages in requests], PERCENTILES)
+        lines.append(f"{name:10}" + "".join(f"{value:10.2f}" for value in values))
+    return "\n".join(lines)

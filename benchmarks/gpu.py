@@ -1,0 +1,288 @@
+"""The forward pass on a GPU beside transformers' on PyTorch and beside what the card can do: same weights, same tokens.
+
+    make bench-gpu
+    python -m benchmarks.gpu [--rounds 10] [--json results.json]
+
+Dims of Qwen3-4B, random bfloat16 weights. Each side runs in a process of its own, all on one card, taking turns of
+some passes. A pass runs to the layer whose output is wanted, and ends when that is in the card's memory.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.loading import CONFIG, write_checkpoint
+
+LOADERS: dict[str, Callable[[Path], "Side"]] = {
+    "ours": lambda folder: load_encoder(folder, plain=False),
+    "plain": lambda folder: load_encoder(folder, plain=True),
+    "torch": lambda folder: load_torch(folder, compiled=False),
+    "torch.compile": lambda folder: load_torch(folder, compiled=True),
+}
+LAYERS = 35
+PASSES = 6  # in one turn
+MATRIX_NUMBERS = 2560 * (4096 + 2 * 1024 + 4096 + 3 * 9728)  # of one layer
+ROW = 30  # of the first prompt, by which the sides are compared
+TOLERANCE = 0.1  # of the size of a result: what sides may differ by after 35 layers in bfloat16
+
+
+@dataclass(frozen=True)
+class Case:
+    """Prompts of one length; live padding up to `rows`.
+
+    Attributes:
+        most_ms: what one pass is to take.
+        least_rate: part of the card's rate of bfloat16 products that is to be reached.
+    """
+
+    what: str
+    prompts: int
+    tokens: int
+    rows: int
+    layers: int
+    most_ms: float | None = None
+    least_rate: float | None = None
+
+    @property
+    def products(self) -> float:
+        """Floating-point operations of the linear layers."""
+        return 2.0 * self.prompts * self.rows * MATRIX_NUMBERS * self.layers
+
+    def sides(self, sides: Sequence[str]) -> list[str]:
+        """Those that take part; compiling takes PyTorch minutes and gains batches little."""
+        return [side for side in sides if side != "torch.compile" or self.prompts == 1]
+
+    def limit_ms(self, limits: dict[str, float]) -> float:
+        """The products at the card's rate, or reading the weights at the rate at which it copies."""
+        weights = 2 * MATRIX_NUMBERS * self.layers
+        return 1e3 * max(self.products / limits["products/s"], weights / limits["bytes/s"])
+
+
+CASES = (
+    Case("klein, 1×512 rows, 40 of them tokens", 1, 40, 512, 27, most_ms=7),
+    Case("z-image, 1×64 tokens", 1, 64, 64, 35, most_ms=5),
+    Case("z-image, 32×64 tokens", 32, 64, 64, 35, least_rate=0.65),
+    Case("klein, 8×512 tokens", 8, 512, 512, 27, least_rate=0.65),
+)
+Numbers = NDArray[np.float32]
+Side = tuple[Callable[[Case], Any], Callable[[Any], Numbers]]  # a pass, and a row of its result on the host
+
+
+def token_ids(case: Case) -> list[list[int]]:
+    """The same for all sides."""
+    return np.random.default_rng(case.rows).integers(0, CONFIG["vocab_size"], (case.prompts, case.tokens)).tolist()
+
+
+def load_encoder(folder: Path, plain: bool) -> Side:
+    """Ours, as a TextEncoder chooses its forward pass, or the plain one."""
+    import encoder  # noqa: I001  # first: it decides how MLX uses the GPU
+
+    import mlx.core as mx
+
+    from encoder.checkpoint import load_weights
+    from encoder.forward import PlainForward
+    from encoder.model_thread import MLX_CACHE_BYTES
+    from encoder.qwen3 import Qwen3
+    from encoder.types import Job, Tap
+
+    mx.set_cache_limit(MLX_CACHE_BYTES["gpu"])
+    if plain:
+        checkpoint = encoder.open_checkpoint(str(folder))
+        model = Qwen3(checkpoint.config)
+        load_weights(checkpoint, model, mx.bfloat16)
+        forward: Any = PlainForward(model, pad_token_id=0)
+    else:
+        forward = encoder.TextEncoder.open(str(folder)).forward
+
+    def run(case: Case) -> Any:
+        tap = Tap(case.layers, normed=True)
+        jobs = [
+            Job(tuple(ids), case.rows, case.rows, dropped_rows=0, taps=(tap,), combine="concat", dtype="bfloat16")
+            for ids in token_ids(case)
+        ]
+        rows = forward(jobs, [tap])[tap]
+        mx.eval(rows)
+        return rows
+
+    return run, lambda rows: np.array(rows[0][ROW].astype(mx.float32))
+
+
+def load_torch(folder: Path, compiled: bool) -> Side:
+    """transformers' model with its sdpa attention; padding is masked."""
+    import torch
+    import transformers
+
+    torch._dynamo.config.cache_size_limit = 4 * len(CASES)
+    model = transformers.Qwen3Model.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation="sdpa")
+    model = model.cuda().eval()
+    forward = torch.compile(model, dynamic=False) if compiled else model
+
+    def run(case: Case) -> Any:
+        model.config.num_hidden_layers = case.layers
+        input_ids = torch.zeros(case.prompts, case.rows, dtype=torch.long)
+        input_ids[:, : case.tokens] = torch.tensor(token_ids(case))
+        mask = (torch.arange(case.rows) < case.tokens).long().expand_as(input_ids)
+        with torch.inference_mode():
+            out = forward(
+                input_ids=input_ids.cuda(),
+                attention_mask=mask.cuda() if case.tokens < case.rows else None,
+                use_cache=False,
+            ).last_hidden_state
+        torch.cuda.synchronize()
+        return out
+
+    return run, lambda out: out[0, ROW].float().cpu().numpy()
+
+
+def measure_limits() -> dict[str, float]:
+    """What the card does in a second: bfloat16 products of 8192 × 8192 matrices, and bytes copied, read and written."""
+    import torch
+
+    def seconds(run: Callable[[], object]) -> float:
+        taken = []
+        for _ in range(12):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            for _ in range(5):
+                run()
+            end.record()
+            end.synchronize()
+            taken.append(start.elapsed_time(end) / 5e3)
+        return min(taken[2:])
+
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    source = torch.randn(2**29, device="cuda")
+    target = torch.empty_like(source)
+    return {
+        "products/s": 2 * 8192**3 / seconds(lambda: a @ b),
+        "bytes/s": 2 * source.nbytes / seconds(lambda: target.copy_(source)),
+    }
+
+
+def work(side: str, folder: Path, connection: Connection) -> None:
+    """Answer each case with the seconds that passes took, and a row of the last result; None ends."""
+    run, numbers = LOADERS[side](folder)
+    connection.send("ready")
+    while case := connection.recv():
+        seconds = []
+        for _ in range(PASSES):
+            started = time.perf_counter()
+            result = run(case)
+            seconds.append(time.perf_counter() - started)
+        # The first pass finds a card and caches that another side has just used.
+        connection.send((seconds[1:], numbers(result)))
+
+
+def measure(folder: Path, sides: Sequence[str], rounds: int) -> dict[str, dict[str, float]]:
+    """Median milliseconds by case and side; all sides take turns in every round.
+
+    Errors: SystemExit where sides differ by more than rounding: then their times say nothing.
+    """
+    context = get_context("spawn")
+    pipes: dict[str, Connection] = {}
+    for side in sides:
+        pipes[side], theirs = context.Pipe()
+        context.Process(target=work, args=(side, folder, theirs), daemon=True).start()
+        theirs.close()
+        pipes[side].recv()
+        print(f"{side} is loaded", file=sys.stderr)
+
+    def ask(side: str, case: Case) -> tuple[list[float], Numbers]:
+        pipes[side].send(case)
+        answer: tuple[list[float], Numbers] = pipes[side].recv()
+        return answer
+
+    seconds: dict[str, dict[str, list[float]]] = {case.what: {side: [] for side in case.sides(sides)} for case in CASES}
+    for case in CASES:
+        rows = {side: ask(side, case)[1] for side in case.sides(sides)}
+        first = next(iter(rows.values()))
+        errors = {side: float(np.linalg.norm(row - first) / np.linalg.norm(first)) for side, row in rows.items()}
+        print(f"{case.what}: warm, and differing from {next(iter(rows))} by {errors}", file=sys.stderr)
+        if not max(errors.values()) < TOLERANCE:
+            raise SystemExit(f"{case.what}: the sides differ.")
+    for _ in range(rounds):
+        for case in CASES:
+            for side, taken in seconds[case.what].items():
+                taken += ask(side, case)[0]
+    for pipe in pipes.values():
+        pipe.send(None)
+    return {what: {side: 1e3 * statistics.median(t) for side, t in row.items()} for what, row in seconds.items()}
+
+
+def report(medians: dict[str, dict[str, float]], limits: dict[str, float], output: Path | None) -> None:
+    """A Markdown table on standard output; JSON into a file."""
+    sides = list(next(iter(medians.values())))
+    peers = [side for side in sides if side != "ours"]
+    lines = [
+        f"| what | {' | '.join(f'{side}, ms' for side in sides)} | limit, ms | limit / ours | products' rate reached | "
+        f"goal | {' | '.join(f'{peer} / ours' for peer in peers)} |",
+        "|---" * (len(sides) + 5 + len(peers)) + "|",
+    ]
+    for case in CASES:
+        row = medians[case.what]
+        limit, rate = case.limit_ms(limits), case.products / limits["products/s"] * 1e3 / row["ours"]
+        goal = f"≤ {case.most_ms:g} ms" if case.most_ms else f"≥ {case.least_rate or 0:.0%} of the rate"
+        cells = [f"{row[side]:.2f}" if side in row else "" for side in sides] + [
+            f"{limit:.2f}",
+            f"{limit / row['ours']:.0%}",
+            f"{rate:.0%}",
+            goal,
+        ]
+        ratios = [f"{row[peer] / row['ours']:.2f}" if peer in row else "" for peer in peers]
+        lines.append(f"| {' | '.join([case.what, *cells, *ratios])} |")
+    run = conditions()
+    print(f"{run}\n\nproducts {limits['products/s'] / 1e12:.0f} TFLOP/s, copies {limits['bytes/s'] / 1e12:.2f} TB/s\n")
+    print("\n".join(lines))
+    if output:
+        rows = [asdict(case) | {"medians_ms": medians[case.what], "limit_ms": case.limit_ms(limits)} for case in CASES]
+        output.write_text(json.dumps({"run": run, "limits": limits, "rows": rows}, indent=1, ensure_ascii=False))
+
+
+def conditions() -> dict[str, Any]:
+    """Machine, versions and commit."""
+
+    def said(*command: str) -> str:
+        finished = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
+        return finished.stdout.strip()
+
+    return {
+        "card": said("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"),
+        "cpus": os.cpu_count(),
+        "commit": said("git", "rev-parse", "--short", "HEAD"),
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in ("mlx", "torch", "transformers")},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--sides", nargs="+", choices=LOADERS, default=list(LOADERS))
+    parser.add_argument("--json", type=Path, help="where the results are written")
+    arguments = parser.parse_args()
+    with get_context("spawn").Pool(1) as pool:
+        limits = pool.apply(measure_limits)
+    with tempfile.TemporaryDirectory() as folder:
+        write_checkpoint(Path(folder), LAYERS)
+        medians = measure(Path(folder), arguments.sides, arguments.rounds)
+    report(medians, limits, arguments.json)
+
+
+if __name__ == "__main__":
+    main()
