@@ -62,11 +62,11 @@ def make_parser() -> argparse.ArgumentParser:
     add_settings(command, MODEL_SETTINGS)
 
     command = _add(commands, "presets", offline.presets, "list the presets")
-    add_settings(command, ("presets",))
+    add_settings(command, ("presets", "only_presets"))
 
     command = _add(commands, "inspect", offline.inspect, "say what a checkpoint is and which presets fit it")
     command.add_argument("model", metavar="CHECKPOINT", help=CHECKPOINT_HELP)
-    add_settings(command, ("revision", "tokenizer", "cache_dir", "presets", "log_level"))
+    add_settings(command, ("revision", "tokenizer", "num_layers", "cache_dir", "presets", "only_presets", "log_level"))
 
     command = _add(
         commands, "convert", offline.convert, "write a checkpoint's text encoder as a folder that loads fast"

@@ -30,6 +30,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         tokenizer=settings.tokenizer,
         quantize=settings.quantize,
         num_layers=settings.num_layers,
+        presets=settings.restricted_to,
         cache_dir=settings.cache_dir,
         limits=settings.limits(),
         cache_bytes=settings.cache_bytes,

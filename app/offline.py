@@ -11,11 +11,13 @@ from app.collate import collate, is_ragged
 from app.settings import Settings, SettingsError
 from encoder import (
     Checkpoint,
+    Depth,
     DType,
     InvalidField,
     Preset,
     TextEncoder,
     check_preset,
+    choose_depth,
     convert_checkpoint,
     open_checkpoint,
 )
@@ -30,13 +32,13 @@ def encode(settings: Settings, prompts: list[str], preset: str | None, dtype: DT
         raise SettingsError("--dtype bfloat16: NumPy has none. Use float32, or write *.safetensors.")
     chosen = settings.catalog.get(preset)
     checkpoint = _open(settings)
-    check_preset(chosen, checkpoint.config.num_hidden_layers, checkpoint.config.hidden_size)
     encoder = TextEncoder(
         checkpoint,
         compute_dtype=settings.compute_dtype,
         force_float16=settings.force_float16,
         quantize=settings.quantize,
-        num_layers=settings.num_layers or max(tap.depth for tap in chosen.taps(checkpoint.config.num_hidden_layers)),
+        num_layers=settings.num_layers,
+        presets=[chosen],
     )
     embeds = encoder.encode(prompts, chosen, dtype or ("float32" if numpy_file else "bfloat16"))
     if numpy_file and is_ragged(embeds):
@@ -90,7 +92,9 @@ def _preset_row(preset: Preset) -> tuple[str, str, str, str, str, str]:
 def inspect(settings: Settings) -> int:
     """Print what a checkpoint is, the memory it takes, and which presets fit it."""
     checkpoint = _open(settings)
-    parameters = sum(math.prod(tensor.shape) for tensor in checkpoint.weights.tensors.values())
+    depth = choose_depth(checkpoint.config, settings.num_layers, settings.restricted_to)
+    tensors = checkpoint.tensors_of(depth.layers)
+    parameters = sum(math.prod(tensor.shape) for tensor in tensors)
     facts = {
         "checkpoint": checkpoint.name,
         "revision": checkpoint.revision or "none",
@@ -98,8 +102,9 @@ def inspect(settings: Settings) -> int:
         "weights": "random, made from a seed" if checkpoint.random_weights else "trained",
         "dtype": checkpoint.dtype,
         "quantization": checkpoint.quantization or "none",
+        "layers": f"{depth.layers} of {checkpoint.config.num_hidden_layers} are loaded: {depth.reason}",
         "parameters": f"{parameters:,}",
-        "stored": _size(sum(tensor.nbytes for tensor in checkpoint.weights.tensors.values())),
+        "stored": _size(sum(tensor.nbytes for tensor in tensors)),
         "memory": f"{_size(2 * parameters)} in bfloat16, {_size(4 * parameters)} in float32",
         **asdict(checkpoint.config),
     }
@@ -107,7 +112,7 @@ def inspect(settings: Settings) -> int:
         print(f"{name:24}{value}")
     print("presets:")
     for preset in settings.catalog:
-        print(f"  {preset.name:22}{_fit(preset, checkpoint.config.num_hidden_layers, checkpoint.config.hidden_size)}")
+        print(f"  {preset.name:22}{_fit(preset, checkpoint, depth)}")
     return 0
 
 
@@ -128,9 +133,10 @@ def _size(number: int) -> str:
     return f"{number / 1e9:.2f} GB" if number >= 1e8 else f"{number / 1e6:.1f} MB"
 
 
-def _fit(preset: Preset, num_hidden_layers: int, hidden_size: int) -> str:
+def _fit(preset: Preset, checkpoint: Checkpoint, depth: Depth) -> str:
+    config = checkpoint.config
     try:
-        check_preset(preset, num_hidden_layers, hidden_size)
+        check_preset(preset, config.num_hidden_layers, config.hidden_size, depth.layers)
     except InvalidField as error:
         return f"does not fit: {error}"
     return "fits"

@@ -36,10 +36,10 @@ async def health(engine: EngineDep) -> dict[str, str]:
 
 
 @router.get("/presets", responses=errors(401, 500, 503))
-async def presets(engine: EngineDep, settings: SettingsDep, catalog: CatalogDep) -> dict[str, Any]:
+async def presets(engine: EngineDep, catalog: CatalogDep) -> dict[str, Any]:
     """All presets, and for each whether it fits the loaded checkpoint."""
     return {
-        "default_preset": settings.default_preset,
+        "default_preset": catalog.default,
         "presets": [asdict(preset) | fit(preset, engine.info) for preset in catalog],
     }
 
@@ -47,19 +47,19 @@ async def presets(engine: EngineDep, settings: SettingsDep, catalog: CatalogDep)
 def fit(preset: Preset, info: ModelInfo) -> dict[str, Any]:
     """Whether a preset fits the loaded checkpoint, and why not."""
     try:
-        check_preset(preset, int(info.dims["num_hidden_layers"]), int(info.dims["hidden_size"]))
+        check_preset(preset, int(info.dims["num_hidden_layers"]), int(info.dims["hidden_size"]), info.num_layers)
     except InvalidField as error:
         return {"fits": False, "reason": str(error)}
     return {"fits": True, "reason": None}
 
 
 @router.get("/info", responses=errors(401, 500, 503))
-async def info(engine: EngineDep, settings: SettingsDep) -> dict[str, Any]:
+async def info(engine: EngineDep, settings: SettingsDep, catalog: CatalogDep) -> dict[str, Any]:
     """What is served, how it computes, and the limits of a request."""
     loaded = asdict(engine.info)
     return loaded | {
         "versions": loaded["versions"] | {name: version(name) for name in VERSIONED},
-        "default_preset": settings.default_preset,
+        "default_preset": catalog.default,
         "limits": asdict(engine.limits)
         | {"max_body_bytes": settings.max_body_bytes, "max_json_floats": settings.max_json_floats},
     }

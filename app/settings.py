@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_v
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from encoder import BUILT_IN, Catalog, EncoderError, Limits, read_presets
+from encoder import BUILT_IN, Catalog, EncoderError, Limits, Preset, read_presets
 
 PREFIX = "QWEN3_ENCODER_"
 MIB = 1024 * 1024
@@ -48,7 +48,7 @@ class Settings(BaseSettings):
         "`auto` keeps on a GPU and makes floats on a CPU.",
     )
     num_layers: int | None = Field(
-        default=None, gt=0, description="Decoder layers to load; unset loads all. FLUX.2 klein needs 27 of 36."
+        default=None, gt=0, description="Decoder layers to load; unset loads those that `only_presets` need, else all."
     )
     compute_dtype: Literal["auto", "bfloat16", "float32", "float16"] = Field(
         default="auto", description="Dtype of the computation; `auto` is the checkpoint's on a GPU, float32 on a CPU."
@@ -56,8 +56,15 @@ class Settings(BaseSettings):
     force_float16: bool = Field(default=False, description="Allow compute dtype float16, in which Qwen3 can overflow.")
     cache_dir: Path | None = Field(default=None, description="Folder for downloads; unset is Hugging Face's default.")
     presets: Path | None = Field(default=None, description="TOML file with presets of your own, beside those built in.")
+    only_presets: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
+        default=(),
+        description="Presets to serve, separated by commas; unset serves all. Layers that none of them needs are not "
+        "loaded: FLUX.2 klein takes 27 of 36.",
+    )
     default_preset: str | None = Field(
-        default=None, description="Preset of a request that names none; unset is the bare prompt, last hidden state."
+        default=None,
+        description="Preset of a request that names none; unset is the bare prompt, last hidden state, or the first of "
+        "`only_presets`.",
     )
     predict_preset: str = Field(
         default="flux2-klein", description="Preset of `POST /predict` where its address names none."
@@ -116,18 +123,31 @@ class Settings(BaseSettings):
     def _presets_exist(self) -> "Settings":
         try:
             field = "presets"
+            _ = self._all_presets
+            field = "only_presets"
             catalog = self.catalog
             for field in ("default_preset", "predict_preset"):
-                catalog.get(getattr(self, field))
+                if field in self.model_fields_set:  # klein as the default of /predict need not be served
+                    catalog.get(getattr(self, field))
         except EncoderError as error:
             raise ValueError(f"{field}: {error}") from error
         return self
 
     @cached_property
+    def _all_presets(self) -> Catalog:
+        """Those built in, and those of the service's own file. Errors: PresetFileError."""
+        return BUILT_IN if self.presets is None else read_presets(self.presets, BUILT_IN)
+
+    @cached_property
     def catalog(self) -> Catalog:
-        """The presets of this service: those built in, and those of its file. Errors: PresetFileError."""
-        catalog = BUILT_IN if self.presets is None else read_presets(self.presets, BUILT_IN)
+        """The presets of this service. Errors: PresetFileError, InvalidField."""
+        catalog = self._all_presets.only(self.only_presets) if self.only_presets else self._all_presets
         return catalog.with_default(self.default_preset or catalog.default)
+
+    @property
+    def restricted_to(self) -> tuple[Preset, ...]:
+        """All presets that can be asked for; empty where layers may be asked for that no preset names."""
+        return self.catalog.presets if self.only_presets else ()
 
     def limits(self) -> Limits:
         """The limits that the encoder enforces."""

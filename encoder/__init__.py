@@ -14,6 +14,7 @@ os.environ.setdefault("MLX_BFS_MAX_WIDTH", "200")
 
 from encoder.catalog import Catalog  # noqa: E402
 from encoder.checkpoint import Checkpoint, convert_checkpoint, open_checkpoint  # noqa: E402
+from encoder.depth import Depth, choose_depth  # noqa: E402
 from encoder.engine import Engine  # noqa: E402
 from encoder.errors import (  # noqa: E402
     CheckpointError,
@@ -57,6 +58,7 @@ __all__ = [
     "Combine",
     "DType",
     "DeadlineExceeded",
+    "Depth",
     "EncodeResult",
     "EncoderError",
     "Engine",
@@ -78,6 +80,7 @@ __all__ = [
     "TokenizedPrompt",
     "activate",
     "check_preset",
+    "choose_depth",
     "convert_checkpoint",
     "get_preset",
     "open_checkpoint",

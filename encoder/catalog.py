@@ -1,6 +1,6 @@
 """The presets of one service, by name and alias: those built in, and those of its own preset file."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from encoder.errors import InvalidField
@@ -40,6 +40,17 @@ class Catalog:
     def with_presets(self, more: Iterable[Preset]) -> "Catalog":
         """These presets, and `more` after them."""
         return replace(self, presets=(*self.presets, *more))
+
+    def only(self, names: Sequence[str]) -> "Catalog":
+        """The presets of these names or aliases, at least one, with those that encode their negatives.
+
+        The default stays where it is among them; else it is the first that was named.
+        Errors: InvalidField naming all presets when one does not exist.
+        """
+        wanted = [self.get(name) for name in names]
+        wanted += [self.get(preset.negative_preset) for preset in wanted if preset.negative_preset is not None]
+        default = self.default if self.get(None) in wanted else wanted[0].name
+        return Catalog(tuple(preset for preset in self.presets if preset in wanted), default)
 
     def with_default(self, name: str) -> "Catalog":
         """The same presets with another default."""

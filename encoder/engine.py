@@ -41,7 +41,8 @@ class Engine:
 
     Args:
         model: a folder, a hub id, or "demo".
-        revision, cache_dir, tokenizer, compute_dtype, force_float16, quantize, num_layers: as in TextEncoder.open.
+        revision, cache_dir, tokenizer, compute_dtype, force_float16, quantize, num_layers, presets: as in
+            TextEncoder.open.
         limits: on requests, queue and batches.
         cache_bytes: bound of the result cache in memory; 0 switches it off.
         disk_cache_dir: folder for results that outlive the process; None has no such cache.
@@ -60,6 +61,7 @@ class Engine:
         tokenizer: str | None = None,
         quantize: str = "auto",
         num_layers: int | None = None,
+        presets: Sequence[Preset] = (),
         cache_dir: Path | None = None,
         limits: Limits | None = None,
         cache_bytes: int = 512 * 2**20,
@@ -78,6 +80,7 @@ class Engine:
                 tokenizer=tokenizer,
                 quantize=quantize,
                 num_layers=num_layers,
+                presets=presets,
                 cache_dir=cache_dir,
                 progress=progress,
             ),

@@ -80,6 +80,10 @@ class Preset:
             return tuple(_layer_tap(index, num_hidden_layers) for index in self.layers)
         return tuple(_hidden_state_tap(index, num_hidden_layers) for index in self.hidden_states or ())
 
+    def depth(self, num_hidden_layers: int) -> int:
+        """Decoder layers that must run. Errors: as of `taps`."""
+        return max(tap.depth for tap in self.taps(num_hidden_layers))
+
 
 def _layer_tap(index: int, num_hidden_layers: int) -> Tap:
     layer = index + num_hidden_layers if index < 0 else index
@@ -103,12 +107,18 @@ def _hidden_state_tap(index: int, num_hidden_layers: int) -> Tap:
     return Tap(depth=depth, normed=depth == num_hidden_layers)
 
 
-def check_preset(preset: Preset, num_hidden_layers: int, hidden_size: int) -> None:
-    """Refuse a preset that does not fit a checkpoint of these dims.
+def check_preset(preset: Preset, num_hidden_layers: int, hidden_size: int, num_layers: int | None = None) -> None:
+    """Refuse a preset that does not fit a checkpoint of these dims, of which `num_layers` are loaded; None means all.
 
     Errors: InvalidField saying which layer or dim does not fit.
     """
-    preset.taps(num_hidden_layers)
+    depth = preset.depth(num_hidden_layers)
+    if num_layers is not None and depth > num_layers:
+        raise InvalidField(
+            "layers" if preset.layers is not None else "hidden_states",
+            f"{preset.name} needs {depth} decoder layers, and {num_layers} of {num_hidden_layers} were loaded. "
+            f"Load more of them.",
+        )
     if preset.hidden_size not in (None, hidden_size):
         raise InvalidField(
             "preset",

@@ -3,9 +3,10 @@
 The command line, benchmarks and parity tests use this directly; the Engine calls the same steps from its threads.
 """
 
+import logging
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -16,6 +17,7 @@ from mlx.utils import tree_flatten
 
 from encoder.blas import activate
 from encoder.checkpoint import Checkpoint, load_weights, open_checkpoint
+from encoder.depth import choose_depth
 from encoder.errors import CheckpointError, EncoderError, InvalidField
 from encoder.forward import choose_forward
 from encoder.padding import padded_lengths
@@ -24,6 +26,8 @@ from encoder.qwen3 import Qwen3
 from encoder.selection import select
 from encoder.tokenizer import tokenize
 from encoder.types import DType, Job, ModelInfo, Pass, PromptEmbeds, Tap, TokenizedPrompt
+
+log = logging.getLogger(__name__)
 
 COMPUTE_DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
 VERSIONED = ("mlx", "numpy", "safetensors", "tokenizers")
@@ -37,7 +41,8 @@ class TextEncoder:
         compute_dtype: "auto" is float32 on a CPU, elsewhere the checkpoint's own (bfloat16 for a float16 one).
         force_float16: allow float16, in which Qwen3 overflows to NaN on ordinary prompts.
         quantize: as in load_weights.
-        num_layers: decoder layers to load; None means all. What needs more is refused.
+        num_layers: decoder layers to load; None means those that the presets need. What needs more is refused.
+        presets: all that will be asked for; none means any, and all layers are loaded.
         progress: called with bytes done and bytes in total while the weights load.
     Attributes:
         measures_passes: whether `run` waits between its steps to measure them; False unless set.
@@ -53,12 +58,15 @@ class TextEncoder:
         force_float16: bool = False,
         quantize: str = "auto",
         num_layers: int | None = None,
+        presets: Iterable[Preset] = (),
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.config = checkpoint.config
         self.compute_dtype = resolve_compute_dtype(compute_dtype, checkpoint.dtype, force_float16)
-        self.num_layers = min(num_layers or self.config.num_hidden_layers, self.config.num_hidden_layers)
+        depth = choose_depth(self.config, num_layers, presets)
+        log.info("loading %d of %d decoder layers: %s", depth.layers, self.config.num_hidden_layers, depth.reason)
+        self.num_layers = depth.layers
         self.model = Qwen3(replace(self.config, num_hidden_layers=self.num_layers))
         self.loaded = load_weights(
             checkpoint, self.model, COMPUTE_DTYPES[self.compute_dtype], progress, quantize=quantize
@@ -80,6 +88,7 @@ class TextEncoder:
         force_float16: bool = False,
         quantize: str = "auto",
         num_layers: int | None = None,
+        presets: Iterable[Preset] = (),
         progress: Callable[[int, int], None] | None = None,
     ) -> "TextEncoder":
         """Open and load a checkpoint: whatever `open_checkpoint` takes."""
@@ -89,6 +98,7 @@ class TextEncoder:
             force_float16=force_float16,
             quantize=quantize,
             num_layers=num_layers,
+            presets=presets,
             progress=progress,
         )
 
@@ -113,19 +123,9 @@ class TextEncoder:
 
         Errors: InvalidField when the preset does not fit this checkpoint, or a token is outside its vocabulary.
         """
-        check_preset(preset, self.config.num_hidden_layers, self.config.hidden_size)
-        self._check_depth(preset)
+        check_preset(preset, self.config.num_hidden_layers, self.config.hidden_size, self.num_layers)
         lengths = padded_lengths([len(prompt.input_ids) for prompt in prompts], preset)
         return [self._job(*planned, preset, dtype) for planned in zip(prompts, lengths, strict=True)]
-
-    def _check_depth(self, preset: Preset) -> None:
-        depth = max(tap.depth for tap in preset.taps(self.config.num_hidden_layers))
-        if depth > self.num_layers:
-            raise InvalidField(
-                "layers" if preset.layers is not None else "hidden_states",
-                f"{preset.name} needs {depth} decoder layers, and {self.num_layers} of "
-                f"{self.config.num_hidden_layers} were loaded. Load more of them.",
-            )
 
     def _job(self, prompt: TokenizedPrompt, padded_length: int, preset: Preset, dtype: DType) -> Job:
         num_tokens = len(prompt.input_ids)
@@ -199,6 +199,7 @@ class TextEncoder:
             blas=f"{blas.name} {blas.version or ''}".strip(),
             parameter_bytes=self.parameter_bytes,
             dims=asdict(self.config),
+            num_layers=self.num_layers,
             versions={"python": platform.python_version(), **{name: version(name) for name in VERSIONED}},
         )
 

@@ -149,6 +149,7 @@ class ModelInfo:
     blas: str
     parameter_bytes: int
     dims: dict[str, int | float | bool]
+    num_layers: int  # loaded
     versions: dict[str, str]
 
 

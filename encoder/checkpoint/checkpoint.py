@@ -3,8 +3,9 @@
 from collections import Counter
 from dataclasses import dataclass
 
+from encoder.checkpoint.dims import layer_of
 from encoder.checkpoint.fingerprint import fingerprint
-from encoder.checkpoint.weights import Weights
+from encoder.checkpoint.weights import StoredTensor, Weights
 from encoder.config import Qwen3Config
 from encoder.errors import CheckpointError
 from encoder.tokenizer import Tokenizer
@@ -36,6 +37,11 @@ class Checkpoint:
     revision: str | None
     dtype: DType
     random_weights: bool
+
+    def tensors_of(self, num_layers: int) -> list[StoredTensor]:
+        """The tensors of the first so many decoder layers, and those that belong to none."""
+        left_out = range(num_layers, self.config.num_hidden_layers)
+        return [tensor for name, tensor in self.weights.tensors.items() if layer_of(name) not in left_out]
 
 
 def describe(

@@ -10,7 +10,6 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from encoder.checkpoint.checkpoint import Checkpoint
-from encoder.checkpoint.dims import layer_of
 from encoder.checkpoint.memory import check_memory
 from encoder.checkpoint.quantization import Quantization
 from encoder.checkpoint.residency import EMBEDDING, Resident, label, plan
@@ -73,7 +72,7 @@ def load_weights(
     check_weights(checkpoint, model)
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
     residents = plan(
-        _needed(checkpoint, model),
+        checkpoint.tensors_of(len(model.layers)),
         dtype,
         None if quantize in FOLLOWS_THE_FILE else Quantization.parse(quantize),
         keep=quantize == "keep" or (quantize == "auto" and not on_cpu),
@@ -99,7 +98,7 @@ def check_weights(checkpoint: Checkpoint, model: Qwen3) -> None:
     Errors: CheckpointError naming every tensor that is missing, extra or misshapen.
     """
     expected = {name: array.shape for name, array in dict(tree_flatten(model.parameters())).items()}
-    stored = {tensor.name: tensor for tensor in _needed(checkpoint, model)}
+    stored = {tensor.name: tensor for tensor in checkpoint.tensors_of(len(model.layers))}
     problems = [f"{name} is missing, expected shape {shape}" for name, shape in expected.items() if name not in stored]
     for name, tensor in stored.items():
         if name not in expected:
@@ -108,12 +107,6 @@ def check_weights(checkpoint: Checkpoint, model: Qwen3) -> None:
             problems.append(f"{tensor.file.name}: {tensor.key} has shape {tensor.shape}, expected {expected[name]}")
     if problems:
         raise CheckpointError(_summary(problems))
-
-
-def _needed(checkpoint: Checkpoint, model: Qwen3) -> list[StoredTensor]:
-    """All tensors but those of layers that the checkpoint has and the model leaves out."""
-    left_out = range(len(model.layers), checkpoint.config.num_hidden_layers)
-    return [tensor for name, tensor in checkpoint.weights.tensors.items() if layer_of(name) not in left_out]
 
 
 def _summary(problems: list[str]) -> str:

@@ -29,7 +29,7 @@ def check_memory(residents: Collection[Resident]) -> None:
     advice = f"What fits: {', '.join(fitting)}." if fitting else "No quantization of this checkpoint fits either."
     raise CheckpointError(
         f"The weights need {_gb(needed)} of memory in {dtype}, and {_gb(available)} are available. {advice} "
-        f"Loading fewer layers also helps: --num-layers 27 is enough for FLUX.2 klein."
+        f"Serving fewer presets may help too: --only-presets flux2-klein loads 27 layers of 36."
     )
 
 

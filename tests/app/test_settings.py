@@ -18,6 +18,7 @@ VALUES = {
     "cache_dir": "/tmp",
     "disk_cache_dir": "/tmp",
     "presets": str(ROOT / "examples" / "presets.toml"),
+    "only_presets": "z-image,last-hidden-state",
     "default_preset": "z-image",
     "predict_preset": "z-image",
     "host": "::1",
@@ -79,6 +80,17 @@ def test_the_readme_has_this_table() -> None:
         pytest.param({"compute_dtype": "float16"}, ["force_float16"], id="float16"),
         pytest.param({"default_preset": "sdxl"}, ["default_preset", "sdxl", "z-image"], id="preset"),
         pytest.param({"predict_preset": "sdxl"}, ["predict_preset", "sdxl", "z-image"], id="preset of a drop-in"),
+        pytest.param({"only_presets": "sdxl"}, ["only_presets", "sdxl", "z-image"], id="unknown preset to serve"),
+        pytest.param(
+            {"only_presets": "z-image", "default_preset": "flux2-klein"},
+            ["default_preset", "flux2-klein", "allowed are z-image."],
+            id="default preset that is not served",
+        ),
+        pytest.param(
+            {"only_presets": "z-image", "predict_preset": "flux2-klein"},
+            ["predict_preset", "flux2-klein", "allowed are z-image."],
+            id="preset of a drop-in that is not served",
+        ),
         pytest.param({"presets": "no.toml"}, ["presets", "no.toml", "No such file"], id="no file of presets"),
     ],
 )
