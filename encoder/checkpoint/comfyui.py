@@ -16,9 +16,10 @@ from encoder.checkpoint.checkpoint import Checkpoint, describe
 from encoder.checkpoint.dims import config_from_shapes
 from encoder.checkpoint.huggingface import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, open_folder, warn_of_larger_vocabulary
 from encoder.checkpoint.reader import Request
-from encoder.checkpoint.safetensors_files import Header, SafetensorsWeights, read_header
+from encoder.checkpoint.safetensors_files import Header, read_header
 from encoder.checkpoint.schemes import SCHEMES
 from encoder.checkpoint.tokenizer_files import find_tokenizer
+from encoder.checkpoint.weights import Weights
 from encoder.errors import CheckpointError
 from encoder.tokenizer import Tokenizer
 
@@ -52,7 +53,7 @@ def open_request(request: Request) -> Checkpoint:
         request, [file.with_suffix(""), folder, folder / "tokenizer", folder.parent / "tokenizer"], config.vocab_size
     )
     warn_of_larger_vocabulary(tokenizer, config)
-    return describe(request.source, config, SafetensorsWeights(tensors), tokenizer)
+    return describe(request.source, config, Weights(tensors), tokenizer)
 
 
 def _assume_rope_theta(file: Path, header: Header) -> float:

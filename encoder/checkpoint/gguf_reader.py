@@ -6,21 +6,19 @@ Source: llama.cpp, gguf-py/gguf/constants.py:MODEL_ARCH.QWEN3, convert_hf_to_ggu
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import mlx.core as mx
 
 from encoder.checkpoint.checkpoint import Checkpoint, describe
 from encoder.checkpoint.encodings import FLOATS, Plain
 from encoder.checkpoint.gguf_blocks import GgufBlocks
 from encoder.checkpoint.gguf_header import read_gguf_header
 from encoder.checkpoint.gguf_tokenizer import tokenizer_from_metadata
-from encoder.checkpoint.raw_arrays import read_array, read_bytes
 from encoder.checkpoint.reader import Request
 from encoder.checkpoint.tokenizer_files import open_named_tokenizer
-from encoder.checkpoint.weights import StoredArray, StoredTensor
+from encoder.checkpoint.weights import StoredArray, StoredTensor, Weights
 from encoder.config import Qwen3Config
 from encoder.errors import CheckpointError
 
@@ -54,27 +52,6 @@ _FIELDS = {  # of config.json, from the keys behind the architecture
 }
 
 
-class GgufWeights:
-    """Tensors in one GGUF file."""
-
-    def __init__(self, tensors: Mapping[str, StoredTensor]) -> None:
-        self._tensors = tensors
-
-    @property
-    def tensors(self) -> Mapping[str, StoredTensor]:
-        return self._tensors
-
-    def read(self, names: Collection[str]) -> Iterator[tuple[StoredTensor, dict[str, mx.array]]]:
-        for tensor in sorted(
-            (self._tensors[name] for name in names), key=lambda tensor: tensor.arrays["weight"].offset
-        ):
-            array = tensor.arrays["weight"]
-            if tensor.encoding.quantized:
-                yield tensor, {"weight": read_bytes(array).reshape(tensor.shape[0], -1)}
-            else:
-                yield tensor, {"weight": read_array(array)}
-
-
 def recognizes(request: Request) -> bool:
     """A file whose name ends in .gguf."""
     return request.is_file(".gguf")
@@ -101,7 +78,7 @@ def open_gguf(file: Path, request: Request) -> Checkpoint:
         tokenizer = open_named_tokenizer(request.tokenizer, request.cache_dir)
     else:
         tokenizer = tokenizer_from_metadata(header.metadata, str(file))
-    return describe(request.source, config, GgufWeights(tensors), tokenizer)
+    return describe(request.source, config, Weights(tensors), tokenizer)
 
 
 def _config(metadata: dict[str, Any], tensors: Mapping[str, StoredTensor], file: Path) -> Qwen3Config:
@@ -137,5 +114,7 @@ def _tensor(array: StoredArray) -> tuple[str, StoredTensor] | None:
         name = _OUTER.get(array.key, array.key)
     if array.dtype not in FLOATS and len(array.shape) != 2:
         raise CheckpointError(f"{array.file}: {array.key} is {array.dtype} {array.shape}, expected a matrix or floats.")
-    encoding = Plain(FLOATS[array.dtype]) if array.dtype in FLOATS else GgufBlocks(array.dtype, array.shape)
-    return name, StoredTensor(name, array.shape, encoding, {"weight": array})
+    if array.dtype in FLOATS:
+        return name, StoredTensor(name, array.shape, Plain(FLOATS[array.dtype]), {"weight": array})
+    rows = replace(array, shape=(array.shape[0], array.nbytes // array.shape[0]))
+    return name, StoredTensor(name, array.shape, GgufBlocks(array.dtype, array.shape), {"weight": rows})

@@ -11,9 +11,10 @@ from encoder.checkpoint.dims import config_from_shapes
 from encoder.checkpoint.json_file import read_json_object
 from encoder.checkpoint.keys import parameter_name
 from encoder.checkpoint.reader import Request
-from encoder.checkpoint.safetensors_files import Header, SafetensorsWeights, read_header
+from encoder.checkpoint.safetensors_files import Header, read_header
 from encoder.checkpoint.schemes import SCHEMES
 from encoder.checkpoint.tokenizer_files import first_with_tokenizer, open_named_tokenizer, open_tokenizer
+from encoder.checkpoint.weights import Weights
 from encoder.config import Qwen3Config
 from encoder.errors import CheckpointError
 from encoder.tokenizer import Tokenizer
@@ -161,11 +162,11 @@ def _read_config(folder: Path, headers: list[Header]) -> dict[str, Any] | None:
 
 def _open_weights(
     folder: Path, headers: list[Header], raw_config: dict[str, Any] | None
-) -> tuple[Qwen3Config, SafetensorsWeights]:
+) -> tuple[Qwen3Config, Weights]:
     """The dims and the tensors, the one with the help of the other."""
     arrays = by_key(array for header in headers for array in header.arrays)
     metadata = {key: value for header in headers for key, value in header.metadata.items()}
     dims = None if raw_config is None else Qwen3Config.from_dict(raw_config)
     tensors = assemble(arrays, SCHEMES, Hints(raw_config or {}, metadata, dims))
     # What mflux saves is Qwen3 for Z-Image and FLUX.2; theta stands nowhere in the files.
-    return dims or config_from_shapes(tensors, str(folder), rope_theta=1e6), SafetensorsWeights(tensors)
+    return dims or config_from_shapes(tensors, str(folder), rope_theta=1e6), Weights(tensors)

@@ -4,16 +4,18 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
+from encoder.checkpoint.array_reader import ArrayReader, read_ahead
 from encoder.checkpoint.checkpoint import Checkpoint
 from encoder.checkpoint.memory import check_memory
 from encoder.checkpoint.quantization import Quantization
 from encoder.checkpoint.residency import EMBEDDING, Resident, label, plan
-from encoder.checkpoint.weights import StoredTensor
 from encoder.errors import CheckpointError
 from encoder.qwen3 import Qwen3
 
@@ -152,15 +154,36 @@ def read_values(
     """
     total = sum(resident.stored.nbytes for resident in residents.values())
     done = 0
-    for tensor, arrays in checkpoint.weights.read(list(residents)):
-        values = residents[tensor.name].values(arrays)
-        arrays.clear()  # else the stored tensor would stay beside the one made of it
-        _evaluate(values, tensor)
-        _check_finite(values, residents[tensor.name])
-        yield values
-        done += tensor.nbytes
-        if progress is not None:
-            progress(done, total)
+    in_order = sorted(residents.values(), key=_place)  # front to back is fastest
+    checked: set[Path] = set()
+    with ArrayReader() as reader:
+        for resident, following in zip_longest(in_order, in_order[1:]):
+            arrays = resident.stored.arrays
+            read_ahead(following.stored.arrays.values() if following else ())
+            for file in {array.file for array in arrays.values()} - checked:
+                checkpoint.weights.check_file(file)
+                checked.add(file)
+            yield _read(resident, reader)
+            done += resident.stored.nbytes
+            if progress is not None:
+                progress(done, total)
+
+
+def _place(resident: Resident) -> tuple[Path, int]:
+    array = resident.stored.arrays["weight"]
+    return array.file, array.offset
+
+
+def _read(resident: Resident, reader: ArrayReader) -> dict[str, mx.array]:
+    """What the tensor becomes, by name, evaluated and checked, and nothing else left in memory."""
+    tensor = resident.stored
+    if resident.is_exact:
+        return {tensor.name: reader.read_floats(tensor.arrays["weight"], resident.dtype)}
+    values = resident.values({role: reader.read(array) for role, array in tensor.arrays.items()})
+    mx.eval(*values.values())
+    mx.clear_cache()  # else the allocator keeps the stored tensor's buffer
+    _check_finite(values, resident)
+    return values
 
 
 def _quantized_layers(residents: Mapping[str, Resident], model: Qwen3) -> list[tuple[str, nn.Module]]:
@@ -179,15 +202,6 @@ def _quantized_layers(residents: Mapping[str, Resident], model: Qwen3) -> list[t
             layer = nn.QuantizedLinear(columns, rows, f"{path}.bias" in biased, group_size, bits, quantization.mode)
         layers.append((path, layer))
     return layers
-
-
-def _evaluate(values: Mapping[str, mx.array], tensor: StoredTensor) -> None:
-    """Read the tensor, and leave nothing but `values` in memory."""
-    try:
-        mx.eval(*values.values())
-    except RuntimeError as error:
-        raise CheckpointError(f"{tensor.file}: {tensor.key} cannot be read: {error}") from error
-    mx.clear_cache()  # else the allocator keeps the stored tensor's buffer
 
 
 def _check_finite(values: Mapping[str, mx.array], resident: Resident) -> None:

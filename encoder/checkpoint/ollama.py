@@ -10,11 +10,8 @@ Source: ollama, x/imagegen/weights.go before a0407d07f, x/create/quantize.go, x/
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-
-import mlx.core as mx
 
 from encoder.checkpoint.assemble import Hints, assemble
 from encoder.checkpoint.checkpoint import Checkpoint, describe
@@ -24,9 +21,9 @@ from encoder.checkpoint.keys import parameter_name
 from encoder.checkpoint.mlx_quantized import mlx_quantized
 from encoder.checkpoint.ollama_store import GGUF, JSON, TENSOR, Layer, check_digest, manifest_file, read_layers
 from encoder.checkpoint.reader import Request
-from encoder.checkpoint.safetensors_files import SafetensorsWeights, read_header
+from encoder.checkpoint.safetensors_files import read_header
 from encoder.checkpoint.tokenizer_files import open_named_tokenizer, pad_token
-from encoder.checkpoint.weights import StoredArray, StoredTensor, Weights
+from encoder.checkpoint.weights import StoredArray, Weights
 from encoder.config import Qwen3Config
 from encoder.errors import CheckpointError
 from encoder.tokenizer import Tokenizer
@@ -43,29 +40,6 @@ _ROLES = {
     "scale_2": "global_scale",
 }
 _BESIDE_WEIGHT = re.compile(r"(?P<path>.+)\.weight[._](?P<role>scale|qbias|bias|global_scale|scale_2)")
-
-
-class BlobWeights:
-    """Tensors in blobs. The content of each blob is compared with its digest before it is used."""
-
-    def __init__(self, weights: Weights) -> None:
-        self._weights = weights
-
-    @property
-    def tensors(self) -> Mapping[str, StoredTensor]:
-        return self._weights.tensors
-
-    def read(self, names: Collection[str]) -> Iterator[tuple[StoredTensor, dict[str, mx.array]]]:
-        checked: set[Path] = set()
-        for name in sorted(names, key=self._place):
-            for blob in {array.file for array in self.tensors[name].arrays.values()} - checked:
-                check_digest(blob)
-                checked.add(blob)
-            yield from self._weights.read([name])
-
-    def _place(self, name: str) -> tuple[Path, int]:
-        array = self.tensors[name].arrays["weight"]
-        return array.file, array.offset
 
 
 def recognizes(request: Request) -> bool:
@@ -92,7 +66,7 @@ def open_request(request: Request) -> Checkpoint:
 
 def _open_gguf(blob: Path, request: Request) -> Checkpoint:
     checkpoint = open_gguf(blob, request)
-    return replace(checkpoint, weights=BlobWeights(checkpoint.weights))
+    return replace(checkpoint, weights=replace(checkpoint.weights, check_file=check_digest))
 
 
 def _open_tensors(layers: list[Layer], request: Request) -> Checkpoint:
@@ -110,7 +84,7 @@ def _open_tensors(layers: list[Layer], request: Request) -> Checkpoint:
             key = _canonical(layer.name if array.key == _SINGLE_KEY else array.key)
             named.append((key, array))
             bits |= _declared_bits(key, array.key, header.metadata)
-    weights = BlobWeights(SafetensorsWeights(assemble(named, (mlx_quantized,), Hints(dims=config, bits=bits))))
+    weights = Weights(assemble(named, (mlx_quantized,), Hints(dims=config, bits=bits)), check_file=check_digest)
     return describe(request.source, config, weights, _open_tokenizer(files, request))
 
 

@@ -7,6 +7,7 @@ from math import prod
 
 import mlx.core as mx
 
+from encoder.checkpoint.encodings import Plain
 from encoder.checkpoint.kernels import has_kernel
 from encoder.checkpoint.quantization import Quantization
 from encoder.checkpoint.weights import Arrays, StoredTensor
@@ -35,6 +36,15 @@ class Resident:
         if self.quantization is None:
             return numbers * self.dtype.size
         return self.quantization.nbytes(numbers, self.dtype.size)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it is stored floats, each of which its dtype holds."""
+        return (
+            isinstance(self.stored.encoding, Plain)
+            and self.quantization is None
+            and self.dtype in (mx.float32, getattr(mx, self.stored.encoding.label))
+        )
 
     def values(self, arrays: Arrays) -> dict[str, mx.array]:
         """The parameters that the tensor becomes, by name, not evaluated."""

@@ -1,6 +1,6 @@
 """What the loader needs to know of stored weights, whatever file format holds them."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -104,16 +104,14 @@ class StoredTensor:
         return sum(array.nbytes for array in self.arrays.values())
 
 
-class Weights(Protocol):
-    """The tensors of one checkpoint, by the names of the model's parameters."""
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The tensors of one checkpoint, by the names of the model's parameters.
 
-    @property
-    def tensors(self) -> Mapping[str, StoredTensor]:
-        """All tensors that belong to the encoder. Tensors that it never needs are not among them."""
+    Attributes:
+        tensors: all that belong to the encoder. Tensors that it never needs are not among them.
+        check_file: called with each file before an array in it is read; raises CheckpointError.
+    """
 
-    def read(self, names: Collection[str]) -> Iterator[tuple[StoredTensor, dict[str, mx.array]]]:
-        """Each of the named tensors once, file after file, with its arrays, which are not evaluated yet.
-
-        Evaluate them on the calling thread, and drop them before asking for the next: then no more than one stored
-        tensor is in memory at a time.
-        """
+    tensors: Mapping[str, StoredTensor]
+    check_file: Callable[[Path], None] = lambda file: None

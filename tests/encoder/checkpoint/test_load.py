@@ -121,7 +121,7 @@ def test_progress_ends_at_the_size_of_the_encoder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float32])
-def test_memory_peaks_at_the_model_and_one_stored_tensor(tmp_path: Path, dtype: mx.Dtype) -> None:
+def test_memory_peaks_at_the_model(tmp_path: Path, dtype: mx.Dtype) -> None:
     """An 8 GB file must not need 24 GB for a moment."""
     weights = write_checkpoint(tmp_path, dtype="bfloat16", vocab_size=50_000, hidden_size=64, shards=2)
     sizes = [array.size for array in weights.values()]
@@ -130,7 +130,7 @@ def test_memory_peaks_at_the_model_and_one_stored_tensor(tmp_path: Path, dtype: 
     mx.reset_peak_memory()
     load(tmp_path, dtype)
 
-    assert mx.get_peak_memory() - before < 1.02 * (dtype.size * sum(sizes) + 2 * max(sizes))
+    assert mx.get_peak_memory() - before < 1.02 * dtype.size * sum(sizes)
 
 
 def test_file_that_shrinks_before_it_is_read_is_named(tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ def test_scales_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     mx.save_safetensors(str(tmp_path / "model.safetensors"), tensors)
 
     for quantize in ("keep", "none"):
-        with pytest.raises(CheckpointError, match=r"layers.1.mlp.up_proj.weight has NaN or infinity"):
+        with pytest.raises(CheckpointError, match=r"layers.1.mlp.up_proj.scales has NaN or infinity"):
             encode(tmp_path, quantize=quantize)
 
 
