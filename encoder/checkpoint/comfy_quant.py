@@ -72,7 +72,8 @@ def comfy_quant(path: str, parts: Parts, hints: Hints) -> StoredTensor | None:
         return scaled(path, parts, hints)
     if name not in _BLOCKS or rotated:
         raise CheckpointError(
-            f"{where} has format {layer!r:.200}, expected one of {', '.join([*_SCALED, *_BLOCKS])}, unrotated."
+            f"{where} has ComfyUI's format {layer!r:.200}, expected one of {', '.join([*_SCALED, *_BLOCKS])}, and "
+            f"neither rotated (convrot) nor with pre_quant_scale. Take another file of this model."
         )
     return _blocks(f"{path}.weight", take(parts, "weight", "weight_scale", "weight_scale_2"), _BLOCKS[name], where)
 

@@ -1,4 +1,4 @@
-"""Reads a GGUF file: config, tokenizer and tensors are all in it, under llama.cpp's names.
+"""Reads a GGUF model: config, tokenizer and tensors are all in its file, under llama.cpp's names.
 
 llama.cpp reorders the rows of q_proj and k_proj for models whose RoPE turns neighbouring numbers. Qwen3's turns halves,
 so its rows are in order.
@@ -14,7 +14,7 @@ from typing import Any
 from encoder.checkpoint.checkpoint import Checkpoint, describe
 from encoder.checkpoint.encodings import FLOATS, Plain
 from encoder.checkpoint.gguf_blocks import GgufBlocks
-from encoder.checkpoint.gguf_header import read_gguf_header
+from encoder.checkpoint.gguf_parts import read_gguf_headers
 from encoder.checkpoint.gguf_tokenizer import tokenizer_from_metadata
 from encoder.checkpoint.reader import Request
 from encoder.checkpoint.tokenizer_files import open_named_tokenizer
@@ -63,13 +63,11 @@ def open_request(request: Request) -> Checkpoint:
 
 
 def open_gguf(file: Path, request: Request) -> Checkpoint:
-    """Describe the checkpoint in a GGUF file, whatever the file is called.
+    """Describe the checkpoint in a GGUF file, whatever that is called, and in the files that it is one part with.
 
-    Errors: CheckpointError when it is damaged, one part of several, or no Qwen3.
+    Errors: CheckpointError when it is damaged, lacks a part, or is no Qwen3.
     """
-    header = read_gguf_header(file)
-    if header.metadata.get("split.count", 0) not in (0, 1):
-        raise CheckpointError(f"{file}: is one part of several. Join them with llama-gguf-split --merge.")
+    header = read_gguf_headers(file)
     tensors = dict(filter(None, map(_tensor, header.arrays)))
     if "embed_tokens.weight" not in tensors:
         raise CheckpointError(f"{file}: has no token_embd.weight, expected the tensors of a Qwen3.")

@@ -23,6 +23,7 @@ from huggingface_hub.errors import (
 
 from encoder.checkpoint.checkpoint import Checkpoint
 from encoder.checkpoint.formats import open_path
+from encoder.checkpoint.gguf_parts import part_names
 from encoder.checkpoint.huggingface import INDEX_FILE, SINGLE_FILE, find_layout, read_index
 from encoder.checkpoint.reader import Request
 from encoder.checkpoint.tokenizer_files import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, first_with_tokenizer
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 
 _HUB_ID = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(?P<path>(/\w[\w.-]*)*)(@(?P<revision>[\w./-]+))?", re.ASCII)
 _FILE_SUFFIXES = (".safetensors", ".gguf")
+_LISTED = 20
 
 # Of a plain checkpoint and of a pipeline; names that a repository does not have do no harm.
 _SMALL_FILES = [
@@ -109,7 +111,7 @@ def fetch(hub_id: HubId, cache_dir: Path | None) -> Path:
     small_files = _small_files(hub_id)
     snapshot = _snapshot(hub_id, cache_dir, small_files)
     at_commit = replace(hub_id, revision=snapshot.name)  # so that a push in between cannot mix two revisions
-    names = [hub_id.path] if hub_id.is_file else _weight_files(snapshot, hub_id.path)
+    names = part_names(hub_id.path) if hub_id.is_file else _weight_files(snapshot, hub_id.path)
     missing = [name for name in names if not (snapshot / name).exists()]
     if not missing:
         return snapshot
@@ -158,11 +160,22 @@ def _weight_files(snapshot: Path, path: str) -> list[str]:
 
 
 def _check_disk(hub_id: HubId, names: Sequence[str], snapshot: Path) -> int:
-    """The bytes that the files take. Errors: CheckpointError when the disk of the cache has less."""
+    """The bytes that the files take.
+
+    Errors: CheckpointError when the disk of the cache has less, or the repository has others only.
+    """
     with _explained(hub_id):
         entries = HfApi().list_repo_tree(hub_id.repository, revision=hub_id.revision, recursive=True)
-        needed = sum(getattr(entry, "size", 0) for entry in entries if entry.path in names)
-    free = shutil.disk_usage(snapshot).free
+        sizes = {entry.path: getattr(entry, "size", 0) for entry in entries}
+    others = [path for path in sorted(sizes) if path.endswith(_FILE_SUFFIXES) and part_names(path)[0] == path]
+    if not hub_id.is_file and others and not sizes.keys() & names:
+        raise CheckpointError(
+            f"{hub_id.repository}: has no {names[0]}. Name one of its files: "
+            f"{', '.join(f'{hub_id.repository}/{path}' for path in others[:_LISTED])}."
+        )
+    needed = sum(sizes.get(name, 0) for name in names)
+    # Where a repository has none of the small files, its folder does not exist yet.
+    free = shutil.disk_usage(next(folder for folder in snapshot.parents if folder.is_dir())).free
     if needed > free:
         raise CheckpointError(
             f"{hub_id.repository}: {needed / 1e9:.1f} GB must be fetched, and {free / 1e9:.1f} GB are free in "

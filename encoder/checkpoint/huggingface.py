@@ -124,6 +124,9 @@ def _open_headers(folder: Path) -> list[Header]:
     files = sorted(folder.glob("*.safetensors"))
     if files:
         return [read_header(file) for file in files]
+    models = sorted(file.name for file in folder.glob("*.gguf"))
+    if models:
+        raise CheckpointError(f"{folder}: holds GGUF files. Name one of them: {', '.join(models[:_LISTED])}.")
     pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLE_SUFFIXES)
     if pickles:
         raise CheckpointError(

@@ -2,7 +2,8 @@
 
 from encoder.checkpoint.assemble import Scheme
 from encoder.checkpoint.comfy_quant import comfy_quant
+from encoder.checkpoint.foreign import foreign
 from encoder.checkpoint.mlx_quantized import mlx_quantized
 from encoder.checkpoint.scaled import scaled
 
-SCHEMES: tuple[Scheme, ...] = (mlx_quantized, comfy_quant, scaled)
+SCHEMES: tuple[Scheme, ...] = (mlx_quantized, comfy_quant, scaled, foreign)

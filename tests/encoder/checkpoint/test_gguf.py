@@ -32,10 +32,14 @@ def write_gguf(
     kind: str = "F32",
     tokens: Mapping[str, Any] | None = None,
     architecture: str = "qwen3",
+    part_tensors: int = 0,
     **metadata: Any,
 ) -> dict[str, Array]:
-    """Write the weights, the matrices among them as `kind`; what they stand for, by parameter name."""
-    writer = gguf.GGUFWriter(file, architecture)
+    """Write the weights, the matrices among them as `kind`; what they stand for, by parameter name.
+
+    With `part_tensors` in several files of so many tensors.
+    """
+    writer = gguf.GGUFWriter(file, architecture, split_max_tensors=part_tensors)
     fields = {"embedding_length": 256, "feed_forward_length": 256, "block_count": 2, "context_length": 4096}
     fields |= {"attention.head_count": 4, "attention.head_count_kv": 2, "attention.key_length": 64}
     for key, value in fields.items():
@@ -195,7 +199,7 @@ def train_tokenizer() -> tokenizers.Tokenizer:
     ("options", "message"),
     [
         pytest.param({"architecture": "llama"}, "general.architecture is 'llama'", id="another-model"),
-        pytest.param({"split.count": 3}, "one part of several", id="split"),
+        pytest.param({"split.count": 3}, "one of 3 parts, which its name does not say", id="split"),
         pytest.param({"qwen3__rope__scaling__type": "yarn"}, "rope_type", id="scaled-rope"),
     ],
 )
@@ -270,3 +274,45 @@ def test_file_that_vanishes_before_it_is_read_is_named(tmp_path: Path, weights: 
 
     with pytest.raises(CheckpointError, match=r"model.gguf: .* cannot be read"):
         TextEncoder(checkpoint)
+
+
+@pytest.fixture
+def parts(tmp_path: Path, weights: dict[str, Any]) -> list[Path]:
+    """The files of a model that has been split, and beside them a part of another."""
+    folder = tmp_path / "a model, split"
+    folder.mkdir()
+    write_gguf(folder / "model.gguf", weights, part_tensors=9)
+    (folder / "other-00001-of-00003.gguf").write_bytes(b"GGUF")
+    return sorted(folder.glob("model-*.gguf"))
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_any_part_of_a_split_model_opens_it_whole(tmp_path: Path, parts: list[Path], number: int) -> None:
+    assert [part.name for part in parts] == [f"model-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
+
+    for found, expected in zip(encode(parts[number]), encode(tmp_path / "plain"), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert open_checkpoint(str(parts[number])).fingerprint == open_checkpoint(str(tmp_path / "plain")).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        pytest.param(lambda parts: parts[1].unlink(), r"model-00002-of-00003.gguf are missing", id="missing"),
+        pytest.param(lambda parts: parts[1].write_bytes(parts[2].read_bytes()), r"split.no", id="another-in-its-place"),
+        pytest.param(lambda parts: parts[2].write_bytes(b"GGUF"), r"00003-of-00003.gguf: cannot be read", id="damaged"),
+        pytest.param(lambda parts: parts[0].rename(parts[0].with_name("a.gguf")), r"missing", id="renamed"),
+    ],
+)
+def test_parts_that_do_not_make_a_model_are_named(
+    parts: list[Path], damage: Callable[[list[Path]], object], message: str
+) -> None:
+    damage(parts)
+
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(str(parts[2]))
+
+
+def test_folder_of_gguf_files_asks_for_one_of_them(parts: list[Path]) -> None:
+    with pytest.raises(CheckpointError, match=r"holds GGUF files. Name one of them: model-00001-of-00003.gguf"):
+        open_checkpoint(str(parts[0].parent))

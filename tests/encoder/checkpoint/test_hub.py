@@ -204,6 +204,28 @@ def test_repository_without_safetensors_is_refused(hub: HubServer, open_on_hub: 
     assert "pytorch_model.bin" not in hub.fetched
 
 
+def test_repository_of_single_files_asks_for_one_of_them(hub: HubServer, open_on_hub: Open) -> None:
+    """Of a model in parts the first is enough."""
+    names = ["q4.gguf", "q8-00001-of-00002.gguf", "q8-00002-of-00002.gguf", "text_encoders/a.safetensors"]
+    hub.files = dict.fromkeys(names, b"large")
+    [opened] = open_on_hub("org/model")
+
+    assert opened["error"].endswith(
+        "has no model.safetensors. Name one of its files: "
+        "org/model/q4.gguf, org/model/q8-00001-of-00002.gguf, org/model/text_encoders/a.safetensors."
+    )
+    assert not set(names) & set(hub.fetched)
+
+
+def test_all_parts_of_a_gguf_model_are_fetched(hub: HubServer, open_on_hub: Open) -> None:
+    """From a repository with nothing else, as they often are."""
+    names = ["q4.gguf", "q8-00001-of-00002.gguf", "q8-00002-of-00002.gguf"]
+    hub.files = {name: name.encode() for name in names}
+    open_on_hub("org/model/q8-00001-of-00002.gguf")
+
+    assert sorted(hub.fetched) == names[1:]
+
+
 def test_subfolder_and_single_file_of_a_repository_are_fetched(
     tmp_path: Path, hub: HubServer, open_on_hub: Open
 ) -> None:
