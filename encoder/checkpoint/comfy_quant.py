@@ -67,7 +67,9 @@ def comfy_quant(path: str, parts: Parts, hints: Hints) -> StoredTensor | None:
     if layer is None or weight is None:
         return None
     name, where = layer.get("format"), f"{weight.file.name}: {weight.key}"
-    rotated = layer.get("convrot") or "pre_quant_scale" in parts
+    options = layer.get("params")
+    rotated = any(isinstance(fields, dict) and fields.get("convrot") for fields in (layer, options))
+    rotated = rotated or "pre_quant_scale" in parts
     if name in _SCALED and not rotated:
         return scaled(path, parts, hints)
     if name not in _BLOCKS or rotated:

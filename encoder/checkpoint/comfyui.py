@@ -11,7 +11,7 @@ from pathlib import Path
 
 import tokenizers
 
-from encoder.checkpoint.assemble import Hints, assemble, by_key
+from encoder.checkpoint.assemble import Hints, assemble
 from encoder.checkpoint.checkpoint import Checkpoint, describe
 from encoder.checkpoint.dims import config_from_shapes
 from encoder.checkpoint.huggingface import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, open_folder, warn_of_larger_vocabulary
@@ -19,13 +19,14 @@ from encoder.checkpoint.reader import Request
 from encoder.checkpoint.safetensors_files import Header, read_header
 from encoder.checkpoint.schemes import SCHEMES
 from encoder.checkpoint.tokenizer_files import find_tokenizer
-from encoder.checkpoint.weights import Weights
+from encoder.checkpoint.weights import StoredArray, Weights
 from encoder.errors import CheckpointError
 from encoder.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
 QWEN3_THETA, QWEN3_VL_THETA = 1e6, 5e6
+_MARK = "layers.0.self_attn.q_norm.weight"  # no other text encoder has it
 _VISION_KEYS = re.compile(r"(^|\.)(visual|language_model)\.")
 _VISION_NAME = re.compile(r"(^|[^a-z])vl([^a-z]|$)|qwen_?-?3_?-?vl", re.IGNORECASE)
 _MAX_TOKENIZER_BYTES = 64 * 2**20
@@ -45,7 +46,7 @@ def open_request(request: Request) -> Checkpoint:
     if (folder / CONFIG_FILE).is_file() and (file.name == SINGLE_FILE or (folder / INDEX_FILE).is_file()):
         return open_folder(folder, request)
     header = read_header(file)
-    tensors = assemble(by_key(header.arrays), SCHEMES, Hints(metadata=header.metadata))
+    tensors = assemble(_encoder_arrays(header, file), SCHEMES, Hints(metadata=header.metadata))
     rope_theta = _assume_rope_theta(file, header)
     config = config_from_shapes(tensors, file.name, rope_theta)
     tokenizer = _inner_tokenizer(header) if request.tokenizer is None else None
@@ -54,6 +55,15 @@ def open_request(request: Request) -> Checkpoint:
     )
     warn_of_larger_vocabulary(tokenizer, config)
     return describe(request.source, config, Weights(tensors), tokenizer)
+
+
+def _encoder_arrays(header: Header, file: Path) -> list[tuple[str, StoredArray]]:
+    """The arrays that have the prefix of the encoder, without it: a file may hold a whole system of models."""
+    prefixes = {array.key.removesuffix(_MARK) for array in header.arrays if array.key.endswith(_MARK)}
+    if len(prefixes) > 1:
+        raise CheckpointError(f"{file}: holds several Qwen3 models, under {', '.join(sorted(prefixes))}, expected one.")
+    prefix = prefixes.pop() if prefixes else ""
+    return [(array.key.removeprefix(prefix), array) for array in header.arrays if array.key.startswith(prefix)]
 
 
 def _assume_rope_theta(file: Path, header: Header) -> float:

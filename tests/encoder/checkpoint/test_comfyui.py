@@ -55,6 +55,7 @@ def assert_same_hidden_states(file: Path, folder: Path) -> None:
         pytest.param("", 1e6, id="bare"),
         pytest.param("model.language_model.", 5e6, id="vision"),
         pytest.param("text_encoders.qwen3_4b.transformer.model.", 1e6, id="all-in-one"),
+        pytest.param("conditioner.embedders.0.model.", 1e6, id="unheard-of"),
     ],
 )
 def test_file_alone_is_enough(tmp_path: Path, prefix: str, rope_theta: float) -> None:
@@ -223,9 +224,12 @@ def test_formats_may_stand_in_the_header(tmp_path: Path, weights: Stored) -> Non
 @pytest.mark.parametrize(
     ("note", "message"),
     [
-        pytest.param(b'{"format": "awq_w4a16"}', "has format .*awq_w4a16", id="unknown"),
-        pytest.param(b'{"format": "int8_tensorwise", "convrot": true}', "unrotated", id="rotated"),
-        pytest.param(b'{"convrot": true}', "has format", id="no-format"),
+        pytest.param(b'{"format": "awq_w4a16"}', "format .*awq_w4a16", id="unknown"),
+        pytest.param(b'{"format": "int8_tensorwise", "convrot": true}', "neither rotated", id="rotated"),
+        pytest.param(
+            b'{"format": "int8_tensorwise", "params": {"convrot": true}}', "neither rotated", id="rotated-by-params"
+        ),
+        pytest.param(b'{"convrot": true}', "has ComfyUI's format", id="no-format"),
         pytest.param(b"nvfp4", "cannot be read as JSON", id="no-json"),
         pytest.param(b"[1]", "expected an object", id="list"),
         pytest.param(b'{"format": "nvfp4"}', "expected bytes of nvfp4", id="other-format"),
@@ -266,6 +270,23 @@ def test_missing_tokenizer_of_an_unknown_vocabulary_is_asked_for(tmp_path: Path,
     (tmp_path / "tokenizer.json").unlink()
 
     with pytest.raises(CheckpointError, match="give its own with --tokenizer"):
+        open_checkpoint(str(file))
+
+
+def test_all_else_in_the_file_is_left_alone(tmp_path: Path, weights: Stored) -> None:
+    """Denoiser, VAE, another text encoder, and what training leaves behind."""
+    others = ("model.diffusion_model.x", "vae.x", "text_encoders.clip_l.transformer.text_model.x", "model_ema.decay")
+    tensors = {f"text_encoders.qwen3_4b.transformer.model.{key}": array for key, array in weights.items()}
+    file = write_file(tmp_path, tensors | dict.fromkeys(others, np.zeros((2, 2), np.float32)))
+
+    assert_same_hidden_states(file, tmp_path / "plain")
+
+
+def test_two_encoders_in_one_file_are_refused(tmp_path: Path, weights: Stored) -> None:
+    """Nothing says which is meant."""
+    file = write_file(tmp_path, {f"{name}.{key}": weights[key] for key in weights for name in ("a", "b")})
+
+    with pytest.raises(CheckpointError, match=r"several Qwen3 models, under a., b., expected one"):
         open_checkpoint(str(file))
 
 
