@@ -121,7 +121,7 @@ def _open_headers(folder: Path) -> list[Header]:
         return [read_header(folder / SINGLE_FILE)]
     if (folder / INDEX_FILE).is_file():
         return _open_indexed(folder)
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(file for file in folder.glob("*.safetensors") if file.is_file())  # opening a pipe would hang
     if files:
         return [read_header(file) for file in files]
     models = sorted(file.name for file in folder.glob("*.gguf"))

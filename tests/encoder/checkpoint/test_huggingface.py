@@ -1,6 +1,7 @@
 """Hugging Face and diffusers folders, whole and broken, opened without reading a tensor."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -279,3 +280,13 @@ def write_sparse(tmp_path: Path) -> Callable[[Path], int]:
         return nbytes
 
     return write
+
+
+def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
+    """A pipe would be waited for, and a folder cannot be read."""
+    write_checkpoint(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "weights.safetensors")
+    os.mkfifo(tmp_path / "model.safetensors")
+    (tmp_path / "old.safetensors").mkdir()
+
+    assert open_checkpoint(str(tmp_path)).weights.tensors["norm.weight"].file.name == "weights.safetensors"
