@@ -40,8 +40,8 @@ def test_floats_are_read_and_widened_bit_for_bit(tmp_path: Path, kind: str) -> N
     with ArrayReader() as reader:
         own, wide = reader.read(stored), reader.read_floats(stored, mx.float32)
 
-    assert np.array(wide).tobytes() == expected.astype(np.float32).tobytes()
-    assert np.array(own.view(mx.uint8)).tobytes() == expected.tobytes()
+    np.testing.assert_array_equal(np.array(wide).view(np.uint32), expected.astype(np.float32).view(np.uint32))
+    np.testing.assert_array_equal(np.array(own.view(mx.uint8)), expected.view(np.uint8))
 
 
 @pytest.mark.parametrize("kind", KINDS)
