@@ -15,7 +15,8 @@ from mlx.utils import tree_flatten
 from encoder.blas import available_cpus, set_threads
 from encoder.cuda_kernels import DTYPE, CudaKernels, build_kernels
 from encoder.fused import FusedQwen3
-from encoder.packed import PackedQwen3, count_streams
+from encoder.packed import PackedQwen3
+from encoder.packed_weights import count_streams
 from encoder.padding import bucket_length, pad
 from encoder.qwen3 import Qwen3
 from encoder.types import Job, Rows, Tap

@@ -13,56 +13,20 @@ docs/decisions/0002-packed-forward-on-cpu.md:
 Shape letters: T packed rows, D hidden size, H attention heads, K key-value heads, G = H / K, d head_dim.
 """
 
-import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from concurrent.futures import ThreadPoolExecutor
 
 import mlx.core as mx
 
 from encoder.config import Qwen3Config
+from encoder.packed_weights import Layer, Part, cut
 from encoder.packing import Look, Span, pack, plan_looks
 from encoder.pointwise import add, clamp, exp2, rotate, swiglu
-from encoder.qwen3 import DecoderLayer, Qwen3, rope_periods
+from encoder.qwen3 import Qwen3, rope_periods
 from encoder.types import Job, Tap
 
 SMALLEST = 1e-37  # sum of weights; only rows without keys have less
-# log2 of weights that may be summed up as they are: a row of 4096, times values of up to 2^15, stays in float32.
-BOUND = 100.0
-
 State = tuple[mx.array, mx.array]  # a stream's own sum of all so far, (T, D), and its square
-
-
-class Part(NamedTuple):
-    """One stream's part of a layer's weights, each [in, out]."""
-
-    q: mx.array
-    kv: mx.array  # k, then v
-    o: mx.array
-    gate: mx.array
-    up: mx.array
-    down: mx.array
-
-
-class Layer(NamedTuple):
-    """A decoder layer, cut.
-
-    Attributes:
-        parts: one for each stream.
-        q_norm, k_norm: (2, 2, d/2), what multiplies cos and what sin; q's has the scale of the scores, in log2.
-        bounded: whether no score can leave ±BOUND, whatever the input.
-    """
-
-    parts: list[Part]
-    q_norm: mx.array
-    k_norm: mx.array
-    bounded: bool
-
-
-def count_streams(config: Qwen3Config, cpus: int) -> int:
-    """The largest number of equal parts that heads and MLP can be cut into, up to one for each CPU."""
-    return max(
-        n for n in range(1, cpus + 1) if config.num_key_value_heads % n == 0 and config.intermediate_size % n == 0
-    )
 
 
 class PackedQwen3:
@@ -78,8 +42,10 @@ class PackedQwen3:
         self.model = model
         self.streams = [mx.new_stream(mx.cpu) for _ in range(streams)]
         self.layers: list[Layer] = []
-        while model.layers:  # one at a time, so that no more than one layer is in memory twice
-            self.layers.append(_cut(model.layers.pop(0), self.config, streams))
+        with ThreadPoolExecutor(streams) as threads:
+            while model.layers:  # one at a time, so that no more than one layer is in memory twice
+                self.layers.append(cut(model.layers.pop(0), self.config, streams, threads))
+                mx.clear_cache()
         # A product with a column is the fastest mean.
         self._mean = {size: mx.full((size, 1), 1 / size) for size in (self.config.hidden_size, self.config.head_dim)}
         mx.eval(self._mean)
@@ -190,30 +156,3 @@ def _rope_table(position_ids: mx.array, config: Qwen3Config) -> mx.array:
     angles = position_ids[:, None].astype(mx.float32) * frequencies  # (T, d/2)
     cos, sin = mx.cos(angles), mx.sin(angles)
     return mx.stack([cos, cos, -sin, sin], axis=1).reshape(-1, 2, 2, config.head_dim // 2)
-
-
-def _cut(layer: DecoderLayer, config: Qwen3Config, streams: int) -> Layer:
-    """The parts of one layer's weights, evaluated."""
-    attention, mlp = layer.self_attn, layer.mlp
-    q, k, v, gate, up = (
-        mx.split((projection.weight * norm.weight).T, streams, axis=1)
-        for projection, norm in (
-            (attention.q_proj, layer.input_layernorm),
-            (attention.k_proj, layer.input_layernorm),
-            (attention.v_proj, layer.input_layernorm),
-            (mlp.gate_proj, layer.post_attention_layernorm),
-            (mlp.up_proj, layer.post_attention_layernorm),
-        )
-    )
-    o, down = (mx.split(projection.weight.T, streams) for projection in (attention.o_proj, mlp.down_proj))
-    kv = [mx.concatenate(list(pair), axis=1) for pair in zip(k, v, strict=True)]
-    parts = [Part(*map(mx.contiguous, part)) for part in zip(q, kv, o, gate, up, down, strict=True)]
-    scale = math.log2(math.e) / math.sqrt(config.head_dim)
-    q_norm, k_norm = (norm.weight.reshape(2, -1) for norm in (attention.q_norm, attention.k_norm))
-    q_norm = q_norm * scale
-    # Turning mixes the two halves; a normed head has the length sqrt(d), so that its pairs have d in all.
-    largest = config.head_dim * (mx.abs(q_norm).max(axis=0) * mx.abs(k_norm).max(axis=0)).max()
-    q_norm, k_norm = (mx.stack([norm, norm[::-1]]) for norm in (q_norm, k_norm))
-    bounded = largest < BOUND
-    mx.eval(parts, q_norm, k_norm, bounded)
-    return Layer(parts, q_norm, k_norm, bool(bounded.item()))

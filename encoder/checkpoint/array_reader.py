@@ -17,9 +17,9 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from encoder.checkpoint.filled_array import filled
 from encoder.checkpoint.weights import StoredArray
 from encoder.errors import CheckpointError
+from encoder.filled_array import filled
 
 Bytes = NDArray[np.uint8]
 

@@ -11,7 +11,8 @@ import pytest
 from encoder.checkpoint import load_weights, open_checkpoint
 from encoder.config import Qwen3Config
 from encoder.forward import PackedForward, PlainForward, choose_forward
-from encoder.packed import PackedQwen3, count_streams
+from encoder.packed import PackedQwen3
+from encoder.packed_weights import count_streams
 from encoder.pointwise import clamp, exp2, swiglu
 from encoder.qwen3 import Qwen3
 from encoder.types import Job, Tap
