@@ -3,18 +3,13 @@
 MLX hands no empty buffer out, but `mx.load` reads from a file object into one, whose memory is new to the process.
 """
 
-import ctypes
 import json
-import mmap
 import os
 import struct
 from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
-
-_HUGE_PAGE = 2**21
 
 
 def filled(kind: str, shape: tuple[int, ...], nbytes: int, fill: Callable[[memoryview], None]) -> mx.array:
@@ -62,16 +57,6 @@ class _File:
 
     def _fill_all(self, memory: memoryview) -> None:
         try:
-            _ask_for_huge_pages(memory)
             self._fill(memory)
         except Exception as error:  # kept from MLX's threads, on which this runs
             self.error = error
-
-
-def _ask_for_huge_pages(memory: memoryview) -> None:
-    """A page fault costs about as much for 2 MiB as for 4 KiB, and Linux gives large pages where it is asked."""
-    if len(memory) < 2 * _HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return
-    begin = np.frombuffer(memory, np.uint8).ctypes.data
-    first, last = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, (begin + len(memory)) // mmap.PAGESIZE * mmap.PAGESIZE
-    ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_HUGEPAGE)
