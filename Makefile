@@ -10,6 +10,11 @@ LOAD_PORT ?= 8765
 LOAD_USERS ?= 16
 LOAD_TIME ?= 20s
 
+SOAK_REQUESTS ?= 20000
+
+# By itself mflux asks for a CUDA build of an older MLX. Its text encoders need it and these three, nothing else.
+MFLUX := mflux==0.24.0 platformdirs piexif toml
+
 # The first of these that is Python 3.11 or later.
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3 python; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
@@ -35,7 +40,8 @@ BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install serve test test-parity bench bench-gpu lint format types imports check load clean
+.PHONY: help install serve test test-parity bench bench-gpu bench-soak bench-readme lint format types imports check load \
+	clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -51,9 +57,15 @@ test: $(VENV) ## run the tests that need no PyTorch
 test-parity: $(VENV_PARITY) ## compare with PyTorch, transformers and diffusers, in .venv-parity
 	.venv-parity/bin/python -m pytest tests/parity tests/examples
 
-bench: $(VENV_PARITY) ## measure BLAS and forward pass on this CPU, beside PyTorch
-	.venv-parity/bin/python benchmarks/blas.py
-	.venv-parity/bin/python benchmarks/forward.py
+bench: $(VENV_PARITY) ## measure everything on this CPU, beside PyTorch, diffusers and mflux, in ten minutes
+	.venv-parity/bin/pip install --quiet --no-deps $(MFLUX)
+	.venv-parity/bin/python -m benchmarks.cpu
+
+bench-soak: $(VENV) ## measure the memory over SOAK_REQUESTS (20,000) mixed requests
+	$(BIN)/python -m benchmarks.soak --requests $(SOAK_REQUESTS) --output benchmarks/results/soak.json
+
+bench-readme: $(VENV) ## put the tables of benchmarks/results/ into the README
+	$(BIN)/python -m benchmarks.report
 
 bench-gpu: $(VENV_PARITY) ## measure it on an NVIDIA GPU; beside PyTorch for CUDA with TORCH_INDEX=https://pypi.org/simple
 	.venv-parity/bin/python -m benchmarks.gpu

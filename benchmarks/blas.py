@@ -1,65 +1,67 @@
 """Matrix products of MLX on the CPU, with the reference BLAS of its wheel and with what encoder activates.
 
-    python benchmarks/blas.py [--rounds 5]
+    python -m benchmarks.blas [--rounds 2]
 
 Each runs in a process of its own, since a BLAS once loaded stays. They take turns, so that both see the same machine.
 """
 
 import argparse
-import json
-import os
-import statistics
-import subprocess
-import sys
+import math
+from pathlib import Path
 
+from benchmarks.report import Row, report
+from benchmarks.workers import Case, Result, Worker, answer_requests, take_turns
+
+MODULE = "benchmarks.blas"
 SHAPES = [(32, 1024, 3072), (64, 1024, 3072), (512, 1024, 3072)]  # tokens × (D, MLP width) of Qwen3-0.6B
-
-REFERENCE = "name = 'reference BLAS'"
-ACTIVATED = """
-from encoder.blas import activate
-blas = activate()
-name = f"{blas.name} {blas.version} ({blas.source}, {blas.threads} threads)"
-"""
-MEASURE = """
-import json, time
-import mlx.core as mx
-mx.set_default_device(mx.cpu)
-gflops = []
-for rows, inner, columns in SHAPES:
-    x, w = mx.random.normal((rows, inner)), mx.random.normal((inner, columns))
-    mx.eval(x, w, x @ w)
-    started, products = time.perf_counter(), 0
-    while products < 3 or time.perf_counter() - started < 0.3:
-        mx.eval(x @ w)
-        products += 1
-    gflops.append(2e-9 * rows * inner * columns * products / (time.perf_counter() - started))
-print(json.dumps([name, gflops]))
-"""
+PRODUCTS = 3  # in a request
+SIDES = ("OpenBLAS", "reference BLAS")
 
 
-def measure(choose_blas: str, **environment: str) -> tuple[str, list[float]]:
-    """Name of the BLAS and GFLOP/s for each shape, from a fresh process."""
-    code = f"{choose_blas}\nSHAPES = {SHAPES}\n{MEASURE}"
-    command = [sys.executable, "-c", code]
-    finished = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True)
-    name, gflops = json.loads(finished.stdout.splitlines()[-1])
-    return name, gflops
+def measure(rounds: int = 2) -> list[Row]:
+    """A row for each shape, in GFLOP/s."""
+    cases = [Case(" × ".join(map(str, shape)), shape, SIDES) for shape in SHAPES]
+    with Worker(MODULE, "--work", SIDES[0]) as ours, Worker(MODULE, "--work", SIDES[1]) as reference:
+        seconds = take_turns({SIDES[0]: ours, SIDES[1]: reference}, cases, rounds)
+    rows = []
+    for case in cases:
+        flops = 2e-9 * math.prod(case.request) * PRODUCTS
+        gflops = {side: flops / taken for side, taken in seconds[case.name].items()}
+        what = f"matrix product {case.name}, float32: OpenBLAS over MLX's own reference BLAS"
+        ratio = gflops[SIDES[0]] / gflops[SIDES[1]]
+        rows.append(Row(what, MODULE, ratio, medians=gflops, medians_unit="GFLOP/s"))
+    return rows
+
+
+def work(side: str) -> None:
+    """Answer each shape with the time of a few products."""
+    if side == "OpenBLAS":
+        import encoder  # isort: skip  # noqa: F401  # puts it under MLX, which must not be imported before
+    import mlx.core as mx
+
+    mx.set_default_device(mx.cpu)
+
+    def run(shape: tuple[int, int, int]) -> Result:
+        rows, inner, columns = shape
+        x, w = mx.ones((rows, inner)), mx.ones((inner, columns))
+        for _ in range(PRODUCTS):
+            mx.eval(x @ w)
+        return None
+
+    answer_requests(run)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5, help="fresh processes for each BLAS; the median counts")
-    rounds = parser.parse_args().rounds
-
-    runs: dict[str, list[list[float]]] = {}
-    for _ in range(rounds):
-        for name, gflops in measure(REFERENCE), measure(ACTIVATED, OPENBLAS_NUM_THREADS="1"), measure(ACTIVATED):
-            runs.setdefault(name, []).append(gflops)
-
-    print(f"float32, GFLOP/s, median of {rounds}; load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs")
-    print("".join(f"{rows:8}" for rows, _, _ in SHAPES), " tokens")
-    for name, results in runs.items():
-        print("".join(f"{statistics.median(shape):8.1f}" for shape in zip(*results, strict=True)), "", name)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--output", type=Path, help="a JSON file")
+    parser.add_argument("--work", choices=SIDES, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.work:
+        work(options.work)
+        return
+    with report(options.output) as rows:
+        rows += measure(options.rounds)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,173 @@
+"""What a figure is, what is said beside it, and how it gets from a run into the README.
+
+python -m benchmarks.report      puts every table of benchmarks/results/ into the README, between its two marks
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+MARKS = ("<!-- benchmarks -->", "<!-- /benchmarks -->")
+PACKAGES = ("mlx", "numpy", "scipy-openblas32", "torch", "transformers", "diffusers", "mflux", "uvicorn")
+HEADER = ("| what | result | goal | medians | script |", "|---|---|---|---|---|")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One figure and what it follows from.
+
+    Attributes:
+        what: the figure, in words.
+        script: the module that measured it.
+        result, unit: "×" is the peer's time over ours, in one run.
+        goal: what it is to reach; None where it only informs.
+        at_least: whether the goal is the least or the most that it may be.
+        medians: by what was measured, in `medians_unit`.
+    """
+
+    what: str
+    script: str
+    result: float
+    unit: str = "×"
+    goal: float | None = None
+    at_least: bool = True
+    medians: Mapping[str, float] = field(default_factory=dict)
+    medians_unit: str = "s"
+
+    @property
+    def reached(self) -> bool:
+        """Whether it is as good as it is to be."""
+        return self.goal is None or (self.result >= self.goal if self.at_least else self.result <= self.goal)
+
+    def markdown(self) -> str:
+        """A line of the table."""
+        goal = "" if self.goal is None else f"{'≥' if self.at_least else '≤'} {_number(self.goal)}"
+        medians = ", ".join(f"{name} {_number(value)}" for name, value in self.medians.items())
+        cells = (
+            self.what,
+            f"{_number(self.result)} {self.unit}",
+            goal if self.reached else f"{goal}: missed",
+            f"{medians} {self.medians_unit}" if medians else "",
+            f"`{self.script}`",
+        )
+        return f"| {' | '.join(cells)} |"
+
+
+def compare(what: str, script: str, seconds: Mapping[str, float], goal: float | None = None) -> Row:
+    """How many times as fast the first of `seconds` is as the second; more of them are only told."""
+    ours, peer, *_ = seconds.values()
+    return Row(what, script, peer / ours, goal=goal, medians=seconds)
+
+
+@contextmanager
+def report(output: Path | None, device: str | None = None) -> Iterator[list[Row]]:
+    """Collects rows; at the end prints their table and, given a JSON file, writes it there and as Markdown beside it.
+
+    Args:
+        device: an accelerator's name, where the rows are about one.
+    """
+    rows: list[Row] = []
+    load_before = os.getloadavg()[0]
+    yield rows
+    run = _conditions(device) | {"load_before": load_before, "load_after": os.getloadavg()[0]}
+    document = {"run": run, "rows": [asdict(row) for row in rows]}
+    print(render(document))
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        output.with_suffix(".md").write_text(render(document), encoding="utf-8")
+
+
+def render(document: Mapping[str, Any]) -> str:
+    """What was measured and under which conditions, as Markdown."""
+    run = document["run"]
+    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+    changed = ", with local changes" if run["dirty"] else ""
+    lines = [
+        f"{run['device'] or run['cpu']}, {run['cpus']} CPUs, {run['date']}, commit {run['commit']}{changed}. "
+        f"Load average {run['load_before']:.1f} before and {run['load_after']:.1f} after. "
+        f"{versions}. BLAS under MLX: {run['blas']}. `{run['command']}`",
+        "",
+        *HEADER,
+        *(Row(**row).markdown() for row in document["rows"]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def render_all(folder: Path = RESULTS) -> str:
+    """The tables of all stored runs."""
+    files = sorted(folder.glob("*.json"))
+    return "\n".join(render(json.loads(file.read_text(encoding="utf-8"))) for file in files)
+
+
+def between_marks(text: str) -> str:
+    """What a document has between the two marks."""
+    return text.partition(MARKS[0])[2].partition(MARKS[1])[0].strip()
+
+
+def _number(value: float) -> str:
+    """Three figures, and no exponent."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _conditions(device: str | None) -> dict[str, Any]:
+    """Machine, versions, commit and command of this run."""
+    installed = {distribution.name for distribution in metadata.distributions()}
+    return {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "device": device,
+        "cpu": _cpu(),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "commit": _output("git", "rev-parse", "--short", "HEAD") or "unknown",
+        "dirty": bool(_output("git", "status", "--porcelain", "--untracked-files=no")),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in PACKAGES if name in installed},
+        },
+        "blas": _output(sys.executable, "-c", "from encoder import activate as a; print(a().name, a().version or '')"),
+        "command": " ".join(["python -m", _module(), *sys.argv[1:]]),
+    }
+
+
+def _module() -> str:
+    return ".".join(Path(sys.argv[0]).resolve().relative_to(ROOT).with_suffix("").parts)
+
+
+def _cpu() -> str:
+    if platform.system() == "Darwin":
+        return _output("sysctl", "-n", "machdep.cpu.brand_string")
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _output(*command: str) -> str:
+    """What a command prints, or nothing where it cannot run."""
+    try:
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write all tables into the README."""
+    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args(arguments)
+    readme = ROOT / "README.md"
+    before, _, rest = readme.read_text(encoding="utf-8").partition(MARKS[0])
+    after = rest.partition(MARKS[1])[2]
+    readme.write_text(f"{before}{MARKS[0]}\n{render_all()}{MARKS[1]}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
