@@ -28,8 +28,8 @@ GAUGES = {
 COUNTERS = {
     "batches": "Forward passes.",
     "prompts": "Prompts that went through the model.",
-    "real_tokens": "Tokens of prompts that went through the model.",
-    "padded_tokens": "Tokens that went through the model, padding included.",
+    "real_tokens": "Tokens of prompts that went through the model, and padding rows that a preset delivers live.",
+    "padded_tokens": "Tokens that went through the model, all padding included.",
     "layers_run": "Decoder layers run, counted once for each batch.",
     "cache_hits": "Prompts answered from the cache in memory.",
     "cache_misses": "Prompts that had to be computed.",

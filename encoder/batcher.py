@@ -43,6 +43,7 @@ class Batcher:
         max_queue_tokens: padded tokens that may wait.
         max_batch_tokens: tokens in one batch; an entry that is longer alone still runs, alone.
         count_tokens: tokens that run for a batch of such lengths; a rectangle unless told otherwise.
+        batch_rows: what a batch costs on top of its tokens, in tokens.
     """
 
     def __init__(
@@ -50,10 +51,12 @@ class Batcher:
         max_queue_tokens: int,
         max_batch_tokens: int,
         count_tokens: Callable[[Sequence[int]], int] = lambda lengths: len(lengths) * max(lengths),
+        batch_rows: int = 32,
     ) -> None:
         self.max_queue_tokens = max_queue_tokens
         self.max_batch_tokens = max_batch_tokens
         self.count_tokens = count_tokens
+        self.batch_rows = batch_rows
         self.queued_tokens = 0
         self._waiting: dict[Entry, None] = {}  # in order of arrival, with removal from anywhere
 
@@ -97,19 +100,26 @@ class Batcher:
         """Remove and return the next batch; empty when nothing waits.
 
         The oldest entry leads every batch, so nobody starves. Of those behind it, the nearest in length join first,
-        while the batch stays inside its token budget and at least half of it is not padding to its longest entry.
+        while the batch stays inside its token budget, and each only where it costs less than in a batch of its own:
+        a long or a deep entry makes all others longer or deeper.
         """
         window = list(islice(self._waiting, WINDOW))
         if not window:
             return []
         lead = window[0]
-        batch, lengths = [lead], [lead.length]
+        batch = [lead]
         for entry in sorted(window[1:], key=lambda entry: abs(entry.length - lead.length)):
-            joined = [*lengths, entry.length]
-            tokens = self.count_tokens(joined)
-            if tokens <= self.max_batch_tokens and tokens <= 2 * sum(joined):
-                batch.append(entry)
-                lengths = joined
+            joined = [*batch, entry]
+            fits = self._tokens(joined) <= self.max_batch_tokens
+            if fits and self._cost(joined) <= self._cost(batch) + self._cost([entry]):
+                batch = joined
         for entry in batch:
             self.discard(entry)
         return batch
+
+    def _tokens(self, batch: Sequence[Entry]) -> int:
+        return self.count_tokens([entry.length for entry in batch])
+
+    def _cost(self, batch: Sequence[Entry]) -> int:
+        """In tokens through one layer."""
+        return (self._tokens(batch) + self.batch_rows) * max(entry.job.depth for entry in batch)

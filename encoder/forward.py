@@ -12,6 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from encoder import fused, packing
 from encoder.blas import available_cpus, set_threads
 from encoder.cuda_kernels import DTYPE, CudaKernels, build_kernels
 from encoder.fused import FusedQwen3
@@ -60,7 +61,7 @@ class PackedForward:
         return self.packed.hidden_states_at(taps, jobs, self.pad_token_id)
 
     def tokens(self, lengths: Sequence[int]) -> int:
-        return sum(lengths)
+        return _rounded(sum(lengths), packing.ROW_MULTIPLE)
 
 
 class FusedForward:
@@ -74,7 +75,7 @@ class FusedForward:
         return self.fused.hidden_states_at(taps, jobs, self.pad_token_id)
 
     def tokens(self, lengths: Sequence[int]) -> int:
-        return sum(lengths)
+        return _rounded(sum(lengths), fused.ROW_MULTIPLE)
 
 
 def choose_forward(model: Qwen3, pad_token_id: int) -> Forward:
@@ -91,3 +92,7 @@ def _is_simple(model: Qwen3, dtype: mx.Dtype) -> bool:
     plain = all(type(module) is nn.Linear for layer in model.layers for module in layer.projections)
     alike = all(array.dtype == dtype for array in dict(tree_flatten(model.parameters())).values())
     return plain and alike and not (model.config.attention_bias or model.config.attention_sinks)
+
+
+def _rounded(rows: int, multiple: int) -> int:
+    return -(-rows // multiple) * multiple

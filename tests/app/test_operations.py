@@ -79,6 +79,17 @@ def test_metrics_count_layers_tokens_and_cache(client: httpx.Client) -> None:
     assert grown["real_tokens_total"] > 7
 
 
+def test_padding_rows_that_a_preset_delivers_are_no_waste(client: httpx.Client) -> None:
+    """What nobody asked for is the difference between these two."""
+    names = ["real_tokens_total", "padded_tokens_total"]
+    before = {name: metric(client, f"qwen3_encoder_{name}") for name in names}
+
+    client.post("/encode", json={"prompt": "live rows", "preset": "flux2-klein"})
+
+    grown = [metric(client, f"qwen3_encoder_{name}") - before[name] for name in names]
+    assert grown == [512, 512]
+
+
 def test_metrics_time_the_steps(client: httpx.Client) -> None:
     client.post("/encode", json={"prompt": "a cat"})
 

@@ -7,7 +7,7 @@ from encoder.batcher import Batcher, Entry
 from encoder.errors import QueueFull, RequestTooLarge
 from encoder.types import Job, Tap
 
-MakeEntry = Callable[[int], Entry]
+MakeEntry = Callable[..., Entry]
 
 
 @pytest.fixture
@@ -19,13 +19,13 @@ def batcher() -> Batcher:
 def make_entry() -> Iterator[MakeEntry]:
     loop = asyncio.new_event_loop()
 
-    def make(length: int) -> Entry:
+    def make(length: int, depth: int = 1) -> Entry:
         job = Job(
             input_ids=(1,) * length,
             computed_rows=length,
             delivered_rows=length,
             dropped_rows=0,
-            taps=(Tap(1, False),),
+            taps=(Tap(depth, False),),
             combine="concat",
             dtype="float32",
         )
@@ -73,12 +73,30 @@ def test_the_nearest_in_length_join_first(batcher: Batcher, make_entry: MakeEntr
     assert lengths(batcher.take_batch()) == [64, 64, 80]
 
 
-def test_at_least_half_of_a_batch_is_not_padding(batcher: Batcher, make_entry: MakeEntry) -> None:
+def test_a_prompt_that_would_make_all_others_longer_runs_apart(batcher: Batcher, make_entry: MakeEntry) -> None:
     """One long and several short prompts cost more in one rectangle than apart."""
     batcher.put([make_entry(n) for n in (16, 16, 80)], retry_after_s=1)
 
-    assert lengths(batcher.take_batch()) == [16, 16]  # 3 x 80 would be within the budget, and more than half padding
+    assert lengths(batcher.take_batch()) == [16, 16]  # 3 x 80 would be within the budget
     assert lengths(batcher.take_batch()) == [80]
+
+
+def test_a_prompt_that_would_take_all_others_deeper_runs_apart(batcher: Batcher, make_entry: MakeEntry) -> None:
+    """FLUX.2 klein's 512 rows need 27 layers; beside a short Z-Image prompt they would run through 35."""
+    batcher.count_tokens = sum
+    batcher.put([make_entry(200, depth=27), make_entry(40, depth=35), make_entry(16, depth=27)], retry_after_s=1)
+
+    assert lengths(batcher.take_batch()) == [200, 16]
+    assert lengths(batcher.take_batch()) == [40]
+
+
+def test_where_every_batch_costs_much_prompts_share_one(batcher: Batcher, make_entry: MakeEntry) -> None:
+    """On a GPU a short prompt alone takes nearly as long as a long one."""
+    batcher.count_tokens = sum
+    batcher.batch_rows = 400
+    batcher.put([make_entry(200, depth=27), make_entry(40, depth=35)], retry_after_s=1)
+
+    assert lengths(batcher.take_batch()) == [200, 40]
 
 
 def test_an_entry_over_the_budget_runs_alone(batcher: Batcher, make_entry: MakeEntry) -> None:
