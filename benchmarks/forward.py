@@ -12,6 +12,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ LIMIT_PERCENT = 88.0
 D, MLP = QWEN3_0_6B.hidden_size, QWEN3_0_6B.intermediate_size
 WIDTH = QWEN3_0_6B.num_attention_heads * QWEN3_0_6B.head_dim
 KV_WIDTH = QWEN3_0_6B.num_key_value_heads * QWEN3_0_6B.head_dim
+ENVIRONMENTS = {"no compiler": {"MLX_DISABLE_COMPILE": "1"}}
 Run = Callable[[Sequence[int]], NDArray[Any] | None]
 
 
@@ -53,16 +55,14 @@ def measure(
     """
     cases = _cases(lengths, plain)
     sides = sorted({side for case in cases for side in case.sides})
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         write_checkpoint(Path(folder), QWEN3_0_6B, layers)
         options = ["--folder", folder, "--layers", str(layers), "--threads", str(threads or _cpus())]
         workers = {
-            side: Worker(MODULE, "--work", side, *options, **({"MLX_DISABLE_COMPILE": "1"} if "no c" in side else {}))
+            side: stack.enter_context(Worker(MODULE, "--work", side, *options, **ENVIRONMENTS.get(side, {})))
             for side in sides
         }
         seconds = take_turns(workers, cases, rounds)
-        for worker in workers.values():
-            worker.__exit__(None, None, None)
     return [row for case in cases for row in _rows(case, seconds[case.name])]
 
 

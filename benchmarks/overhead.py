@@ -1,6 +1,6 @@
 """What the service adds to the encoder: POST /encode minus the forward pass, and replies from the cache.
 
-    python -m benchmarks.overhead [--requests 200]
+    python -m benchmarks.overhead [--requests 100]
 
 A checkpoint as wide as Qwen3-4B and three thin layers deep, so that replies are as large as there and passes short. One
 client, one request after the other, by TCP on loopback and by a Unix socket in turn. The forward pass is what the
@@ -10,7 +10,6 @@ service says in x-inference-time. The client reads the whole reply and does not 
 import argparse
 import statistics
 import tempfile
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +31,7 @@ WARM_UP = 10
 CASES = {"z-image": "z-image", "flux2-klein": "klein"}  # preset of the service by the name that it stands for
 
 
-def measure(requests: int = 200) -> list[Row]:
+def measure(requests: int = 100) -> list[Row]:
     """The rows of what the service adds."""
     prompt = max(read_prompts(), key=len)
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
@@ -95,14 +94,14 @@ def _size(replies: list[Reply]) -> int:
 
 
 def _medians(replies: list[Reply]) -> dict[str, float]:
-    names: Iterator[str] = iter(("tokenization", "queue", "inference"))
+    names = ("tokenization", "queue", "inference")
     parts = {name: statistics.median(float(reply.headers[f"x-{name}-time"]) for reply in replies) for name in names}
     return {"whole": statistics.median(reply.ms for reply in replies), **parts}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--requests", type=int, default=200, help="of each kind")
+    parser.add_argument("--requests", type=int, default=100, help="of each kind")
     parser.add_argument("--output", type=Path, help="a JSON file")
     options = parser.parse_args()
     with report(options.output) as rows:

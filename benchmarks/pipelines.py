@@ -1,6 +1,6 @@
 """POST /encode beside the prompt encoding of diffusers' own pipelines: same weights, same prompts, in turn.
 
-    python -m benchmarks.pipelines [--presets z-image flux2-klein] [--prompts FILE] [--count 8] [--tokenizer FOLDER]
+    python -m benchmarks.pipelines [--presets z-image flux2-klein] [--prompts FILE] [--count 6] [--tokenizer FOLDER]
 
 Dims of Qwen3-0.6B, random weights. The service runs as users run it and is asked past its cache, for bfloat16 as usual;
 the pipeline has the text encoder class that its repository names and no other component, in float32 on PyTorch.
@@ -30,7 +30,7 @@ PEERS = {"z-image": "ZImagePipeline.encode_prompt", "flux2-klein": "Flux2KleinPi
 def measure(
     presets: Sequence[str] = tuple(GOALS),
     prompts: Path = PROMPTS,
-    count: int = 8,
+    count: int = 6,
     tokenizer: Path | None = None,
     layers: int = 28,
 ) -> list[Row]:
@@ -46,7 +46,10 @@ def measure(
 def _row(preset: str, folder: str, connection: Connection, prompts: Sequence[str]) -> Row:
     cases = [Case(prompt, prompt, ("ours", "diffusers")) for prompt in prompts]
     with Worker(MODULE, "--work", preset, "--folder", folder) as peer:
-        seconds = take_turns({"ours": encode(connection, preset), "diffusers": peer}, cases, rounds=1)
+        sides = {"ours": encode(connection, preset), "diffusers": peer}
+        for side in sides.values():
+            side(prompts[0])  # warms up
+        seconds = take_turns(sides, cases, rounds=0)
     medians = {side: statistics.median(row[side] for row in seconds.values()) for side in ("ours", "diffusers")}
     what = f"POST /encode {preset}, {len(prompts)} prompts: {PEERS[preset]} of diffusers over ours"
     return compare(what, MODULE, medians, GOALS[preset])
@@ -92,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--presets", nargs="+", choices=list(GOALS), default=list(GOALS))
     parser.add_argument("--prompts", type=Path, default=PROMPTS, help="a file with one prompt a line")
-    parser.add_argument("--count", type=int, default=8, help="prompts to measure of that file")
+    parser.add_argument("--count", type=int, default=6, help="prompts to measure of that file")
     parser.add_argument("--tokenizer", type=Path, help="a folder with tokenizer.json; else one is made of the prompts")
     parser.add_argument("--layers", type=int, default=28, help="of the checkpoint; FLUX.2 klein needs 27")
     parser.add_argument("--output", type=Path, help="a JSON file")

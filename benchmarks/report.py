@@ -137,12 +137,8 @@ def _conditions(device: str | None) -> dict[str, Any]:
             **{name: metadata.version(name) for name in PACKAGES if name in installed},
         },
         "blas": _output(sys.executable, "-c", "from encoder import activate as a; print(a().name, a().version or '')"),
-        "command": " ".join(["python -m", _module(), *sys.argv[1:]]),
+        "command": " ".join(["python", *sys.orig_argv[1:]]),
     }
-
-
-def _module() -> str:
-    return ".".join(Path(sys.argv[0]).resolve().relative_to(ROOT).with_suffix("").parts)
 
 
 def _cpu() -> str:

@@ -119,9 +119,9 @@ def _ask(side: Side, case: Case) -> Answer:
 
 def check_agreement(case: str, samples: Mapping[str, Sequence[float]]) -> None:
     """Errors: SystemExit when a side computes something else than the first, whose time would then mean nothing."""
-    first, *others = samples or [""]
-    for other in others:
-        expected, found = np.array(samples[first]), np.array(samples[other])
+    sides = list(samples)
+    for side in sides[1:]:
+        expected, found = np.array(samples[sides[0]]), np.array(samples[side])
         worst = float(np.max(np.abs(expected - found)) / np.max(np.abs(expected)))
         if not worst <= TOLERANCE:
-            raise SystemExit(f"{case}: {other} and {first} differ by {worst:.2g} of the largest number.")
+            raise SystemExit(f"{case}: {side} and {sides[0]} differ by {worst:.2g} of the largest number.")

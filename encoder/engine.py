@@ -34,7 +34,8 @@ from encoder.types import (
 
 FIRST_RATE = 500.0  # padded tokens a second, assumed until batches have been measured
 LONGEST_RETRY_S = 60
-BATCH_ROWS = {"cpu": 16, "gpu": 400}  # what a forward pass costs beside its rows, as rows: two AMD EPYC, and one H100
+# What a forward pass costs beside its rows, in rows: measured on two CPUs of an AMD EPYC, and on an H100.
+BATCH_ROWS = {"cpu": 16, "gpu": 400}
 
 
 class Engine:
