@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from benchmarks.checkpoints import PROMPTS, QWEN3_0_6B, read_prompts, write_checkpoint
 from benchmarks.report import Row, compare, report
 from benchmarks.service import Connection, Service
-from benchmarks.workers import Answer, Case, Result, Worker, answer_requests, take_turns, timed
+from benchmarks.workers import Answer, Case, Result, Side, Worker, answer_requests, take_turns, timed
 
 MODULE = "benchmarks.pipelines"
 GOALS = {"z-image": 10.0, "flux2-klein": 1.5}
@@ -46,7 +46,7 @@ def measure(
 def _row(preset: str, folder: str, connection: Connection, prompts: Sequence[str]) -> Row:
     cases = [Case(prompt, prompt, ("ours", "diffusers")) for prompt in prompts]
     with Worker(MODULE, "--work", preset, "--folder", folder) as peer:
-        sides = {"ours": encode(connection, preset), "diffusers": peer}
+        sides: dict[str, Side] = {"ours": encode(connection, preset), "diffusers": peer}
         for side in sides.values():
             side(prompts[0])  # warms up
         seconds = take_turns(sides, cases, rounds=0)
