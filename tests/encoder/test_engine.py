@@ -137,7 +137,7 @@ async def test_what_waits_together_runs_together(engine: Engine) -> None:
     """A batch is formed when the model thread is free, from all that has come by then, whatever its preset."""
     async with Gate(engine) as gate:
         requests = [
-            asyncio.create_task(engine.encode(["a cat"], KLEIN)),
+            asyncio.create_task(engine.encode(["a cat"], SHORT)),
             asyncio.create_task(engine.encode(["a dog"], Z_IMAGE)),
         ]
         await queued(engine, 2)
