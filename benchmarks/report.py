@@ -59,7 +59,7 @@ class Row:
             self.what,
             f"{_number(self.result)} {self.unit}",
             goal if self.reached else f"{goal}: missed",
-            f"{medians} {self.medians_unit}" if medians else "",
+            f"{medians} {self.medians_unit}".strip() if medians else "",
             f"`{self.script}`",
         )
         return f"| {' | '.join(cells)} |"
