@@ -68,7 +68,7 @@ bench-readme: $(VENV) ## put the tables of benchmarks/results/ into the README
 	$(BIN)/python -m benchmarks.report
 
 bench-gpu: $(VENV_PARITY) ## measure it on an NVIDIA GPU; beside PyTorch for CUDA with TORCH_INDEX=https://pypi.org/simple
-	.venv-parity/bin/python -m benchmarks.gpu
+	.venv-parity/bin/python -m benchmarks.gpu --output benchmarks/results/gpu.json
 
 lint: $(VENV) ## check style and formatting
 	$(BIN)/ruff check

@@ -1,24 +1,19 @@
 """The forward pass on a GPU beside transformers' on PyTorch and beside what the card can do: same weights, same tokens.
 
     make bench-gpu
-    python -m benchmarks.gpu [--rounds 10] [--json results.json]
+    python -m benchmarks.gpu [--rounds 10] [--output benchmarks/results/gpu.json]
 
 Dims of Qwen3-4B, random bfloat16 weights. Each side runs in a process of its own, all on one card, taking turns of
 some passes. A pass runs to the layer whose output is wanted, and ends when that is in the card's memory.
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from importlib import metadata
+from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.loading import CONFIG, write_checkpoint
+from benchmarks.report import Row, report
 
 LOADERS: dict[str, Callable[[Path], "Side"]] = {
     "ours": lambda folder: load_encoder(folder, plain=False),
@@ -48,7 +44,7 @@ class Case:
 
     Attributes:
         most_ms: what one pass is to take.
-        least_rate: part of the card's rate of bfloat16 products that is to be reached.
+        least_percent: of the card's rate of bfloat16 products that is to be reached.
     """
 
     what: str
@@ -57,7 +53,7 @@ class Case:
     rows: int
     layers: int
     most_ms: float | None = None
-    least_rate: float | None = None
+    least_percent: float | None = None
 
     @property
     def products(self) -> float:
@@ -77,8 +73,8 @@ class Case:
 CASES = (
     Case("klein, 1×512 rows, 40 of them tokens", 1, 40, 512, 27, most_ms=7),
     Case("z-image, 1×64 tokens", 1, 64, 64, 35, most_ms=5),
-    Case("z-image, 32×64 tokens", 32, 64, 64, 35, least_rate=0.65),
-    Case("klein, 8×512 tokens", 8, 512, 512, 27, least_rate=0.65),
+    Case("z-image, 32×64 tokens", 32, 64, 64, 35, least_percent=65),
+    Case("klein, 8×512 tokens", 8, 512, 512, 27, least_percent=65),
 )
 Numbers = NDArray[np.float32]
 Side = tuple[Callable[[Case], Any], Callable[[Any], Numbers]]  # a pass, and a row of its result on the host
@@ -225,63 +221,35 @@ def measure(folder: Path, sides: Sequence[str], rounds: int) -> dict[str, dict[s
     return {what: {side: 1e3 * statistics.median(t) for side, t in row.items()} for what, row in seconds.items()}
 
 
-def report(medians: dict[str, dict[str, float]], limits: dict[str, float], output: Path | None) -> None:
-    """A Markdown table on standard output; JSON into a file."""
-    sides = list(next(iter(medians.values())))
-    peers = [side for side in sides if side != "ours"]
-    lines = [
-        f"| what | {' | '.join(f'{side}, ms' for side in sides)} | limit, ms | limit / ours | products' rate reached | "
-        f"goal | {' | '.join(f'{peer} / ours' for peer in peers)} |",
-        "|---" * (len(sides) + 5 + len(peers)) + "|",
-    ]
-    for case in CASES:
-        row = medians[case.what]
-        limit, rate = case.limit_ms(limits), case.products / limits["products/s"] * 1e3 / row["ours"]
-        goal = f"≤ {case.most_ms:g} ms" if case.most_ms else f"≥ {case.least_rate or 0:.0%} of the rate"
-        cells = [f"{row[side]:.2f}" if side in row else "" for side in sides] + [
-            f"{limit:.2f}",
-            f"{limit / row['ours']:.0%}",
-            f"{rate:.0%}",
-            goal,
-        ]
-        ratios = [f"{row[peer] / row['ours']:.2f}" if peer in row else "" for peer in peers]
-        lines.append(f"| {' | '.join([case.what, *cells, *ratios])} |")
-    run = conditions()
-    print(f"{run}\n\nproducts {limits['products/s'] / 1e12:.0f} TFLOP/s, copies {limits['bytes/s'] / 1e12:.2f} TB/s\n")
-    print("\n".join(lines))
-    if output:
-        rows = [asdict(case) | {"medians_ms": medians[case.what], "limit_ms": case.limit_ms(limits)} for case in CASES]
-        output.write_text(json.dumps({"run": run, "limits": limits, "rows": rows}, indent=1, ensure_ascii=False))
+def row_of(case: Case, medians: dict[str, float], limits: dict[str, float]) -> Row:
+    """What is to be reached in milliseconds, or as a part of the card's rate, and what the sides took."""
+    what, known = f"forward on a GPU, {case.what}", medians | {"limit": case.limit_ms(limits)}
+    if case.most_ms is not None:
+        return Row(what, "benchmarks.gpu", medians["ours"], "ms", case.most_ms, False, known, "ms")
+    rate = case.products / limits["products/s"] * 1e3 / medians["ours"]
+    return Row(what, "benchmarks.gpu", 100 * rate, "% of the rate", case.least_percent, True, known, "ms")
 
 
-def conditions() -> dict[str, Any]:
-    """Machine, versions and commit."""
+def card() -> str:
+    """The GPU's name."""
+    import torch
 
-    def said(*command: str) -> str:
-        finished = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
-        return finished.stdout.strip()
-
-    return {
-        "card": said("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"),
-        "cpus": os.cpu_count(),
-        "commit": said("git", "rev-parse", "--short", "HEAD"),
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in ("mlx", "torch", "transformers")},
-    }
+    return str(torch.cuda.get_device_name())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--sides", nargs="+", choices=LOADERS, default=list(LOADERS))
-    parser.add_argument("--json", type=Path, help="where the results are written")
+    parser.add_argument("--output", type=Path, help="a JSON file")
     arguments = parser.parse_args()
     with get_context("spawn").Pool(1) as pool:
-        limits = pool.apply(measure_limits)
-    with tempfile.TemporaryDirectory() as folder:
+        limits, device = pool.apply(measure_limits), pool.apply(card)
+    with report(arguments.output, device) as rows, tempfile.TemporaryDirectory() as folder:
         write_checkpoint(Path(folder), LAYERS)
         medians = measure(Path(folder), arguments.sides, arguments.rounds)
-    report(medians, limits, arguments.json)
+        print(f"products {limits['products/s'] / 1e12:.0f} TFLOP/s, copies {limits['bytes/s'] / 1e12:.2f} TB/s")
+        rows += [row_of(case, medians[case.what], limits) for case in CASES]
 
 
 if __name__ == "__main__":
