@@ -129,6 +129,7 @@ def test_the_plain_forward_is_another_model(folder: Path, monkeypatch: pytest.Mo
 
 
 def test_tf32_is_another_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLX_ENABLE_TF32", "1")
     before = identity(folder)
     monkeypatch.setenv("MLX_ENABLE_TF32", "0")
 
