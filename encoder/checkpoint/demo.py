@@ -161,7 +161,7 @@ def tokenizer_json() -> dict[str, Any]:
             for token_id, token in enumerate(_ADDED_TOKENS, start=len(alphabet))
         ],
         "normalizer": {"type": "NFC"},
-        "pre_tokenizer": byte_level,
+        "pre_tokenizer": byte_level | {"use_regex": True},  # or whole prompts would fill the library's cache of words
         "post_processor": byte_level,
         "decoder": byte_level,
         "model": {
