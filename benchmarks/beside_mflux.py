@@ -1,7 +1,7 @@
 """The encoder beside mflux's on the same MLX, with OpenBLAS under both and with the reference BLAS under mflux.
 
     pip install --no-deps mflux==0.24.0 && pip install platformdirs piexif toml     mflux itself asks for a CUDA build
-    python -m benchmarks.beside_mflux [--count 2] [--layers 28] [--layers-without 3]
+    python -m benchmarks.beside_mflux [--count 1] [--layers 28] [--layers-without 3]
 
 Both sides in process, from prompt to evaluated prompt embeds; dims of Qwen3-0.6B, random weights in float32. mflux pads
 to 512 tokens and runs all layers. Without OpenBLAS it takes minutes a prompt, so that is measured once and on few
@@ -29,14 +29,14 @@ KLEIN_LAYERS = (8, 17, 26)
 GOAL = 1.0
 
 
-def measure(count: int = 2, layers: int = 28, layers_without: int = 3) -> list[Row]:
+def measure(count: int = 1, layers: int = 28, layers_without: int = 3) -> list[Row]:
     """A row for each preset and each BLAS under mflux; none where mflux is not installed."""
     if find_spec("mflux") is None:
         print("mflux is not installed; left out.")
         return []
     prompts = sorted(read_prompts(), key=len)
     middle = [prompts[round(at)] for at in np.linspace(0, len(prompts) - 1, count + 2)[1:-1]]
-    with_blas = f"mflux with OpenBLAS over ours, {count} prompts, {layers} layers"
+    with_blas = f"mflux with OpenBLAS over ours, {count} prompt{'s' * (count > 1)}, {layers} layers"
     without = f"mflux as it comes over ours, one prompt, {layers_without} layers"
     return _rows("mflux", layers, middle, with_blas, rounds=1) + _rows(
         "mflux alone", layers_without, middle[:1], without, rounds=0
@@ -124,7 +124,7 @@ def load_mflux(folder: Path, layers: int, blas: bool) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--count", type=int, default=2, help="prompts")
+    parser.add_argument("--count", type=int, default=1, help="prompts")
     parser.add_argument("--layers", type=int, default=28)
     parser.add_argument("--layers-without", type=int, default=3, help="where mflux runs without OpenBLAS")
     parser.add_argument("--output", type=Path, help="a JSON file")

@@ -1,6 +1,6 @@
 """POST /encode beside the prompt encoding of diffusers' own pipelines: same weights, same prompts, in turn.
 
-    python -m benchmarks.pipelines [--presets z-image flux2-klein] [--prompts FILE] [--count 6] [--tokenizer FOLDER]
+    python -m benchmarks.pipelines [--presets z-image flux2-klein] [--prompts FILE] [--count 4] [--tokenizer FOLDER]
 
 Dims of Qwen3-0.6B, random weights. The service runs as users run it and is asked past its cache, for bfloat16 as usual;
 the pipeline has the text encoder class that its repository names and no other component, in float32 on PyTorch.
@@ -30,7 +30,7 @@ PEERS = {"z-image": "ZImagePipeline.encode_prompt", "flux2-klein": "Flux2KleinPi
 def measure(
     presets: Sequence[str] = tuple(GOALS),
     prompts: Path = PROMPTS,
-    count: int = 6,
+    count: int = 4,
     tokenizer: Path | None = None,
     layers: int = 28,
 ) -> list[Row]:
@@ -95,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--presets", nargs="+", choices=list(GOALS), default=list(GOALS))
     parser.add_argument("--prompts", type=Path, default=PROMPTS, help="a file with one prompt a line")
-    parser.add_argument("--count", type=int, default=6, help="prompts to measure of that file")
+    parser.add_argument("--count", type=int, default=4, help="prompts to measure of that file")
     parser.add_argument("--tokenizer", type=Path, help="a folder with tokenizer.json; else one is made of the prompts")
     parser.add_argument("--layers", type=int, default=28, help="of the checkpoint; FLUX.2 klein needs 27")
     parser.add_argument("--output", type=Path, help="a JSON file")

@@ -1,6 +1,6 @@
 """Many clients at once beside the same prompts in ideal batches: how much of the encoder's throughput is delivered.
 
-    python -m benchmarks.throughput [--requests 384] [--clients 64] [--rounds 1] [--full]
+    python -m benchmarks.throughput [--requests 256] [--clients 64] [--rounds 1] [--full]
 
 Half of Qwen3-0.6B's width unless --full, so that enough requests fit into a minute; what the service itself does then
 weighs four times as much. Ideal is TextEncoder in a process of its own, with all prompts known beforehand: sorted by
@@ -25,7 +25,7 @@ LAYERS = 28
 SHARE_PERCENT, WASTE_PERCENT = 95.0, 8.0
 
 
-def measure(requests: int = 384, clients: int = CLIENTS, rounds: int = 1, full: bool = False) -> list[Row]:
+def measure(requests: int = 256, clients: int = CLIENTS, rounds: int = 1, full: bool = False) -> list[Row]:
     """The share of the ideal throughput, and the padding waste meanwhile."""
     asked = mixed_requests(read_prompts(), requests)
     warm_up = mixed_requests(read_prompts(), clients, seed=1)
@@ -78,7 +78,7 @@ def work(folder: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--requests", type=int, default=384)
+    parser.add_argument("--requests", type=int, default=256)
     parser.add_argument("--clients", type=int, default=CLIENTS)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--full", action="store_true", help="Qwen3-0.6B's whole width")
