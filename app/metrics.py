@@ -55,8 +55,10 @@ class Metrics:
         )
         self.request_seconds = self._histogram("request_seconds", "From request to response header.", SECONDS, "route")
         self.tokenization_seconds = self._histogram("tokenization_seconds", "Tokenization of a request.", SECONDS)
-        self.queue_seconds = self._histogram("queue_seconds", "Longest wait of a request's prompts.", SECONDS)
-        self.inference_seconds = self._histogram("inference_seconds", "Longest forward pass of a request.", SECONDS)
+        self.queue_seconds = self._histogram("queue_seconds", "Wait of a request for the last of its batches.", SECONDS)
+        self.inference_seconds = self._histogram(
+            "inference_seconds", "Forward pass of the last of a request's batches.", SECONDS
+        )
         self.prompt_tokens = self._histogram("prompt_tokens", "Tokens of a prompt, template included.", TOKENS)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:

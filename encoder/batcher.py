@@ -107,19 +107,19 @@ class Batcher:
         if not window:
             return []
         lead = window[0]
-        batch = [lead]
+        batch, lengths = [lead], [lead.length]
+        tokens, depth = self.count_tokens(lengths), lead.job.depth
         for entry in sorted(window[1:], key=lambda entry: abs(entry.length - lead.length)):
-            joined = [*batch, entry]
-            fits = self._tokens(joined) <= self.max_batch_tokens
-            if fits and self._cost(joined) <= self._cost(batch) + self._cost([entry]):
-                batch = joined
+            joined_tokens, joined_depth = self.count_tokens([*lengths, entry.length]), max(depth, entry.job.depth)
+            apart = self._cost(tokens, depth) + self._cost(self.count_tokens([entry.length]), entry.job.depth)
+            if joined_tokens <= self.max_batch_tokens and self._cost(joined_tokens, joined_depth) <= apart:
+                batch.append(entry)
+                lengths.append(entry.length)
+                tokens, depth = joined_tokens, joined_depth
         for entry in batch:
             self.discard(entry)
         return batch
 
-    def _tokens(self, batch: Sequence[Entry]) -> int:
-        return self.count_tokens([entry.length for entry in batch])
-
-    def _cost(self, batch: Sequence[Entry]) -> int:
-        """In tokens through one layer."""
-        return (self._tokens(batch) + self.batch_rows) * max(entry.job.depth for entry in batch)
+    def _cost(self, tokens: int, depth: int) -> int:
+        """Of a batch, in tokens through one layer."""
+        return (tokens + self.batch_rows) * depth

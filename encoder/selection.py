@@ -10,13 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encoder.errors import EncoderError, InvalidField, ModelFailure
+from encoder.finite import is_finite
 from encoder.types import Job, PromptEmbeds, Rows, Tap
-
-BITS = {  # the unsigned type of the same width, all bits but the sign, and the pattern of infinity
-    mx.bfloat16: (mx.uint16, 0x7FFF, 0x7F80),
-    mx.float16: (mx.uint16, 0x7FFF, 0x7C00),
-    mx.float32: (mx.uint32, 0x7FFFFFFF, 0x7F800000),
-}
 
 
 def select(hidden_states: Mapping[Tap, Rows], jobs: Sequence[Job]) -> list[PromptEmbeds | EncoderError]:
@@ -65,18 +60,6 @@ def combine(taken: list[mx.array], job: Job) -> mx.array:
             return mx.stack(placed, axis=0)
         case "stack_rows":
             return mx.stack(placed, axis=1)
-
-
-def is_finite(x: mx.array) -> mx.array:
-    """Whether no number is NaN or infinite; bool, unevaluated.
-
-    Compares bit patterns: without the sign, those of NaN and infinity are the largest. On a CPU `mx.isfinite` takes ten
-    times as long.
-    """
-    if x.size == 0:
-        return mx.array(True)
-    bits, unsigned, infinity = BITS[x.dtype]
-    return (x.view(bits) & unsigned).max() < infinity
 
 
 def _place_padding(x: mx.array, job: Job) -> mx.array:

@@ -17,6 +17,7 @@ from encoder.checkpoint.memory import check_memory
 from encoder.checkpoint.quantization import Quantization
 from encoder.checkpoint.residency import EMBEDDING, Resident, label, plan
 from encoder.errors import CheckpointError
+from encoder.finite import is_finite, is_float
 from encoder.qwen3 import Qwen3
 
 log = logging.getLogger(__name__)
@@ -26,11 +27,6 @@ Progress = Callable[[int, int], None]  # bytes read so far, bytes in all
 FOLLOWS_THE_FILE = ("auto", "keep", "none")  # values of `quantize` that quantize nothing anew
 
 _LISTED = 20
-_BIT_PATTERNS = {  # dtype to the integers of its size, and infinity among them
-    mx.bfloat16: (mx.int16, mx.uint16, 0x7F80),
-    mx.float16: (mx.int16, mx.uint16, 0x7C00),
-    mx.float32: (mx.int32, mx.uint32, 0x7F800000),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,8 +203,8 @@ def _quantized_layers(residents: Mapping[str, Resident], model: Qwen3) -> list[t
 def _check_finite(values: Mapping[str, mx.array], resident: Resident) -> None:
     tensor = resident.stored
     for value in values.values():
-        if value.dtype in _BIT_PATTERNS:
-            finite = _is_finite(value)
+        if is_float(value):
+            finite = bool(is_finite(value).item())
         else:
             finite = value.dtype != mx.uint8 or _scales_are_finite(value, resident.quantization)
         if not finite:
@@ -223,17 +219,6 @@ def _scales_are_finite(scales: mx.array, quantization: Quantization | None) -> b
     if quantization is not None and quantization.mode == "nvfp4":
         return _largest(scales & 0x7F) < 0x7F
     return _largest(scales) < 0xFF
-
-
-def _is_finite(value: mx.array) -> bool:
-    """Whether no number is NaN or infinite.
-
-    Read as integers, +inf and the NaNs above it are the largest, and so are -inf and its NaNs once the sign counts as a
-    bit. Two reductions without a temporary: 1 to 2 ns per number on a CPU, where mx.isfinite takes 16 to 26.
-    """
-    signed, unsigned, infinity = _BIT_PATTERNS[value.dtype]
-    sign = 1 << (8 * value.itemsize - 1)
-    return _largest(value.view(signed)) < infinity and _largest(value.view(unsigned)) < sign + infinity
 
 
 def _largest(integers: mx.array) -> int:

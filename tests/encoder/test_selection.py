@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from encoder import Preset, PromptEmbeds, TextEncoder
 from encoder.errors import EncoderError, InvalidField, ModelFailure
-from encoder.selection import is_finite, select
+from encoder.finite import is_finite
+from encoder.selection import select
 from encoder.types import Combine, Job, Tap
 from tests.checkpoints import write_checkpoint
 
