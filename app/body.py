@@ -1,24 +1,35 @@
-"""Reads a request body within its limits of size and time, and parses it by its content type.
-
-Knows nothing of fields; what comes out is any JSON value.
-"""
+"""Reads a request body within its limits of size and time, parses it by its content type, and checks its fields."""
 
 import asyncio
 import json
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import msgpack
+from pydantic import BaseModel
 from starlette.requests import ClientDisconnect, Request
 
 from app import wire
 from app.errors import BodyTimeout, BodyTooLarge, ClientDisconnected, MalformedBody, UnsupportedMediaType
 from app.profile import stage
+from app.state import settings_of
 
 READABLE = (wire.JSON, wire.MSGPACK, wire.X_MSGPACK)
+Body = TypeVar("Body", bound=BaseModel)
+
+
+async def read_body(request: Request, model: type[Body]) -> Body:
+    """The body as `model`, within the limits of the settings.
+
+    Errors: those of `read_document`, pydantic's ValidationError.
+    """
+    settings = settings_of(request)
+    document = await read_document(request, settings.max_body_bytes, settings.body_timeout_s)
+    with stage("parse"):
+        return model.model_validate(document)
 
 
 async def read_document(request: Request, max_bytes: int, timeout_s: float) -> Any:
-    """The parsed body.
+    """The parsed body, any JSON value.
 
     Errors: UnsupportedMediaType, BodyTooLarge, BodyTimeout, MalformedBody, ClientDisconnected.
     """

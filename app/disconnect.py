@@ -18,15 +18,15 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) ->
     """
     working = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnected(request))
+    gone.add_done_callback(lambda _: working.cancel())
     try:
-        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientDisconnected("The client went away before its answer was there.")
+        return await working
+    except asyncio.CancelledError as error:
+        if gone.done():
+            raise ClientDisconnected("The client went away before its answer was there.") from error
+        raise
     finally:
-        working.cancel()
         gone.cancel()
-        await asyncio.gather(working, gone, return_exceptions=True)
 
 
 async def _disconnected(request: Request) -> None:

@@ -1,53 +1,38 @@
 """The engine as one request sees it: what every route that answers with hidden states shares."""
 
 from collections.abc import Sequence
-from typing import Annotated
 
-from fastapi import Depends, Request
+from starlette.requests import Request
 
 from app import profile
 from app.disconnect import unless_disconnected
-from app.metrics import Metrics
-from app.settings import Settings
-from encoder import CachePolicy, DType, EncodeResult, Engine, Preset
+from app.state import engine_of, metrics_of, settings_of
+from encoder import CachePolicy, DType, EncodeResult, Preset
 
 
-class Encoding:
-    """Encodes prompts for one request: within its time, for as long as its client stays, and counted in the metrics."""
+async def encode_prompts(request: Request, prompts: Sequence[str], preset: Preset, dtype: DType) -> EncodeResult:
+    """The hidden states, within the request's time, for as long as its client stays, and counted in the metrics.
 
-    def __init__(self, request: Request, engine: Engine, settings: Settings, metrics: Metrics) -> None:
-        self._request = request
-        self._engine = engine
-        self._timeout_s = settings.request_timeout_s
-        self._metrics = metrics
-
-    async def encode(self, prompts: Sequence[str], preset: Preset, dtype: DType) -> EncodeResult:
-        """The hidden states of the prompts. Errors: those of Engine.encode, ClientDisconnected."""
-        work = self._engine.encode(prompts, preset, dtype, self._timeout_s, self._cache_policy())
-        result = await unless_disconnected(self._request, work)
-        self._metrics.observe_result(result)
-        profile.record(result)
-        return result
-
-    def _cache_policy(self) -> CachePolicy:
-        """What the request says about the cache.
-
-        Source: RFC 9111, 5.2.1: `no-cache` asks for a new result, which may be kept; `no-store` asks to keep nothing.
-        """
-        fields = ",".join(self._request.headers.getlist("cache-control"))
-        directives = {directive.strip().lower() for directive in fields.split(",")}
-        if "no-store" in directives:
-            return "bypass"
-        return "refresh" if "no-cache" in directives else "use"
+    Errors: those of Engine.encode, ClientDisconnected.
+    """
+    timeout_s = settings_of(request).request_timeout_s
+    work = engine_of(request).encode(prompts, preset, dtype, timeout_s, _cache_policy(request))
+    result = await unless_disconnected(request, work)
+    metrics_of(request).observe_result(result)
+    profile.record(result)
+    return result
 
 
-async def get_encoding(request: Request) -> Encoding:
-    """The engine for this request."""
-    state = request.app.state
-    return Encoding(request, state.engine, state.settings, state.metrics)
+def _cache_policy(request: Request) -> CachePolicy:
+    """What the request says about the cache.
 
-
-EncodingDep = Annotated[Encoding, Depends(get_encoding)]
+    Source: RFC 9111, 5.2.1: `no-cache` asks for a new result, which may be kept; `no-store` asks to keep nothing.
+    """
+    fields = ",".join(request.headers.getlist("cache-control"))
+    directives = {directive.strip().lower() for directive in fields.split(",")}
+    if "no-store" in directives:
+        return "bypass"
+    return "refresh" if "no-cache" in directives else "use"
 
 
 def timings(*results: EncodeResult) -> dict[str, str]:

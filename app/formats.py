@@ -5,16 +5,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from fastapi import Depends, Query, Request
+from fastapi import Query, Request
 from starlette.responses import Response
 
 from app import torch_file, wire
 from app.collate import collate, is_ragged
-from app.dependencies import get_settings
 from app.errors import NotAcceptable, ResponseTooLarge
 from app.negotiation import negotiate
 from app.parts import PartsResponse
 from app.profile import stage
+from app.state import settings_of
 from encoder import PromptEmbeds
 
 Document = Mapping[str, Any]
@@ -31,6 +31,11 @@ PACKERS: dict[str, Callable[[Document], wire.Parts]] = {
 COPYING = (wire.JSON, torch_file.MEDIA_TYPE)  # the others send a tensor's own memory
 MASKLESS = (wire.TENSOR, torch_file.MEDIA_TYPE)
 
+FloatEncoding = Literal["base64", "float"]
+FloatEncodingQuery = Annotated[
+    FloatEncoding, Query(alias="encoding", description="How a JSON reply holds tensors; other formats ignore it.")
+]
+
 
 @dataclass(frozen=True, slots=True)
 class ReplyFormat:
@@ -43,6 +48,13 @@ class ReplyFormat:
 
     media_type: str
     max_floats: int | None = None
+
+    @classmethod
+    def wanted(cls, request: Request, floats: FloatEncoding) -> "ReplyFormat":
+        """What the Accept header and `?encoding=` ask for. Errors: NotAcceptable."""
+        media_type = negotiate(request, tuple(PACKERS))
+        lists = media_type == wire.JSON and floats == "float"
+        return cls(media_type, settings_of(request).max_json_floats if lists else None)
 
     async def respond(self, embeds: Sequence[PromptEmbeds], facts: Document) -> Response:
         """The hidden states and mask of all prompts in this format, with the facts about them where it has room.
@@ -88,18 +100,3 @@ def check_floats(numbers: int, allowed: int) -> None:
             f"encoding: float would be {numbers:,} numbers, allowed are {allowed:,}.",
             "Take base64, or accept application/msgpack.",
         )
-
-
-async def reply_format(
-    request: Request,
-    encoding: Annotated[
-        Literal["base64", "float"], Query(description="How a JSON reply holds tensors; other formats ignore it.")
-    ] = "base64",
-) -> ReplyFormat:
-    """The format that the Accept header and `?encoding=` ask for, found before any work is done."""
-    media_type = negotiate(request, tuple(PACKERS))
-    lists = media_type == wire.JSON and encoding == "float"
-    return ReplyFormat(media_type, (await get_settings(request)).max_json_floats if lists else None)
-
-
-ReplyFormatDep = Annotated[ReplyFormat, Depends(reply_format)]

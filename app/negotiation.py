@@ -1,6 +1,7 @@
 """Chooses the format of a reply from the Accept header. Source: RFC 9110, section 12.5.1."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from starlette.requests import Request
@@ -23,13 +24,17 @@ class MediaRange(NamedTuple):
         return 1 if self.name == "*/*" else 0
 
 
-def negotiate(request: Request, offered: Sequence[str]) -> str:
+def negotiate(request: Request, offered: tuple[str, ...]) -> str:
     """The offered media type that the client likes best; the first of them where it says nothing.
 
     Of equal weights the one asked for by name wins over one that a wildcard admits, then the order of `offered`.
     Errors: NotAcceptable naming everything on offer.
     """
-    header = ",".join(request.headers.getlist("accept"))
+    return _choose(",".join(request.headers.getlist("accept")), offered)
+
+
+@lru_cache(maxsize=64)  # clients say the same each time
+def _choose(header: str, offered: tuple[str, ...]) -> str:
     ranges = parse_accept(header) if header.strip() else [MediaRange("*/*", 1.0)]
     ranked = [(*_preference(media_type, ranges), -place, media_type) for place, media_type in enumerate(offered)]
     weight, _, _, best = max(ranked)

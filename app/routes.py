@@ -1,64 +1,54 @@
 """The routes that work on prompts. Each reads as the path of a request: body, preset, engine, reply."""
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app import wire
-from app.dependencies import CatalogDep, EngineDep, body_of
+from app.body import read_body
 from app.disconnect import unless_disconnected
-from app.encoding import EncodingDep, timings
-from app.formats import ReplyFormatDep
+from app.encoding import encode_prompts, timings
+from app.formats import FloatEncodingQuery, ReplyFormat
 from app.negotiation import negotiate
 from app.openapi import ENCODE, ENCODE_LAYERS, TOKENIZE
 from app.schemas import EncodeLayersRequest, EncodeRequest, TokenizeRequest
+from app.state import catalog_of, engine_of
 from encoder import EncodeResult, Engine, Preset, TokenizedPrompt
 
 router = APIRouter(tags=["prompts"])
 
 
 @router.post("/encode", **ENCODE)
-async def encode(
-    reply_format: ReplyFormatDep,
-    body: Annotated[EncodeRequest, Depends(body_of(EncodeRequest))],
-    catalog: CatalogDep,
-    engine: EngineDep,
-    encoding: EncodingDep,
-) -> Response:
+async def encode(request: Request, floats: FloatEncodingQuery = "base64") -> Response:
     """Encode prompts to the hidden states of a preset.
 
     Without a preset: the last hidden state, after the final norm, of the bare prompt.
     """
-    preset = body.resolve(catalog)
-    result = await encoding.encode(body.texts(), preset, body.dtype)
-    response = await reply_format.respond(result.embeds, _facts(result, preset, engine))
+    return await _encode(request, EncodeRequest, ReplyFormat.wanted(request, floats))
+
+
+@router.post("/encode_layers", **ENCODE_LAYERS)
+async def encode_layers(request: Request, floats: FloatEncodingQuery = "base64") -> Response:
+    """Encode prompts to the hidden states of chosen layers; everything else is as in `/encode`."""
+    return await _encode(request, EncodeLayersRequest, ReplyFormat.wanted(request, floats))
+
+
+async def _encode(request: Request, model: type[EncodeRequest], reply_format: ReplyFormat) -> Response:
+    body = await read_body(request, model)
+    preset = body.resolve(catalog_of(request))
+    result = await encode_prompts(request, body.texts(), preset, body.dtype)
+    response = await reply_format.respond(result.embeds, _facts(result, preset, engine_of(request)))
     response.headers.update(timings(result))
     return response
 
 
-@router.post("/encode_layers", **ENCODE_LAYERS)
-async def encode_layers(
-    reply_format: ReplyFormatDep,
-    body: Annotated[EncodeLayersRequest, Depends(body_of(EncodeLayersRequest))],
-    catalog: CatalogDep,
-    engine: EngineDep,
-    encoding: EncodingDep,
-) -> Response:
-    """Encode prompts to the hidden states of chosen layers; everything else is as in `/encode`."""
-    return await encode(reply_format, body, catalog, engine, encoding)
-
-
 @router.post("/tokenize", **TOKENIZE)
-async def tokenize(
-    request: Request,
-    body: Annotated[TokenizeRequest, Depends(body_of(TokenizeRequest))],
-    catalog: CatalogDep,
-    engine: EngineDep,
-) -> Response:
+async def tokenize(request: Request) -> Response:
     """Show what would be encoded: the formatted prompt and its tokens. Does not run the model."""
+    body = await read_body(request, TokenizeRequest)
     media_type = negotiate(request, (wire.JSON, wire.MSGPACK, wire.X_MSGPACK))
-    preset = body.resolve(catalog)
+    preset, engine = body.resolve(catalog_of(request)), engine_of(request)
     prompts = await unless_disconnected(request, engine.tokenize(body.texts(), preset))
     document = {
         "model": engine.info.model,

@@ -72,7 +72,7 @@ class TokenizeRequest(BaseModel):
         changes = {name: value for name, value in given.items() if value is not None}
         if self.prefix is not None:
             changes["empty_prefix"] = None  # a blank prompt gets the request's prefix too
-        return _pad(replace(preset, **changes), self.padding)
+        return _pad(replace(preset, **changes) if changes else preset, self.padding)
 
 
 def _pad(preset: Preset, padding: Padding) -> Preset:

@@ -4,15 +4,20 @@
 
 A checkpoint as wide as Qwen3-4B and three thin layers deep, so that replies are as large as there and passes short. One
 client, one request after the other, by TCP on loopback and by a Unix socket in turn. The forward pass is what the
-service says in x-inference-time. The client reads the whole reply and does not look into it.
+service says in x-inference-time. The client reads the whole reply and does not look into it. `bare` is as many bytes
+from a process that does nothing else, by the same way and in the same turns: no service can be faster.
 """
 
 import argparse
+import multiprocessing
+import socket
 import statistics
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.checkpoints import QWEN3_4B, read_prompts, write_checkpoint
 from benchmarks.report import Row, report
@@ -38,65 +43,111 @@ def measure(requests: int = 100) -> list[Row]:
         folder = Path(scratch)
         (folder / "presets.toml").write_text(KLEIN)
         write_checkpoint(folder, DIMS, LAYERS)
-        connections = {
-            name: stack.enter_context(Service(folder, uds, presets=folder / "presets.toml")).connect()
+        services = {
+            name: (
+                stack.enter_context(Service(folder, uds, presets=folder / "presets.toml")).connect(),
+                stack.enter_context(bare_server(folder / "bare" if uds else None)),
+            )
             for name, uds in (("TCP on loopback", None), ("a Unix socket", folder / "socket"))
         }
         rows = []
         for name, preset in CASES.items():
             fields = {"prompt": prompt, "preset": preset}
-            computed = _replies(connections, fields, NO_STORE, requests)
-            rows += [_added(name, way, replies) for way, replies in computed.items()]
-            cached = _replies(connections, fields, {}, requests)
-            rows += [_from_cache(name, way, replies) for way, replies in cached.items()]
+            computed = _take(services, fields, NO_STORE, requests)
+            rows += [_added(name, way, taken) for way, taken in computed.items()]
+            cached = _take(services, fields, {}, requests)
+            rows += [_from_cache(name, way, taken) for way, taken in cached.items()]
     return rows
 
 
-def _replies(
-    connections: dict[str, Connection], fields: dict[str, str], headers: dict[str, str], requests: int
-) -> dict[str, list[Reply]]:
-    """By connection, without those that warm up; the connections take turns."""
-    taken: dict[str, list[Reply]] = {name: [] for name in connections}
-    for name, connection in [*connections.items()] * (requests + WARM_UP):
-        taken[name].append(connection.post("/encode", fields, headers)._replace(body=b""))
-    return {name: replies[WARM_UP:] for name, replies in taken.items()}
+@contextmanager
+def bare_server(uds: Path | None) -> Iterator[Connection]:
+    """A connection to a process that answers `POST /<n>` with n bytes, and has them at hand."""
+    with socket.socket(socket.AF_UNIX if uds else socket.AF_INET) as listening:
+        listening.bind(str(uds) if uds else ("127.0.0.1", 0))
+        listening.listen()
+        process = multiprocessing.Process(target=_serve_bytes, args=[listening], daemon=True)
+        process.start()
+        yield Connection(uds or listening.getsockname()[1])
+        process.terminate()
+        process.join()
 
 
-def _added(preset: str, way: str, replies: list[Reply]) -> Row:
-    size = _size(replies)
+def _serve_bytes(listening: socket.socket) -> None:
+    connection, _ = listening.accept()
+    body = b""
+    while request := connection.recv(65_536):
+        size = int(request.split()[1][1:])
+        body = body if len(body) == size else b"x" * size
+        connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % size)
+        connection.sendall(body)
+
+
+class Taken(NamedTuple):
+    """What came back by one way, without that which warmed up."""
+
+    replies: list[Reply]
+    bare: list[Reply]
+
+    @property
+    def size(self) -> int:
+        """Of a reply, in bytes."""
+        return int(self.replies[0].headers["content-length"])
+
+    def medians(self, *names: str) -> dict[str, float]:
+        """In ms: the whole, what the service says of itself, and the bare transfer."""
+        own = {name: _median(float(reply.headers[f"x-{name}-time"]) for reply in self.replies) for name in names}
+        whole, bare = (_median(reply.ms for reply in replies) for replies in (self.replies, self.bare))
+        return {"whole": whole, **own, "bare": bare}
+
+
+def _take(
+    services: dict[str, tuple[Connection, Connection]], fields: dict[str, str], headers: dict[str, str], requests: int
+) -> dict[str, Taken]:
+    """By the way there; all take turns. Without the cache, each request has a prompt of its own."""
+    taken = {way: Taken([], []) for way in services}
+    for number in range(requests + WARM_UP):
+        sent = fields | ({"prompt": f"{fields['prompt']} {number:04d}"} if headers else {})
+        for way, (service, bare) in services.items():
+            reply = service.post("/encode", sent, headers)._replace(body=b"")
+            transfer = bare.post(f"/{reply.headers['content-length']}", {})._replace(body=b"")
+            if number >= WARM_UP:
+                taken[way].replies.append(reply)
+                taken[way].bare.append(transfer)
+    return taken
+
+
+def _added(preset: str, way: str, taken: Taken) -> Row:
+    size = taken.size
     return Row(
         f"POST /encode {preset}, {size / 1e6:.1f} MB by {way}: what the service adds to the forward pass",
         MODULE,
-        statistics.median(reply.ms - reply.inference_ms for reply in replies),
+        _median(reply.ms - reply.inference_ms for reply in taken.replies),
         "ms",
         goal=round(BASE_MS + size / BYTES_PER_MS, 2),
         at_least=False,
-        medians=_medians(replies),
+        medians=taken.medians("tokenization", "queue", "inference"),
         medians_unit="ms",
     )
 
 
-def _from_cache(preset: str, way: str, replies: list[Reply]) -> Row:
-    if any(reply.headers["x-cache"] != "hit" for reply in replies):
+def _from_cache(preset: str, way: str, taken: Taken) -> Row:
+    if any(reply.headers["x-cache"] != "hit" for reply in taken.replies):
         raise SystemExit("A prompt seen before was not answered from the cache.")
     return Row(
-        f"POST /encode {preset}, {_size(replies) / 1e6:.1f} MB by {way}: a prompt seen before",
+        f"POST /encode {preset}, {taken.size / 1e6:.1f} MB by {way}: a prompt seen before",
         MODULE,
-        statistics.median(reply.ms for reply in replies),
+        _median(reply.ms for reply in taken.replies),
         "ms",
         goal=CACHED_MS,
         at_least=False,
+        medians=taken.medians(),
+        medians_unit="ms",
     )
 
 
-def _size(replies: list[Reply]) -> int:
-    return int(replies[0].headers["content-length"])
-
-
-def _medians(replies: list[Reply]) -> dict[str, float]:
-    names = ("tokenization", "queue", "inference")
-    parts = {name: statistics.median(float(reply.headers[f"x-{name}-time"]) for reply in replies) for name in names}
-    return {"whole": statistics.median(reply.ms for reply in replies), **parts}
+def _median(values: Iterable[float]) -> float:
+    return statistics.median(values)
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from encoder.errors import DeadlineExceeded, EncoderError, NotReady, QueueFull
 from encoder.limits import Limits
 from encoder.model_thread import ModelThread
 from encoder.preset import Preset
+from encoder.recent import RecentTokens
 from encoder.text_encoder import TextEncoder
 from encoder.types import (
     CachePolicy,
@@ -92,6 +93,7 @@ class Engine:
         self._encoder: TextEncoder | None = None
         self._failure: str | None = None  # why there will be no encoder
         self._batch_loop: asyncio.Task[None] | None = None
+        self._recent = RecentTokens()
         self._cache = ResultCache(cache_bytes, disk_cache_dir, disk_cache_bytes)
         self._lookups: set[asyncio.Task[None]] = set()
         self._batcher = Batcher(self.limits.max_queue_tokens, self.limits.max_batch_tokens)
@@ -172,7 +174,7 @@ class Engine:
         """Step 1 alone. Errors: NotReady, RequestTooLarge, InvalidField."""
         encoder = self._accepting()
         self.limits.check_prompts(prompts, preset)
-        return await asyncio.to_thread(encoder.tokenize, prompts, preset)
+        return await self._tokenize(encoder, prompts, preset)
 
     async def encode(
         self,
@@ -192,7 +194,7 @@ class Engine:
         self._idle.clear()
         try:
             started = time.perf_counter()
-            tokenized = await asyncio.to_thread(encoder.tokenize, prompts, preset)
+            tokenized = await self._tokenize(encoder, prompts, preset)
             jobs = encoder.plan(tokenized, preset, dtype)
             self.limits.check_output(jobs, encoder.config.hidden_size)
             tokenization_ms = (time.perf_counter() - started) * 1e3
@@ -202,6 +204,13 @@ class Engine:
             self._requests -= 1
             if not self._requests:
                 self._idle.set()
+
+    async def _tokenize(self, encoder: TextEncoder, prompts: Sequence[str], preset: Preset) -> list[TokenizedPrompt]:
+        tokenized = self._recent.get(prompts, preset)
+        if tokenized is None:
+            tokenized = await asyncio.to_thread(encoder.tokenize, prompts, preset)
+            self._recent.put(prompts, preset, tokenized)
+        return tokenized
 
     async def _results(self, jobs: list[Job], timeout_s: float, policy: CachePolicy) -> EncodeResult:
         """Memory, then others' work in flight, then the disk, then the queue. Equal jobs of one request run once."""

@@ -5,17 +5,16 @@ attribute REMOTE_URL; diffusers, examples/dreambooth/train_dreambooth_lora_flux2
 They send `Authorization: Bearer <Hugging Face token>`, or `Bearer None`; see KeyCheck in app/middleware.py.
 """
 
-from typing import Annotated
-
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app import torch_file
-from app.dependencies import CatalogDep, SettingsDep, body_of
+from app.body import read_body
 from app.dropins.fields import DropInRequest, DTypeQuery, PresetQuery, Prompts
-from app.encoding import EncodingDep, timings
+from app.encoding import encode_prompts, timings
 from app.formats import ReplyFormat
 from app.openapi import drop_in
+from app.state import catalog_of, settings_of
 
 router = APIRouter()
 
@@ -35,16 +34,11 @@ PREDICT = drop_in(
 
 
 @router.post("/predict", **PREDICT)
-async def predict(
-    body: Annotated[PredictRequest, Depends(body_of(PredictRequest))],
-    settings: SettingsDep,
-    catalog: CatalogDep,
-    encoding: EncodingDep,
-    preset: PresetQuery = None,
-    dtype: DTypeQuery = "bfloat16",
-) -> Response:
+async def predict(request: Request, preset: PresetQuery = None, dtype: DTypeQuery = "bfloat16") -> Response:
     """Encode prompts for FLUX.2, as diffusers' Flux2RemoteTextEncoderStep and its trainers ask for them."""
-    result = await encoding.encode(body.prompt, catalog.get(preset or settings.predict_preset), dtype)
+    body = await read_body(request, PredictRequest)
+    wanted = catalog_of(request).get(preset or settings_of(request).predict_preset)
+    result = await encode_prompts(request, body.prompt, wanted, dtype)
     response = await ReplyFormat(torch_file.MEDIA_TYPE).respond(result.embeds, {})
     response.headers.update(timings(result))
     return response

@@ -8,21 +8,22 @@ Client: llm-dit-experiments, src/llm_dit/backends/api.py. Source: heylookitsanll
 import asyncio
 import base64
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
 from app import wire
-from app.dependencies import EngineDep, SettingsDep, body_of
+from app.body import read_body
 from app.disconnect import unless_disconnected
 from app.dropins.chat import Chat, sections
 from app.dropins.fields import DropInRequest, Prompts
-from app.encoding import EncodingDep, timings
+from app.encoding import encode_prompts, timings
 from app.formats import check_floats
 from app.openapi import drop_in
 from app.schemas import Text
+from app.state import engine_of, settings_of
 from app.wire import Tensor
 from encoder import LAST_HIDDEN_STATE, EncodeResult, Engine, InvalidField, Preset
 
@@ -96,36 +97,27 @@ STRUCTURED = drop_in(
 
 
 @router.post("/v1/hidden_states", **HIDDEN_STATES)
-async def hidden_states(
-    body: Annotated[HiddenStatesRequest, Depends(body_of(HiddenStatesRequest))],
-    engine: EngineDep,
-    encoding: EncodingDep,
-    settings: SettingsDep,
-) -> Response:
+async def hidden_states(request: Request) -> Response:
     """Encode one text to the output of one decoder layer."""
-    result = await encoding.encode([body.text()], body.preset(), "float32")
+    body = await read_body(request, HiddenStatesRequest)
+    result = await encode_prompts(request, [body.text()], body.preset(), "float32")
     mask = result.embeds[0].attention_mask.astype(int).tolist()
     extra = {"attention_mask": mask} if body.return_attention_mask else {}
-    return await _respond(body, result, extra, engine, settings.max_json_floats)
+    return await _respond(request, body, result, extra)
 
 
 @router.post("/v1/hidden_states/structured", **STRUCTURED)
-async def structured(
-    request: Request,
-    body: Annotated[StructuredRequest, Depends(body_of(StructuredRequest))],
-    engine: EngineDep,
-    encoding: EncodingDep,
-    settings: SettingsDep,
-) -> Response:
+async def structured(request: Request) -> Response:
     """Encode a chat to the output of one decoder layer, and say where its sections lie."""
+    body = await read_body(request, StructuredRequest)
     chat = body.chat()
-    result = await encoding.encode([chat.text], body.preset(), "float32")
+    result = await encode_prompts(request, [chat.text], body.preset(), "float32")
     extra: dict[str, Any] = {}
     if body.return_token_boundaries:
-        extra |= await unless_disconnected(request, _boundaries(chat, result, body.preset(), engine))
+        extra |= await unless_disconnected(request, _boundaries(chat, result, body.preset(), engine_of(request)))
     if body.return_formatted_prompt:
         extra["formatted_prompt"] = chat.text
-    return await _respond(body, result, extra, engine, settings.max_json_floats)
+    return await _respond(request, body, result, extra)
 
 
 async def _boundaries(chat: Chat, result: EncodeResult, preset: Preset, engine: Engine) -> dict[str, Any]:
@@ -140,13 +132,11 @@ async def _boundaries(chat: Chat, result: EncodeResult, preset: Preset, engine: 
     }
 
 
-async def _respond(
-    body: LayerRequest, result: EncodeResult, extra: dict[str, Any], engine: Engine, max_json_floats: int
-) -> Response:
+async def _respond(request: Request, body: LayerRequest, result: EncodeResult, extra: dict[str, Any]) -> Response:
     [embeds] = result.embeds
     if body.encoding_format == "float":
-        check_floats(embeds.hidden_states.size, max_json_floats)
-    facts = {"model": body.model or engine.info.model, "layer": body.layer, "dtype": embeds.dtype} | extra
+        check_floats(embeds.hidden_states.size, settings_of(request).max_json_floats)
+    facts = {"model": body.model or engine_of(request).info.model, "layer": body.layer, "dtype": embeds.dtype} | extra
     packed = await asyncio.to_thread(_pack, Tensor(embeds.hidden_states, embeds.dtype), body.encoding_format, facts)
     return Response(packed, headers=timings(result), media_type=wire.JSON)
 

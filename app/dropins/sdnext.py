@@ -4,18 +4,17 @@ Client: SD.Next, modules/sd_te_remote.py, with SD_REMOTE_T5 set to this address.
 and reads the reply's bytes in the dtype of its own pipeline, in the shape of the header `shape`.
 """
 
-from typing import Annotated
-
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Request
 from pydantic import ConfigDict, RootModel
 from starlette.responses import Response
 
 from app import wire
-from app.dependencies import CatalogDep, body_of
+from app.body import read_body
 from app.dropins.fields import DTypeQuery, PresetQuery, Prompts
-from app.encoding import EncodingDep, timings
+from app.encoding import encode_prompts, timings
 from app.formats import ReplyFormat
 from app.openapi import drop_in
+from app.state import catalog_of
 
 router = APIRouter()
 
@@ -35,15 +34,10 @@ TE = drop_in(
 
 
 @router.post("/te", **TE)
-async def te(
-    body: Annotated[TextEncoderRequest, Depends(body_of(TextEncoderRequest))],
-    catalog: CatalogDep,
-    encoding: EncodingDep,
-    preset: PresetQuery = None,
-    dtype: DTypeQuery = "bfloat16",
-) -> Response:
+async def te(request: Request, preset: PresetQuery = None, dtype: DTypeQuery = "bfloat16") -> Response:
     """Encode prompts as SD.Next asks for them. The preset is the server's default, or named in the address."""
-    result = await encoding.encode(body.root, catalog.get(preset), dtype)
+    body = await read_body(request, TextEncoderRequest)
+    result = await encode_prompts(request, body.root, catalog_of(request).get(preset), dtype)
     response = await ReplyFormat(wire.TENSOR).respond(result.embeds, {})
     response.headers.update(timings(result))
     return response

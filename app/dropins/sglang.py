@@ -6,20 +6,21 @@ Source: sglang, multimodal_gen/runtime/entrypoints/post_training/encode_api.py, 
 """
 
 import asyncio
-from typing import Annotated, Any
+from typing import Any
 
 import msgpack
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
 from app import wire
+from app.body import read_body
 from app.collate import collate
-from app.dependencies import CatalogDep, body_of
 from app.dropins.fields import DropInRequest, DTypeQuery, PresetQuery
-from app.encoding import EncodingDep, timings
+from app.encoding import encode_prompts, timings
 from app.openapi import drop_in
 from app.schemas import Text
+from app.state import catalog_of
 from app.wire import Tensor
 from encoder import EncodeResult
 
@@ -45,20 +46,14 @@ ENCODE = drop_in(
 
 
 @router.post("/sglang/encode", **ENCODE)
-async def encode(
-    request: Request,
-    body: Annotated[SGLangRequest, Depends(body_of(SGLangRequest))],
-    catalog: CatalogDep,
-    encoding: EncodingDep,
-    preset: PresetQuery = None,
-    dtype: DTypeQuery = "bfloat16",
-) -> Response:
+async def encode(request: Request, preset: PresetQuery = None, dtype: DTypeQuery = "bfloat16") -> Response:
     """Encode a prompt, and its negative where there is one, as SGLang-diffusion does."""
+    body, catalog = await read_body(request, SGLangRequest), catalog_of(request)
     positive = catalog.get(preset)
     negative = positive if positive.negative_preset is None else catalog.get(positive.negative_preset)
-    results = {"": await encoding.encode([body.prompt], positive, dtype)}
+    results = {"": await encode_prompts(request, [body.prompt], positive, dtype)}
     if body.negative_prompt is not None:
-        results["negative_"] = await encoding.encode([body.negative_prompt], negative, dtype)
+        results["negative_"] = await encode_prompts(request, [body.negative_prompt], negative, dtype)
     facts = {"request_id": request.scope["request_id"], "prompt": body.prompt}
     packed = await asyncio.to_thread(_pack, facts, results)
     return Response(packed, headers=timings(*results.values()), media_type=wire.MSGPACK)
