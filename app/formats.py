@@ -3,9 +3,9 @@
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from fastapi import Query, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from app import torch_file, wire
@@ -15,7 +15,8 @@ from app.negotiation import negotiate
 from app.parts import PartsResponse
 from app.profile import stage
 from app.state import settings_of
-from encoder import PromptEmbeds
+from app.validation import shorten
+from encoder import InvalidField, PromptEmbeds
 
 Document = Mapping[str, Any]
 LARGE_BYTES = 256 * 1024  # copying more than this holds up the event loop for a noticeable time
@@ -31,10 +32,7 @@ PACKERS: dict[str, Callable[[Document], wire.Parts]] = {
 COPYING = (wire.JSON, torch_file.MEDIA_TYPE)  # the others send a tensor's own memory
 MASKLESS = (wire.TENSOR, torch_file.MEDIA_TYPE)
 
-FloatEncoding = Literal["base64", "float"]
-FloatEncodingQuery = Annotated[
-    FloatEncoding, Query(alias="encoding", description="How a JSON reply holds tensors; other formats ignore it.")
-]
+ENCODINGS = ("base64", "float")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +48,13 @@ class ReplyFormat:
     max_floats: int | None = None
 
     @classmethod
-    def wanted(cls, request: Request, floats: FloatEncoding) -> "ReplyFormat":
-        """What the Accept header and `?encoding=` ask for. Errors: NotAcceptable."""
+    def wanted(cls, request: Request) -> "ReplyFormat":
+        """What the Accept header and `?encoding=` ask for. Errors: NotAcceptable, InvalidField."""
+        encoding = request.query_params.get("encoding", ENCODINGS[0])
+        if encoding not in ENCODINGS:
+            raise InvalidField("encoding", f"expected {' or '.join(ENCODINGS)}, found {shorten(encoding)}.")
         media_type = negotiate(request, tuple(PACKERS))
-        lists = media_type == wire.JSON and floats == "float"
+        lists = media_type == wire.JSON and encoding == "float"
         return cls(media_type, settings_of(request).max_json_floats if lists else None)
 
     async def respond(self, embeds: Sequence[PromptEmbeds], facts: Document) -> Response:

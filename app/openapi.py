@@ -7,6 +7,7 @@ from starlette.responses import Response
 
 from app import torch_file, wire
 from app.errors import ANSWERS, UNEXPECTED
+from app.formats import ENCODINGS
 from app.schemas import EncodeLayersRequest, EncodeReply, EncodeRequest, ErrorReply, TokenizeReply, TokenizeRequest
 
 Described = dict[str, Any]
@@ -60,6 +61,12 @@ ENCODED: Described = {
         torch_file.MEDIA_TYPE: BYTES,
     },
 }
+ENCODING: Described = {
+    "name": "encoding",
+    "in": "query",
+    "description": "How a JSON reply holds tensors; other formats ignore it.",
+    "schema": {"type": "string", "enum": list(ENCODINGS), "default": ENCODINGS[0]},
+}
 FAILURES = errors(400, 401, 406, 408, 413, 415, 421, 422, 429, 500, 503, 504)
 
 
@@ -76,6 +83,7 @@ def drop_in(body: type[BaseModel], examples: dict[str, Any], media_type: str, de
 ENCODE: Described = {
     "responses": {200: ENCODED, **FAILURES},
     "openapi_extra": {
+        "parameters": [ENCODING],
         "requestBody": request_body(
             EncodeRequest,
             {
@@ -83,19 +91,20 @@ ENCODE: Described = {
                 "FLUX.2 klein, with the usual negative": {"prompts": ["a cat", ""], "preset": "flux2-klein"},
                 "Z-Image in float32": {"prompt": "a cat", "preset": "z-image", "dtype": "float32"},
             },
-        )
+        ),
     },
 }
 ENCODE_LAYERS: Described = {
     "responses": {200: ENCODED, **FAILURES},
     "openapi_extra": {
+        "parameters": [ENCODING],
         "requestBody": request_body(
             EncodeLayersRequest,
             {
                 "decoder layers, joined": {"prompt": "a cat", "layers": [8, 17, 26]},
                 "Hugging Face's index, stacked": {"prompt": "a cat", "hidden_states": [9, 18, -1], "combine": "stack"},
             },
-        )
+        ),
     },
 }
 TOKENIZE: Described = {

@@ -9,7 +9,7 @@ from app import wire
 from app.body import read_body
 from app.disconnect import unless_disconnected
 from app.encoding import encode_prompts, timings
-from app.formats import FloatEncodingQuery, ReplyFormat
+from app.formats import ReplyFormat
 from app.negotiation import negotiate
 from app.openapi import ENCODE, ENCODE_LAYERS, TOKENIZE
 from app.schemas import EncodeLayersRequest, EncodeRequest, TokenizeRequest
@@ -20,21 +20,22 @@ router = APIRouter(tags=["prompts"])
 
 
 @router.post("/encode", **ENCODE)
-async def encode(request: Request, floats: FloatEncodingQuery = "base64") -> Response:
+async def encode(request: Request) -> Response:
     """Encode prompts to the hidden states of a preset.
 
     Without a preset: the last hidden state, after the final norm, of the bare prompt.
     """
-    return await _encode(request, EncodeRequest, ReplyFormat.wanted(request, floats))
+    return await _encode(request, EncodeRequest)
 
 
 @router.post("/encode_layers", **ENCODE_LAYERS)
-async def encode_layers(request: Request, floats: FloatEncodingQuery = "base64") -> Response:
+async def encode_layers(request: Request) -> Response:
     """Encode prompts to the hidden states of chosen layers; everything else is as in `/encode`."""
-    return await _encode(request, EncodeLayersRequest, ReplyFormat.wanted(request, floats))
+    return await _encode(request, EncodeLayersRequest)
 
 
-async def _encode(request: Request, model: type[EncodeRequest], reply_format: ReplyFormat) -> Response:
+async def _encode(request: Request, model: type[EncodeRequest]) -> Response:
+    reply_format = ReplyFormat.wanted(request)  # before any work is done
     body = await read_body(request, model)
     preset = body.resolve(catalog_of(request))
     result = await encode_prompts(request, body.texts(), preset, body.dtype)

@@ -13,6 +13,9 @@ from encoder.errors import EncoderError, InvalidField, ModelFailure
 from encoder.finite import is_finite
 from encoder.types import Job, PromptEmbeds, Rows, Tap
 
+# NumPy has no bfloat16.
+NUMPY_DTYPES = {"bfloat16": np.uint16, "float16": np.float16, "float32": np.float32}
+
 
 def select(hidden_states: Mapping[Tap, Rows], jobs: Sequence[Job]) -> list[PromptEmbeds | EncoderError]:
     """The result of each job, or the error that concerns it alone. Evaluates; call on the model thread.
@@ -25,11 +28,13 @@ def select(hidden_states: Mapping[Tap, Rows], jobs: Sequence[Job]) -> list[Promp
     embeds = [
         combine([x.astype(getattr(mx, job.dtype)) for x in own], job) for own, job in zip(taken, jobs, strict=True)
     ]
-    finite = [is_finite(x) for x in embeds]
-    mx.eval(embeds, finite)
+    finite = mx.stack([is_finite(x) for x in embeds])
+    joined = mx.concatenate([x.view(mx.uint8).reshape(-1) for x in embeds])  # each way from a GPU has its price
+    mx.eval(finite, joined)
+    arrays = _split(np.array(joined, copy=False), embeds, jobs)
     return [
-        _export(x, job) if fine.item() else _not_finite(own, job)
-        for x, fine, own, job in zip(embeds, finite, taken, jobs, strict=True)
+        _export(array, job) if fine else _not_finite(own, job)
+        for array, fine, own, job in zip(arrays, np.array(finite), taken, jobs, strict=True)
     ]
 
 
@@ -84,13 +89,20 @@ def _not_finite(taken: Sequence[mx.array], job: Job) -> EncoderError:
     return ModelFailure("The hidden states hold NaN or infinity. Check the checkpoint, or compute in float32.")
 
 
-def _export(x: mx.array, job: Job) -> PromptEmbeds:
-    bits = x.view(mx.uint16) if x.dtype == mx.bfloat16 else x  # NumPy has no bfloat16
-    rows_axis = 1 if job.combine == "stack" else 0
-    hidden_states, attention_mask = np.array(bits, order="C"), _attention_mask(job)
+def _split(joined: NDArray[np.uint8], embeds: Sequence[mx.array], jobs: Sequence[Job]) -> list[NDArray[np.generic]]:
+    """The arrays of all jobs, each in memory of its own: what keeps one must not keep the whole batch."""
+    ends = np.cumsum([x.nbytes for x in embeds])
+    return [
+        piece.copy().view(NUMPY_DTYPES[job.dtype]).reshape(x.shape)
+        for piece, x, job in zip(np.split(joined, ends[:-1]), embeds, jobs, strict=True)
+    ]
+
+
+def _export(hidden_states: NDArray[np.generic], job: Job) -> PromptEmbeds:
+    attention_mask = _attention_mask(job)
     for array in (hidden_states, attention_mask):
         array.setflags(write=False)  # replies send this very memory, several at a time where the cache has it
-    return PromptEmbeds(hidden_states, attention_mask, job.dtype, rows_axis)
+    return PromptEmbeds(hidden_states, attention_mask, job.dtype, rows_axis=1 if job.combine == "stack" else 0)
 
 
 def _attention_mask(job: Job) -> NDArray[np.bool_]:

@@ -62,6 +62,28 @@ def test_each_job_gets_its_own_rows_taps_and_order() -> None:
     assert rows_of(dropped) == [1101, 1102]
 
 
+def test_jobs_of_one_batch_may_want_different_dtypes() -> None:
+    jobs = [make_job(2, dtype=dtype) for dtype in ("float32", "bfloat16", "float16")]
+    singles, brains, halves = select({FIRST: mx.array(np.tile([[1.5, -2.0]], (3, 2, 1)))}, jobs)
+
+    assert isinstance(singles, PromptEmbeds) and isinstance(brains, PromptEmbeds) and isinstance(halves, PromptEmbeds)
+    assert singles.hidden_states.dtype == np.float32
+    assert halves.hidden_states.dtype == np.float16
+    assert singles.hidden_states.tolist() == halves.hidden_states.tolist() == [[1.5, -2.0]] * 2
+    assert brains.hidden_states.tolist() == [[0x3FC0, 0xC000]] * 2
+
+
+def test_who_keeps_one_result_keeps_the_memory_of_no_other() -> None:
+    """The cache counts bytes by result."""
+    for result in select(numbered(4, batch=2), [make_job(2), make_job(4)]):
+        assert isinstance(result, PromptEmbeds)
+        memory: np.ndarray | None = result.hidden_states
+        while memory is not None and isinstance(memory.base, np.ndarray):
+            memory = memory.base
+        assert memory is not None and memory.base is None
+        assert memory.nbytes == result.hidden_states.nbytes
+
+
 def test_rows_may_come_without_a_rectangle() -> None:
     """A packed forward pass hands out each job's rows by themselves."""
     rectangle = numbered(4, batch=2)
