@@ -1,11 +1,9 @@
 """The asynchronous front of the encoder: tokenize, look in the cache, queue, run, answer.
 
-Everything here runs on the event loop, so nothing needs a lock; the model runs on its own thread. A batch is formed as
-late as possible, when that thread is free.
+Everything here runs on the event loop, so nothing needs a lock; the model runs on its own thread.
 """
 
 import asyncio
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +11,8 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from encoder.batcher import Batcher, Entry
+from encoder.batch_loop import BatchLoop
+from encoder.batcher import Entry
 from encoder.cache import ResultCache
 from encoder.errors import DeadlineExceeded, EncoderError, NotReady, QueueFull
 from encoder.limits import Limits
@@ -32,11 +31,6 @@ from encoder.types import (
     PromptEmbeds,
     TokenizedPrompt,
 )
-
-FIRST_RATE = 500.0  # padded tokens a second, assumed until batches have been measured
-LONGEST_RETRY_S = 60
-# What a forward pass costs beside its rows, in rows: measured on two CPUs of an AMD EPYC, and on an H100.
-BATCH_ROWS = {"cpu": 16, "gpu": 400}
 
 
 class Engine:
@@ -92,22 +86,16 @@ class Engine:
         self._measure_passes = measure_passes
         self._encoder: TextEncoder | None = None
         self._failure: str | None = None  # why there will be no encoder
-        self._batch_loop: asyncio.Task[None] | None = None
         self._recent = RecentTokens()
         self._cache = ResultCache(cache_bytes, disk_cache_dir, disk_cache_bytes)
         self._lookups: set[asyncio.Task[None]] = set()
-        self._batcher = Batcher(self.limits.max_queue_tokens, self.limits.max_batch_tokens)
-        self._queued = asyncio.Event()  # something waits in the queue
+        self._batch_loop = BatchLoop(self._model_thread, self.limits, self._finish)
         self._in_flight: dict[Job, Entry] = {}  # waiting or running, for others who want the same
-        self._running_prompts = 0
         self._requests = 0  # accepted and not yet answered
         self._idle = asyncio.Event()
         self._idle.set()
         self._draining = False
-        self._rate = FIRST_RATE
-        self._counters = dict.fromkeys(
-            ("batches", "prompts", "real_tokens", "padded_tokens", "cache_hits", "cache_misses", "cache_coalesced"), 0
-        )
+        self._counters = dict.fromkeys(("cache_hits", "cache_misses", "cache_coalesced"), 0)
 
     async def start(self) -> None:
         """Load and warm the model, then accept requests. Errors: CheckpointError, ModelFailure."""
@@ -118,9 +106,7 @@ class Engine:
             self._failure = str(error)
             raise
         self._encoder.measures_passes = self._measure_passes
-        self._batcher.count_tokens = self._encoder.forward.tokens
-        self._batcher.batch_rows = BATCH_ROWS[self._encoder.info.device]
-        self._batch_loop = asyncio.create_task(self._run_batches())
+        self._batch_loop.start(self._encoder)
 
     async def probe(self) -> None:
         """Return when the next request can be expected to succeed. Errors: NotReady with the reason."""
@@ -137,9 +123,7 @@ class Engine:
     async def close(self) -> None:
         """End the model thread; requests that still wait fail with NotReady."""
         self.drain()
-        if self._batch_loop is not None:
-            self._batch_loop.cancel()
-            await asyncio.wait([self._batch_loop])
+        await self._batch_loop.close()
         for lookup in self._lookups:
             lookup.cancel()
         for entry in list(self._in_flight.values()):
@@ -155,14 +139,12 @@ class Engine:
     def stats(self) -> EngineStats:
         """Gauges and counters of this moment."""
         return EngineStats(
-            queued_prompts=len(self._batcher),
-            queued_tokens=self._batcher.queued_tokens,
-            running_prompts=self._running_prompts,
             layers_run=self._encoder.layers_run if self._encoder else 0,
             active_memory_bytes=mx.get_active_memory(),
             cache_memory_bytes=mx.get_cache_memory(),
             peak_memory_bytes=mx.get_peak_memory(),
             **self._counters,
+            **self._batch_loop.stats(),
             **self._cache.stats(),
         )
 
@@ -246,7 +228,7 @@ class Engine:
         return Entry(job, max(1, job.computed_rows), done, store=policy != "bypass")
 
     def _find_or_run(self, entries: Sequence[Entry], policy: CachePolicy) -> None:
-        self._batcher.check(entries)  # before anybody can join them, who would get the same error for less
+        self._batch_loop.check(entries)  # before anybody can join them, who would get the same error for less
         if policy == "use":
             self._in_flight.update((entry.job, entry) for entry in entries)
         if policy == "use" and self._cache.has_disk:  # in a task of its own: others may join, and outstay this request
@@ -271,13 +253,12 @@ class Engine:
     def _enqueue(self, entries: Sequence[Entry]) -> None:
         """Queue all of them, or fail all of them."""
         try:
-            self._batcher.put(entries, self._retry_after_s())
+            self._batch_loop.put(entries)
         except QueueFull as error:
             for entry in entries:
                 self._settle(entry, error)
         else:
             self._counters["cache_misses"] += len(entries)
-            self._queued.set()
 
     async def _wait(self, entries: Sequence[Entry], timeout_s: float) -> None:
         """Wait for all entries. Whoever stops waiting last takes an entry out of the queue."""
@@ -289,40 +270,13 @@ class Engine:
         finally:
             for entry in entries:
                 entry.waiters -= 1
-                if not entry.waiters and self._batcher.discard(entry):
+                if not entry.waiters and self._batch_loop.discard(entry):
                     self._forget(entry)
 
-    async def _run_batches(self) -> None:
-        while True:
-            await self._queued.wait()
-            batch = self._batcher.take_batch()
-            if batch:
-                await self._run_batch(batch)
-            else:
-                self._queued.clear()
-
-    async def _run_batch(self, batch: list[Entry]) -> None:
-        started = time.perf_counter()
-        for entry in batch:
-            entry.started_at = started
-        self._running_prompts = len(batch)
-        outcomes = await self._model_thread.run(self._loaded(), [entry.job for entry in batch])
-        self._running_prompts = 0
-        self._count(batch, time.perf_counter() - started)
-        for entry, outcome in zip(batch, outcomes, strict=True):
-            entry.finished_at = time.perf_counter()
-            entry.last_pass = self._loaded().last_pass
-            if isinstance(outcome, PromptEmbeds) and entry.store:
-                self._cache.put(entry.job, outcome)
-            self._settle(entry, outcome)
-
-    def _count(self, batch: list[Entry], seconds: float) -> None:
-        padded_tokens = self._batcher.count_tokens([entry.length for entry in batch])
-        self._rate = 0.8 * self._rate + 0.2 * padded_tokens / seconds
-        self._counters["batches"] += 1
-        self._counters["prompts"] += len(batch)
-        self._counters["padded_tokens"] += padded_tokens
-        self._counters["real_tokens"] += sum(entry.job.computed_rows for entry in batch)
+    def _finish(self, entry: Entry, outcome: PromptEmbeds | EncoderError) -> None:
+        if isinstance(outcome, PromptEmbeds) and entry.store:
+            self._cache.put(entry.job, outcome)
+        self._settle(entry, outcome)
 
     def _settle(self, entry: Entry, outcome: PromptEmbeds | EncoderError) -> None:
         self._forget(entry)
@@ -344,9 +298,6 @@ class Engine:
         if self._draining:
             raise NotReady("The service is shutting down.", 10)
         return self._loaded()
-
-    def _retry_after_s(self) -> int:
-        return min(LONGEST_RETRY_S, max(1, math.ceil(self._batcher.queued_tokens / self._rate)))
 
 
 def _last_batch(entries: Sequence[Entry], asked_at: float) -> tuple[float, float, Pass | None]:
