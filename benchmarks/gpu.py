@@ -1,10 +1,10 @@
-"""The forward pass on a GPU beside transformers' on PyTorch and beside what the card can do: same weights, same tokens.
+"""A GPU: the forward pass beside transformers' on PyTorch and beside what the card can do, and the service around it.
 
     make bench-gpu
     python -m benchmarks.gpu [--rounds 10] [--output benchmarks/results/gpu.json]
 
-Dims of Qwen3-4B, random bfloat16 weights. Each side runs in a process of its own, all on one card, taking turns of
-some passes. A pass runs to the layer whose output is wanted, and ends when that is in the card's memory.
+Dims of Qwen3-4B, random bfloat16 weights, same tokens. Each side runs in a process of its own, all on one card, taking
+turns of some passes. A pass runs to the layer whose output is wanted, and ends when that is in the card's memory.
 """
 
 import argparse
@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks import overhead, throughput
+from benchmarks.checkpoints import read_prompts, write_tokenizer
 from benchmarks.loading import CONFIG, write_checkpoint
 from benchmarks.report import Row, report
 
@@ -33,6 +35,7 @@ LOADERS: dict[str, Callable[[Path], "Side"]] = {
 }
 LAYERS = 35
 PASSES = 6  # in one turn
+REQUESTS = 1024  # of many clients at once
 MATRIX_NUMBERS = 2560 * (4096 + 2 * 1024 + 4096 + 3 * 9728)  # of one layer
 ROW = 30  # of the first prompt, by which the sides are compared
 TOLERANCE = 0.1  # of the size of a result: what sides may differ by after 35 layers in bfloat16
@@ -250,6 +253,9 @@ def main() -> None:
         medians = measure(Path(folder), arguments.sides, arguments.rounds)
         print(f"products {limits['products/s'] / 1e12:.0f} TFLOP/s, copies {limits['bytes/s'] / 1e12:.2f} TB/s")
         rows += [row_of(case, medians[case.what], limits) for case in CASES]
+        write_tokenizer(Path(folder), read_prompts())
+        rows += overhead.measure(model=Path(folder))
+        rows += throughput.measure(REQUESTS, rounds=3, model=Path(folder))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """What the service adds to the encoder: POST /encode minus the forward pass, and replies from the cache.
 
-    python -m benchmarks.overhead [--requests 100]
+    python -m benchmarks.overhead [--requests 100] [--model FOLDER]
 
-A checkpoint as wide as Qwen3-4B and three thin layers deep, so that replies are as large as there and passes short. One
-client, one request after the other, by TCP on loopback and by a Unix socket in turn. The forward pass is what the
-service says in x-inference-time. The client reads the whole reply and does not look into it. `bare` is as many bytes
-from a process that does nothing else, by the same way and in the same turns: no service can be faster.
+A checkpoint as wide as Qwen3-4B and three thin layers deep, unless a model is given: replies are as large as there and
+passes short. One client, one request after the other, by TCP on loopback and by a Unix socket in turn. The forward pass
+is what the service says in x-inference-time. The client reads the whole reply and does not look into it. `bare` is as
+many bytes from a process that does nothing else, by the same way and in the same turns: no service can be faster.
 """
 
 import argparse
@@ -33,25 +33,27 @@ layers = [0, 1, 2]
 BASE_MS, BYTES_PER_MS = 1.5, 4e6  # what may be added: this, and the reply at 4 GB/s
 CACHED_MS = 4.0
 WARM_UP = 10
-CASES = {"z-image": "z-image", "flux2-klein": "klein"}  # preset of the service by the name that it stands for
+THIN = {"z-image": "z-image", "flux2-klein": "klein"}  # preset of the service by the name that it stands for
+WHOLE = {"z-image": "z-image", "flux2-klein": "flux2-klein"}
 
 
-def measure(requests: int = 100) -> list[Row]:
-    """The rows of what the service adds."""
+def measure(requests: int = 100, model: Path | None = None) -> list[Row]:
+    """The rows of what the service adds, with a model in place of the thin one."""
     prompt = max(read_prompts(), key=len)
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         folder = Path(scratch)
         (folder / "presets.toml").write_text(KLEIN)
-        write_checkpoint(folder, DIMS, LAYERS)
+        if model is None:
+            write_checkpoint(folder, DIMS, LAYERS)
         services = {
             name: (
-                stack.enter_context(Service(folder, uds, presets=folder / "presets.toml")).connect(),
+                stack.enter_context(Service(model or folder, uds, presets=folder / "presets.toml")).connect(),
                 stack.enter_context(bare_server(folder / "bare" if uds else None)),
             )
             for name, uds in (("TCP on loopback", None), ("a Unix socket", folder / "socket"))
         }
         rows = []
-        for name, preset in CASES.items():
+        for name, preset in (THIN if model is None else WHOLE).items():
             fields = {"prompt": prompt, "preset": preset}
             computed = _take(services, fields, NO_STORE, requests)
             rows += [_added(name, way, taken) for way, taken in computed.items()]
@@ -153,10 +155,11 @@ def _median(values: Iterable[float]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--requests", type=int, default=100, help="of each kind")
+    parser.add_argument("--model", type=Path, help="a folder with all layers of Qwen3-4B")
     parser.add_argument("--output", type=Path, help="a JSON file")
     options = parser.parse_args()
     with report(options.output) as rows:
-        rows += measure(options.requests)
+        rows += measure(options.requests, options.model)
 
 
 if __name__ == "__main__":

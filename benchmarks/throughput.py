@@ -1,11 +1,11 @@
 """Many clients at once beside the same prompts in ideal batches: how much of the encoder's throughput is delivered.
 
-    python -m benchmarks.throughput [--requests 256] [--clients 64] [--rounds 1] [--full]
+    python -m benchmarks.throughput [--requests 256] [--clients 64] [--rounds 1] [--model FOLDER]
 
-Half of Qwen3-0.6B's width unless --full, so that enough requests fit into a minute; what the service itself does then
-weighs four times as much. Ideal is TextEncoder in a process of its own, with all prompts known beforehand: sorted by
-length and filled to max_batch_tokens. Padding waste is the part of the computed rows that nobody asked for; padding
-rows that a preset delivers (FLUX.2 klein's) were asked for.
+Half of Qwen3-0.6B's width unless a model is given, so that enough requests fit into a minute; what the service itself
+does then weighs four times as much. Ideal is TextEncoder in a process of its own, with all prompts known beforehand:
+sorted by length and filled to max_batch_tokens. Padding waste is the part of the computed rows that nobody asked for;
+padding rows that a preset delivers (FLUX.2 klein's) were asked for.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from benchmarks.checkpoints import QWEN3_0_6B, Dims, read_prompts, write_checkpoint
+from benchmarks.checkpoints import Dims, read_prompts, write_checkpoint
 from benchmarks.mixed import CLIENTS, Asked, mixed_requests, send_all
 from benchmarks.report import Row, report
 from benchmarks.service import Service
@@ -25,13 +25,15 @@ LAYERS = 28
 SHARE_PERCENT, WASTE_PERCENT = 95.0, 8.0
 
 
-def measure(requests: int = 256, clients: int = CLIENTS, rounds: int = 1, full: bool = False) -> list[Row]:
+def measure(requests: int = 256, clients: int = CLIENTS, rounds: int = 1, model: Path | None = None) -> list[Row]:
     """The share of the ideal throughput, and the padding waste meanwhile."""
     asked = mixed_requests(read_prompts(), requests)
     warm_up = mixed_requests(read_prompts(), clients, seed=1)
-    with tempfile.TemporaryDirectory() as folder:
-        write_checkpoint(Path(folder), QWEN3_0_6B if full else HALF, LAYERS)
-        with Service(folder) as service, Worker(MODULE, "--work", folder) as ideal:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = model or Path(scratch)
+        if model is None:
+            write_checkpoint(folder, HALF, LAYERS)
+        with Service(folder) as service, Worker(MODULE, "--work", str(folder)) as ideal:
             send_all(service, warm_up, clients)
             ideal(warm_up)
             before = service.connect().metrics()
@@ -81,7 +83,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=256)
     parser.add_argument("--clients", type=int, default=CLIENTS)
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--full", action="store_true", help="Qwen3-0.6B's whole width")
+    parser.add_argument("--model", type=Path, help="a folder with a checkpoint")
     parser.add_argument("--output", type=Path, help="a JSON file")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -89,7 +91,7 @@ def main() -> None:
         work(options.work)
         return
     with report(options.output) as rows:
-        rows += measure(options.requests, options.clients, options.rounds, options.full)
+        rows += measure(options.requests, options.clients, options.rounds, options.model)
 
 
 if __name__ == "__main__":
