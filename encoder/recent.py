@@ -10,11 +10,12 @@ from encoder.preset import Preset
 from encoder.types import TokenizedPrompt
 
 MAX_REQUESTS = 256
-MAX_CHARS = 4096  # of a request; beside longer ones, tokenizing is no longer what takes the time
+MAX_BYTES = 2**16  # of a request: some 1500 tokens; beside longer ones, tokenizing is no longer what takes the time
+TOKEN_BYTES = 40  # of a tuple's place and its integer
 
 
 class RecentTokens:
-    """Tokenized prompts by request, least recently asked for out first; at most about 50 MB."""
+    """Tokenized prompts by request, least recently asked for out first; some 20 MB at most."""
 
     def __init__(self) -> None:
         self._requests: OrderedDict[tuple[Preset, tuple[str, ...]], list[TokenizedPrompt]] = OrderedDict()
@@ -31,7 +32,7 @@ class RecentTokens:
 
     def put(self, prompts: Sequence[str], preset: Preset, tokenized: list[TokenizedPrompt]) -> None:
         """Keep the tokens of a request, unless it is long."""
-        if sum(map(len, prompts)) > MAX_CHARS:
+        if sum(len(prompt.text) + TOKEN_BYTES * len(prompt.input_ids) for prompt in tokenized) > MAX_BYTES:
             return
         self._requests[preset, tuple(prompts)] = tokenized
         if len(self._requests) > MAX_REQUESTS:

@@ -53,11 +53,18 @@ def test_the_request_that_was_asked_for_longest_ago_goes_first(monkeypatch: pyte
     assert tokens.get(["a"], Z_IMAGE) is TOKENS
 
 
-def test_a_long_request_is_not_kept() -> None:
+@pytest.mark.parametrize(
+    "tokenized",
+    [
+        pytest.param([TokenizedPrompt("x" * 2**16, (1,), truncated=True)], id="text, most of which was cut"),
+        pytest.param([TokenizedPrompt("x", (1,) * 2000, truncated=False)], id="tokens"),
+        pytest.param([TokenizedPrompt("x" * 300, (1,) * 300, truncated=False)] * 6, id="prompts with a long template"),
+    ],
+)
+def test_a_long_request_is_not_kept(tokenized: list[TokenizedPrompt]) -> None:
     tokens = RecentTokens()
-    tokens.put(["x" * recent.MAX_CHARS], Z_IMAGE, TOKENS)
-    tokens.put(["x" * recent.MAX_CHARS, "y"], Z_IMAGE, TOKENS)
-    assert len(tokens) == 1
+    tokens.put(["x"] * len(tokenized), Z_IMAGE, tokenized)
+    assert len(tokens) == 0
 
 
 @pytest.mark.anyio
