@@ -29,9 +29,8 @@ def select(hidden_states: Mapping[Tap, Rows], jobs: Sequence[Job]) -> list[Promp
         combine([x.astype(getattr(mx, job.dtype)) for x in own], job) for own, job in zip(taken, jobs, strict=True)
     ]
     finite = mx.stack([is_finite(x) for x in embeds])
-    joined = mx.concatenate([x.view(mx.uint8).reshape(-1) for x in embeds])  # each way from a GPU has its price
-    mx.eval(finite, joined)
-    arrays = _split(np.array(joined, copy=False), embeds, jobs)
+    mx.async_eval(embeds, finite)
+    arrays = to_numpy(embeds, jobs, at_once=mx.default_device().type == mx.DeviceType.gpu)
     return [
         _export(array, job) if fine else _not_finite(own, job)
         for array, fine, own, job in zip(arrays, np.array(finite), taken, jobs, strict=True)
@@ -89,12 +88,20 @@ def _not_finite(taken: Sequence[mx.array], job: Job) -> EncoderError:
     return ModelFailure("The hidden states hold NaN or infinity. Check the checkpoint, or compute in float32.")
 
 
-def _split(joined: NDArray[np.uint8], embeds: Sequence[mx.array], jobs: Sequence[Job]) -> list[NDArray[np.generic]]:
-    """The arrays of all jobs, each in memory of its own: what keeps one must not keep the whole batch."""
-    ends = np.cumsum([x.nbytes for x in embeds])
+def to_numpy(embeds: Sequence[mx.array], jobs: Sequence[Job], at_once: bool) -> list[NDArray[np.generic]]:
+    """The arrays of all jobs, each in memory of its own: what keeps one must not keep the whole batch.
+
+    Args:
+        at_once: move them out of MLX together. Each way from a GPU has its price; a CPU would only need more memory.
+    """
+    pieces = [x.view(mx.uint8).reshape(-1) for x in embeds]
+    if at_once:
+        parts = np.split(np.array(mx.concatenate(pieces), copy=False), np.cumsum([x.nbytes for x in embeds])[:-1])
+    else:
+        parts = [np.array(piece, copy=False) for piece in pieces]
     return [
-        piece.copy().view(NUMPY_DTYPES[job.dtype]).reshape(x.shape)
-        for piece, x, job in zip(np.split(joined, ends[:-1]), embeds, jobs, strict=True)
+        part.copy().view(NUMPY_DTYPES[job.dtype]).reshape(x.shape)
+        for part, x, job in zip(parts, embeds, jobs, strict=True)
     ]
 
 

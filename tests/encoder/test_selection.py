@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from encoder import Preset, PromptEmbeds, TextEncoder
 from encoder.errors import EncoderError, InvalidField, ModelFailure
 from encoder.finite import is_finite
-from encoder.selection import select
+from encoder.selection import select, to_numpy
 from encoder.types import Combine, Job, Tap
 from tests.checkpoints import write_checkpoint
 
@@ -73,15 +73,21 @@ def test_jobs_of_one_batch_may_want_different_dtypes() -> None:
     assert brains.hidden_states.tolist() == [[0x3FC0, 0xC000]] * 2
 
 
-def test_who_keeps_one_result_keeps_the_memory_of_no_other() -> None:
-    """The cache counts bytes by result."""
-    for result in select(numbered(4, batch=2), [make_job(2), make_job(4)]):
-        assert isinstance(result, PromptEmbeds)
-        memory: np.ndarray | None = result.hidden_states
-        while memory is not None and isinstance(memory.base, np.ndarray):
+@pytest.mark.parametrize("at_once", [True, False])
+def test_arrays_leave_mlx_unchanged_and_each_in_memory_of_its_own(at_once: bool) -> None:
+    """The cache counts bytes by result: who keeps one must not keep the memory of others."""
+    numbers = [np.arange(6, dtype=np.float32).reshape(2, 3), np.zeros((0, 3), np.float32), np.ones((4, 3), np.float16)]
+    jobs = [make_job(len(array), dtype=array.dtype.name) for array in numbers]
+    arrays = to_numpy([mx.array(array) for array in numbers], jobs, at_once)
+
+    for array, expected in zip(arrays, numbers, strict=True):
+        np.testing.assert_array_equal(array, expected)
+        assert array.dtype == expected.dtype
+        memory = array
+        while isinstance(memory.base, np.ndarray):
             memory = memory.base
-        assert memory is not None and memory.base is None
-        assert memory.nbytes == result.hidden_states.nbytes
+        assert memory.base is None
+        assert memory.nbytes == array.nbytes
 
 
 def test_rows_may_come_without_a_rectangle() -> None:
