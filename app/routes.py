@@ -47,8 +47,8 @@ async def _encode(request: Request, model: type[EncodeRequest]) -> Response:
 @router.post("/tokenize", **TOKENIZE)
 async def tokenize(request: Request) -> Response:
     """Show what would be encoded: the formatted prompt and its tokens. Does not run the model."""
-    body = await read_body(request, TokenizeRequest)
     media_type = negotiate(request, (wire.JSON, wire.MSGPACK, wire.X_MSGPACK))
+    body = await read_body(request, TokenizeRequest)
     preset, engine = body.resolve(catalog_of(request)), engine_of(request)
     prompts = await unless_disconnected(request, engine.tokenize(body.texts(), preset))
     document = {

@@ -6,12 +6,12 @@ Templates are part of a preset, so a preset and its prompts decide the tokens.
 from collections import OrderedDict
 from collections.abc import Sequence
 
+from encoder.cache.memory import TOKEN_BYTES
 from encoder.preset import Preset
 from encoder.types import TokenizedPrompt
 
 MAX_REQUESTS = 256
 MAX_BYTES = 2**16  # of a request: some 1500 tokens; beside longer ones, tokenizing is no longer what takes the time
-TOKEN_BYTES = 40  # of a tuple's place and its integer
 
 
 class RecentTokens:

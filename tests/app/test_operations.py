@@ -108,8 +108,9 @@ def test_the_api_description_has_bodies_replies_and_errors(server: RunningServer
         assert body["application/json"]["schema"]["properties"]["prompts"]
         assert body["application/json"]["examples"]
         assert {"200", "400", "401", "413", "415", "422", "503"} <= set(paths[path]["post"]["responses"])
-    [parameter] = paths["/encode_layers"]["post"]["parameters"]
-    assert (parameter["name"], parameter["schema"]["enum"]) == ("encoding", ["base64", "float"])
+    for path in ("/encode", "/encode_layers"):
+        [parameter] = paths[path]["post"]["parameters"]
+        assert (parameter["name"], parameter["schema"]["enum"]) == ("encoding", ["base64", "float"])
     replies = paths["/encode"]["post"]["responses"]["200"]["content"]
     assert {"application/msgpack", "application/json", "application/x-safetensors", "tensor/binary"} <= set(replies)
 

@@ -76,7 +76,7 @@ def test_jobs_of_one_batch_may_want_different_dtypes() -> None:
 @pytest.mark.parametrize("at_once", [True, False])
 def test_arrays_leave_mlx_unchanged_and_each_in_memory_of_its_own(at_once: bool) -> None:
     """The cache counts bytes by result: who keeps one must not keep the memory of others."""
-    numbers = [np.arange(6, dtype=np.float32).reshape(2, 3), np.zeros((0, 3), np.float32), np.ones((4, 3), np.float16)]
+    numbers = [np.arange(6, dtype=np.float32).reshape(2, 3), np.zeros((0, 3), np.float32), np.ones((5, 3), np.float16)]
     jobs = [make_job(len(array), dtype=array.dtype.name) for array in numbers]
     arrays = to_numpy([mx.array(array) for array in numbers], jobs, at_once)
 
