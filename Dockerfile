@@ -11,11 +11,17 @@ ARG BACKEND=cpu
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /src
 
+# encoder/panels.c is compiled when the package is installed.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
+
 # The dependencies are a layer of their own, which a change of the code does not touch: two empty packages stand in for it.
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml setup.py README.md LICENSE ./
 RUN python -m venv /opt/venv \
     && mkdir app encoder \
-    && touch app/__init__.py encoder/__init__.py \
+    && touch app/__init__.py encoder/__init__.py encoder/panels.c \
     && /opt/venv/bin/pip install ".[${BACKEND}]"
 
 COPY app app

@@ -4,14 +4,15 @@
 
 Dims of Qwen3-0.6B in float32, random weights. PyTorch gets a right-padded batch with its mask, in inference mode; the
 encoder gets the prompts as they are. `no compiler` is the encoder without fused operations, as on a machine that has no
-C++ compiler; `products` are the linear layers' matrix products alone, through the same BLAS.
+C++ compiler; `never a compiler` lacks encoder/panels.c too, as where there was none when it was installed.
+`products` are the linear layers' matrix products alone, with the same matrices.
 """
 
 import argparse
-import json
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.checkpoints import QWEN3_0_6B, read_weights, write_checkpoint
+from benchmarks.checkpoints import QWEN3_0_6B, write_checkpoint
 from benchmarks.report import Row, compare, report
 from benchmarks.workers import Case, Worker, answer_requests, take_turns
 
@@ -39,7 +40,7 @@ LIMIT_PERCENT = 88.0
 D, MLP = QWEN3_0_6B.hidden_size, QWEN3_0_6B.intermediate_size
 WIDTH = QWEN3_0_6B.num_attention_heads * QWEN3_0_6B.head_dim
 KV_WIDTH = QWEN3_0_6B.num_key_value_heads * QWEN3_0_6B.head_dim
-ENVIRONMENTS = {"no compiler": {"MLX_DISABLE_COMPILE": "1"}}
+WITHOUT_COMPILER = ("no compiler", "never a compiler")
 Run = Callable[[Sequence[int]], NDArray[Any] | None]
 
 
@@ -59,11 +60,19 @@ def measure(
         write_checkpoint(Path(folder), QWEN3_0_6B, layers)
         options = ["--folder", folder, "--layers", str(layers), "--threads", str(threads or _cpus())]
         workers = {
-            side: stack.enter_context(Worker(MODULE, "--work", side, *options, **ENVIRONMENTS.get(side, {})))
-            for side in sides
+            side: stack.enter_context(Worker(MODULE, "--work", side, *options, **_environment(side))) for side in sides
         }
         seconds = take_turns(workers, cases, rounds)
     return [row for case in cases for row in _rows(case, seconds[case.name])]
+
+
+def _environment(side: str) -> dict[str, str]:
+    environment = {"MLX_DISABLE_COMPILE": "1"} if side in WITHOUT_COMPILER else {}
+    if side == "never a compiler":
+        from encoder.blas import activate  # not above: whoever imports it gets its BLAS
+
+        environment["LD_PRELOAD"] = activate().path or ""  # a BLAS that is there already is left alone
+    return environment
 
 
 def _cases(lengths: Sequence[int], plain: bool) -> list[Case]:
@@ -73,7 +82,7 @@ def _cases(lengths: Sequence[int], plain: bool) -> list[Case]:
             name,
             sequences,
             ["ours", "torch"]
-            + ["no compiler"] * (sum(sequences) < SHORT)
+            + list(WITHOUT_COMPILER) * (sum(sequences) < SHORT)
             + ["products"] * (name == LIMIT)
             + ["plain"] * plain,
         )
@@ -86,9 +95,9 @@ def _rows(case: Case, seconds: dict[str, float]) -> list[Row]:
     named = f"forward, {case.name} tokens, float32"
     main = {side: taken for side, taken in seconds.items() if side in ("ours", "torch", "plain")}
     rows = [compare(f"{named}: transformers on PyTorch over ours", MODULE, main, goal)]
-    if "no compiler" in seconds:
-        pair = {side: seconds[side] for side in ("no compiler", "torch")}
-        rows.append(compare(f"{named}: the same, ours without a compiler", MODULE, pair, goal=1.0))
+    for side in [side for side in WITHOUT_COMPILER if side in seconds]:
+        pair = {name: seconds[name] for name in (side, "torch")}
+        rows.append(compare(f"{named}: the same, ours with {side}", MODULE, pair, goal=1.0))
     if "products" in seconds:
         pair = {side: seconds[side] for side in ("ours", "products")}
         share = 100 * seconds["products"] / seconds["ours"]
@@ -123,21 +132,20 @@ def load_torch(folder: Path, threads: int) -> Run:
 def load_encoder(folder: Path, threads: int, plain: bool) -> Run:
     import encoder  # isort: skip  # noqa: F401  # puts a fast BLAS under MLX, which must not be imported before
     import mlx.core as mx
-    from mlx.utils import tree_unflatten
 
     from encoder.blas import set_threads
-    from encoder.config import Qwen3Config
-    from encoder.forward import PackedForward, PlainForward
+    from encoder.checkpoint import load_weights, open_checkpoint
+    from encoder.forward import Forward, PlainForward, choose_forward, widens_bfloat16
     from encoder.qwen3 import Qwen3
     from encoder.types import Job, Tap
 
-    config = Qwen3Config.from_dict(json.loads((folder / "config.json").read_text()))
-    model = Qwen3(config)
-    model.update(tree_unflatten(read_weights(folder)))
-    mx.eval(model.parameters())
+    checkpoint = open_checkpoint(str(folder))
+    model = Qwen3(checkpoint.config)
+    keep_bfloat16 = not plain and widens_bfloat16(checkpoint.config)
+    load_weights(checkpoint, model, mx.float32, keep_bfloat16=keep_bfloat16)
     set_threads(threads)
-    forward = (PlainForward if plain else PackedForward)(model, pad_token_id=0)
-    tap = Tap(config.num_hidden_layers, normed=True)
+    forward: Forward = PlainForward(model, 0) if plain else choose_forward(model, 0, mx.float32)
+    tap = Tap(checkpoint.config.num_hidden_layers, normed=True)
 
     def run(lengths: Sequence[int]) -> NDArray[Any]:
         jobs = [
@@ -157,13 +165,22 @@ def load_products(layers: int, threads: int) -> Run:
     import mlx.core as mx
 
     from encoder.blas import set_threads
+    from encoder.packed_weights import turn
+    from encoder.panels import has_panels, lay
 
     set_threads(1)
     streams = [mx.new_stream(mx.cpu) for _ in range(threads)]
     split = [(D, WIDTH), (D, 2 * KV_WIDTH), (D, MLP), (D, MLP)]  # by outputs; the others by inputs
     shapes = [(inputs, outputs // threads) for inputs, outputs in split] + [(WIDTH // threads, D), (MLP // threads, D)]
-    weights = [[[mx.random.normal(shape) for shape in shapes] for _ in streams] for _ in range(layers)]
-    mx.eval(weights)
+    random = np.random.default_rng(0)
+    dtype, made = (np.uint16, lay) if has_panels() else (np.float32, turn)
+
+    def matrix(inputs: int, outputs: int) -> mx.array:
+        numbers = random.integers(0x3F00, 0x4000, (outputs, inputs), np.uint16)  # bfloat16s around 1
+        with ThreadPoolExecutor(threads) as workers:
+            return made([numbers.astype(dtype)], workers)
+
+    weights = [[[matrix(*shape) for shape in shapes] for _ in streams] for _ in range(layers)]
 
     def run(lengths: Sequence[int]) -> None:
         rows = -(-sum(lengths) // 4) * 4
@@ -184,7 +201,7 @@ def work(side: str, folder: Path, layers: int, threads: int) -> None:
     loaders: dict[str, Callable[[], Run]] = {
         "torch": lambda: load_torch(folder, threads),
         "ours": lambda: load_encoder(folder, threads, plain=False),
-        "no compiler": lambda: load_encoder(folder, threads, plain=False),
+        **{side: lambda: load_encoder(folder, threads, plain=False) for side in WITHOUT_COMPILER},
         "plain": lambda: load_encoder(folder, threads, plain=True),
         "products": lambda: load_products(layers, threads),
     }

@@ -23,6 +23,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from encoder.panels_library import instruction_set, product_behind, stand_before
+
 logger = logging.getLogger(__name__)
 
 Source = Literal["system", "scipy-openblas32", "preloaded", "reference", "accelerate"]
@@ -53,6 +55,7 @@ class Blas:
     path: str | None  # the file that was loaded; from a temporary directory, it is already deleted
     threads: int | None
     remedy: str | None  # what to do about it; only for the reference BLAS
+    panels: str | None = None  # instruction set of the library that stands before it, see encoder/panels.c
 
 
 class Unavailable(Exception):
@@ -60,6 +63,7 @@ class Unavailable(Exception):
 
 
 _active: Blas | None = None
+_panels: ctypes.CDLL | None = None
 _lock = threading.Lock()
 
 
@@ -81,6 +85,11 @@ def activate(cache_dir: Path | None = None, sources: Sequence[Loadable] = ("syst
             else:
                 logger.info("BLAS is %s", _active)
         return _active
+
+
+def panels_library() -> ctypes.CDLL | None:
+    """The library of encoder/panels.c, where it stands before the BLAS."""
+    return _panels
 
 
 def set_threads(threads: int) -> None:
@@ -183,11 +192,23 @@ def _load(name: str) -> None:
         raise Unavailable(f"{name} does not export cblas_sgemm and openblas_get_config")
     if "USE64BITINT" in _openblas_config(library):
         raise Unavailable(f"{name} takes 64-bit integers (ILP64), MLX passes 32-bit ones")
+    panels = _put_panels_before(library)
     ctypes.CDLL(name, ctypes.RTLD_GLOBAL)
-    if _address(ctypes.CDLL(None)) != _address(library):
+    if _address(ctypes.CDLL(None)) != _address(panels or library):
         raise Unavailable(f"cblas_sgemm does not resolve to {name}")
     if not any(os.environ.get(name) for name in THREAD_SETTINGS):
         library.openblas_set_num_threads(available_cpus())
+
+
+def _put_panels_before(library: ctypes.CDLL) -> ctypes.CDLL | None:
+    global _panels
+    name = instruction_set()
+    if name is not None:
+        try:
+            _panels = stand_before(library, name)
+        except OSError as error:
+            logger.warning("The library of encoder/panels.c cannot be used, products take longer: %s", error)
+    return _panels
 
 
 def available_cpus() -> int:
@@ -203,13 +224,14 @@ def available_cpus() -> int:
 def _describe(source: Source) -> Blas:
     """What `cblas_sgemm` resolves to now, asked of the dynamic linker and not assumed."""
     process = ctypes.CDLL(None)
-    path = _path_of(_address(process))
+    path = _path_of(product_behind(_panels) if _panels else _address(process))
     name = next((name for marker, name in MARKERS.items() if hasattr(process, marker)), None)
     if name is None:
         return _reference(f"cblas_sgemm comes from {path}, no BLAS known to be fast. Check LD_PRELOAD.")
     if name != "OpenBLAS":
         return Blas(name, None, source, path, None, None)
-    return Blas(name, _openblas_config(process).split()[1], source, path, int(process.openblas_get_num_threads()), None)
+    version, threads = _openblas_config(process).split()[1], int(process.openblas_get_num_threads())
+    return Blas(name, version, source, path, threads, None, instruction_set() if _panels else None)
 
 
 def _reference(remedy: str) -> Blas:

@@ -5,20 +5,22 @@
 which.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from encoder import fused, packing
+from encoder import fused
 from encoder.blas import available_cpus, set_threads
+from encoder.config import Qwen3Config
 from encoder.cuda_kernels import DTYPE, CudaKernels, build_kernels
 from encoder.fused import FusedQwen3
 from encoder.packed import PackedQwen3
 from encoder.packed_weights import count_streams
 from encoder.padding import bucket_length, pad
+from encoder.panels import has_panels
 from encoder.qwen3 import Qwen3
 from encoder.types import Job, Rows, Tap
 
@@ -50,18 +52,22 @@ class PlainForward:
 
 
 class PackedForward:
-    """All rows one after the other, on several streams with a one-thread BLAS each. Takes the model's weights over."""
+    """All rows one after the other, on several streams with a one-thread BLAS each. Takes the model's weights over.
 
-    def __init__(self, model: Qwen3, pad_token_id: int) -> None:
+    Args:
+        as_panels: whether encoder/panels.c multiplies, and not the BLAS.
+    """
+
+    def __init__(self, model: Qwen3, pad_token_id: int, as_panels: bool) -> None:
         set_threads(1)
-        self.packed = PackedQwen3(model, count_streams(model.config, available_cpus()))
+        self.packed = PackedQwen3(model, count_streams(model.config, available_cpus()), as_panels)
         self.pad_token_id = pad_token_id
 
     def __call__(self, jobs: Sequence[Job], taps: Sequence[Tap]) -> Mapping[Tap, Rows]:
         return self.packed.hidden_states_at(taps, jobs, self.pad_token_id)
 
     def tokens(self, lengths: Sequence[int]) -> int:
-        return _rounded(sum(lengths), packing.ROW_MULTIPLE)
+        return _rounded(sum(lengths), self.packed.row_multiple)
 
 
 class FusedForward:
@@ -78,19 +84,30 @@ class FusedForward:
         return _rounded(sum(lengths), fused.ROW_MULTIPLE)
 
 
-def choose_forward(model: Qwen3, pad_token_id: int) -> Forward:
-    """The fast way where there is one that knows all that the model has, else the plain one."""
+def widens_bfloat16(config: Qwen3Config) -> bool:
+    """Whether float32 is computed from bfloat16 weights as they are: on a CPU, where panels are at hand."""
+    on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    return on_cpu and has_panels() and not (config.attention_bias or config.attention_sinks)
+
+
+def choose_forward(model: Qwen3, pad_token_id: int, dtype: mx.Dtype) -> Forward:
+    """The fast way where there is one that knows all that the model has, else the plain one.
+
+    Args:
+        model: loaded in the dtype to compute in, its matrices perhaps in bfloat16 where `widens_bfloat16`.
+        dtype: to compute in.
+    """
     if mx.default_device().type == mx.DeviceType.cpu:
-        if _is_simple(model, mx.float32):
-            return PackedForward(model, pad_token_id)
-    elif mx.cuda.is_available() and _is_simple(model, DTYPE) and (kernels := build_kernels(model.config)):
+        if dtype == mx.float32 and _is_simple(model, {mx.float32, mx.bfloat16} if has_panels() else {mx.float32}):
+            return PackedForward(model, pad_token_id, has_panels())
+    elif mx.cuda.is_available() and _is_simple(model, {DTYPE}) and (kernels := build_kernels(model.config)):
         return FusedForward(model, pad_token_id, kernels)
     return PlainForward(model, pad_token_id)
 
 
-def _is_simple(model: Qwen3, dtype: mx.Dtype) -> bool:
+def _is_simple(model: Qwen3, dtypes: Set[mx.Dtype]) -> bool:
     plain = all(type(module) is nn.Linear for layer in model.layers for module in layer.projections)
-    alike = all(array.dtype == dtype for array in dict(tree_flatten(model.parameters())).values())
+    alike = all(array.dtype in dtypes for array in dict(tree_flatten(model.parameters())).values())
     return plain and alike and not (model.config.attention_bias or model.config.attention_sinks)
 
 

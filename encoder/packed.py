@@ -7,7 +7,7 @@ docs/decisions/0002-packed-forward-on-cpu.md:
   their own prompt and are seen by nobody, so they have queries and no keys.
 - Each stream has a part of the heads and of the MLP, and a BLAS with one thread: no thread waits for another inside a
   matrix product, only twice in a layer where the parts are added up.
-- Weights are [in, out] and contiguous, and the norms' weights are multiplied into them.
+- Weights are [in, out], laid out as panels where their library is at hand.
 - Exponentials are polynomials in a few fused operations: MLX's own are computed one number at a time.
 
 Shape letters: T packed rows, D hidden size, H attention heads, K key-value heads, G = H / K, d head_dim.
@@ -19,12 +19,14 @@ from concurrent.futures import ThreadPoolExecutor
 import mlx.core as mx
 
 from encoder.config import Qwen3Config
-from encoder.packed_weights import Layer, Part, cut
+from encoder.packed_weights import Layer, Part, cut, turn
 from encoder.packing import Look, Span, pack, plan_looks
-from encoder.pointwise import add, clamp, exp2, rotate, swiglu
+from encoder.panels import lay
+from encoder.pointwise import add, clamp, exp2, rotate, scale, swiglu
 from encoder.qwen3 import Qwen3, rope_periods
 from encoder.types import Job, Tap
 
+BLAS_ROW_MULTIPLE = 4  # OpenBLAS multiplies whole groups of four rows; the rest runs through a slow kernel
 SMALLEST = 1e-37  # sum of weights; only rows without keys have less
 State = tuple[mx.array, mx.array]  # a stream's own sum of all so far, (T, D), and its square
 
@@ -33,18 +35,20 @@ class PackedQwen3:
     """The weights of a loaded Qwen3, cut and laid out for a CPU. The model's layers are empty afterwards.
 
     Args:
-        model: loaded, in float32.
+        model: loaded, in float32; with panels its matrices may be bfloat16, all of a layer.
         streams: parts to cut it into; create and run on one thread.
+        as_panels: whether to lay out the matrices for encoder/panels.c.
     """
 
-    def __init__(self, model: Qwen3, streams: int) -> None:
+    def __init__(self, model: Qwen3, streams: int, as_panels: bool) -> None:
         self.config = model.config
         self.model = model
         self.streams = [mx.new_stream(mx.cpu) for _ in range(streams)]
+        self.row_multiple = 1 if as_panels else BLAS_ROW_MULTIPLE
         self.layers: list[Layer] = []
         with ThreadPoolExecutor(streams) as threads:
             while model.layers:  # one at a time, so that no more than one layer is in memory twice
-                self.layers.append(cut(model.layers.pop(0), self.config, streams, threads))
+                self.layers.append(cut(model.layers.pop(0), self.config, streams, lay if as_panels else turn, threads))
                 mx.clear_cache()
         # A product with a column is the fastest mean.
         self._mean = {size: mx.full((size, 1), 1 / size) for size in (self.config.hidden_size, self.config.head_dim)}
@@ -54,10 +58,10 @@ class PackedQwen3:
         self, taps: Sequence[Tap], jobs: Sequence[Job], pad_token_id: int
     ) -> dict[Tap, list[mx.array]]:
         """For each tap, the computed rows of each job, (computed_rows, D). No layer after the deepest tap runs."""
-        packed = pack(jobs, pad_token_id)
+        packed = pack(jobs, pad_token_id, self.row_multiple)
         looks = plan_looks(packed.spans, self.config.num_attention_heads // self.config.num_key_value_heads)
         rope = _rope_table(packed.position_ids, self.config)
-        x = self.model.embed_tokens(packed.input_ids)  # (T, D)
+        x = self.model.embed_tokens(packed.input_ids).astype(mx.float32)  # (T, D)
         states = [(x, mx.square(x))] * len(self.streams)  # each stream has its own: cheaper than waiting for another's
         wanted = {tap.depth for tap in taps}
         outputs = {0: x}
@@ -74,14 +78,14 @@ class PackedQwen3:
         attended = []
         for stream, state, part in zip(self.streams, states, layer.parts, strict=True):
             with mx.stream(stream):
-                h = self._normed(*state)
+                h = self._normed(*state, layer.before_attention)
                 q, k, v = self._queries_keys_values(h, part, layer, real_rows, rope)
                 attended.append(_attend(q, k, v, looks, layer.bounded) @ part.o)
         states = self._add(states, attended)
         expanded = []
         for stream, state, part in zip(self.streams, states, layer.parts, strict=True):
             with mx.stream(stream):
-                h = self._normed(*state)
+                h = self._normed(*state, layer.before_mlp)
                 expanded.append(swiglu(h @ part.gate, h @ part.up) @ part.down)
         return self._add(states, expanded)
 
@@ -92,9 +96,9 @@ class PackedQwen3:
                 added.append(add(x, parts))
         return added
 
-    def _normed(self, x: mx.array, square: mx.array) -> mx.array:
-        """RMSNorm without its weight, which is in the matrices that follow."""
-        return x * self._inverse_rms(square)
+    def _normed(self, x: mx.array, square: mx.array, weight: mx.array) -> mx.array:
+        """RMSNorm."""
+        return scale(x, self._inverse_rms(square), weight)
 
     def _inverse_rms(self, square: mx.array) -> mx.array:
         return mx.rsqrt(square @ self._mean[square.shape[-1]] + self.config.rms_norm_eps)

@@ -1,12 +1,12 @@
 """The weights of a decoder layer as the packed pass on a CPU wants them.
 
-Matrices are [in, out] and contiguous, with the norm before them multiplied in, and cut into a part for each stream.
-NumPy turns them in blocks that stay in a CPU's cache, on all CPUs: MLX takes four times as long, on one.
+Matrices are [in, out], cut into a part for each stream: as panels where their library is at hand, else contiguous.
+NumPy turns those in blocks that stay in a CPU's cache, on all CPUs: MLX takes four times as long, on one.
 """
 
 import math
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -18,7 +18,9 @@ from encoder.config import Qwen3Config
 from encoder.filled_array import filled
 from encoder.qwen3 import DecoderLayer
 
-Matrix = NDArray[np.float32]
+Matrix = NDArray[Any]  # float32, or bfloat16's bits as uint16
+# Makes of matrices (out, in), one after the other, one (in, all outputs).
+Lay = Callable[[Sequence[Matrix], Executor], mx.array]
 
 BLOCK_ROWS = 128
 # log2 of weights that may be summed up as they are: a row of 4096, times values of up to 2^15, stays in float32.
@@ -41,11 +43,14 @@ class Layer(NamedTuple):
 
     Attributes:
         parts: one for each stream.
+        before_attention, before_mlp: (D,), the norms' weights.
         q_norm, k_norm: (2, 2, d/2), what multiplies cos and what sin; q's has the scale of the scores, in log2.
         bounded: whether no score can leave ±BOUND, whatever the input.
     """
 
     parts: list[Part]
+    before_attention: mx.array
+    before_mlp: mx.array
     q_norm: mx.array
     k_norm: mx.array
     bounded: bool
@@ -58,10 +63,9 @@ def count_streams(config: Qwen3Config, cpus: int) -> int:
     )
 
 
-def cut(layer: DecoderLayer, config: Qwen3Config, streams: int, threads: ThreadPoolExecutor) -> Layer:
+def cut(layer: DecoderLayer, config: Qwen3Config, streams: int, lay: Lay, threads: Executor) -> Layer:
     """One layer's weights for so many streams, evaluated."""
     attention, mlp = layer.self_attn, layer.mlp
-    before, between = _numbers(layer.input_layernorm), _numbers(layer.post_attention_layernorm)
     q, k, v = (
         np.split(_numbers(projection), streams) for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
@@ -69,12 +73,12 @@ def cut(layer: DecoderLayer, config: Qwen3Config, streams: int, threads: ThreadP
     o, down = (np.split(_numbers(projection), streams, axis=1) for projection in (attention.o_proj, mlp.down_proj))
     parts = [
         Part(
-            q=_turn([q[i]], before, threads),
-            kv=_turn([k[i], v[i]], before, threads),
-            o=_turn([o[i]], None, threads),
-            gate=_turn([gate[i]], between, threads),
-            up=_turn([up[i]], between, threads),
-            down=_turn([down[i]], None, threads),
+            q=lay([q[i]], threads),
+            kv=lay([k[i], v[i]], threads),
+            o=lay([np.ascontiguousarray(o[i])], threads),
+            gate=lay([gate[i]], threads),
+            up=lay([up[i]], threads),
+            down=lay([np.ascontiguousarray(down[i])], threads),
         )
         for i in range(streams)
     ]
@@ -83,24 +87,31 @@ def cut(layer: DecoderLayer, config: Qwen3Config, streams: int, threads: ThreadP
     q_norm = q_norm * np.float32(scale)
     # Turning mixes the two halves; a normed head has the length sqrt(d), so that its pairs have d in all.
     largest = config.head_dim * (np.abs(q_norm).max(axis=0) * np.abs(k_norm).max(axis=0)).max()
-    norms = [mx.array(np.stack([norm, norm[::-1]])) for norm in (q_norm, k_norm)]
-    return Layer(parts, norms[0], norms[1], bool(largest < BOUND))
+    return Layer(
+        parts,
+        layer.input_layernorm.weight,
+        layer.post_attention_layernorm.weight,
+        mx.array(np.stack([q_norm, q_norm[::-1]])),
+        mx.array(np.stack([k_norm, k_norm[::-1]])),
+        bool(largest < BOUND),
+    )
 
 
 def _numbers(module: nn.Module) -> Matrix:
     """A module's weight, where it lies."""
-    return np.array(module.weight, copy=False)
+    weight = module.weight
+    return np.array(weight.view(mx.uint16) if weight.dtype == mx.bfloat16 else weight, copy=False)
 
 
-def _turn(matrices: Sequence[Matrix], norm: Matrix | None, threads: ThreadPoolExecutor) -> mx.array:
-    """Matrices (out, in), one after the other, as one (in, all outputs); inputs multiplied with the norm's weight."""
+def turn(matrices: Sequence[Matrix], threads: Executor) -> mx.array:
+    """Matrices (out, in), one after the other, as one contiguous (in, all outputs)."""
     inputs, outputs = matrices[0].shape[1], sum(len(matrix) for matrix in matrices)
 
     def fill(memory: memoryview) -> None:
         turned: NDArray[Any] = np.frombuffer(memory, np.float32).reshape(inputs, outputs)
 
         def fill_block(rows: Matrix, start: int) -> None:
-            turned[:, start : start + len(rows)] = (rows if norm is None else rows * norm).T
+            turned[:, start : start + len(rows)] = rows.T
 
         end, blocks = 0, []
         for matrix in matrices:

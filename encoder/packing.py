@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from encoder.types import Job
 
-ROW_MULTIPLE = 4  # OpenBLAS multiplies whole groups of four rows; the rest runs through a slow kernel
 QUERY_BLOCK = 128  # queries that share one product with the keys before them, so that long prompts skip half of it
 SCORES_AT_ONCE = 2**19  # of one key-value head: few operations for many short prompts, little memory for a long one
 HIDDEN = -1e9  # log2 of the weight of a key that may not be seen
@@ -44,8 +43,8 @@ class Packed:
     real_rows: int
 
 
-def pack(jobs: Sequence[Job], pad_token_id: int) -> Packed:
-    """Put the rows of all jobs in one line."""
+def pack(jobs: Sequence[Job], pad_token_id: int, row_multiple: int) -> Packed:
+    """Put the rows of all jobs in one line, and fill it up to a multiple."""
     input_ids: list[int] = []
     positions: list[int] = []
     starts = []
@@ -60,12 +59,12 @@ def pack(jobs: Sequence[Job], pad_token_id: int) -> Packed:
         spans.append(Span(slice(start, start + len(job.input_ids)), slice(len(input_ids), len(input_ids) + len(live))))
         input_ids += [pad_token_id] * len(live)
         positions += live if job.pad_position is None else [job.pad_position] * len(live)
-    filling = -len(input_ids) % ROW_MULTIPLE or (ROW_MULTIPLE if not input_ids else 0)
+    filling = -len(input_ids) % row_multiple or (row_multiple if not input_ids else 0)
     return Packed(
         mx.array(np.array(input_ids + [pad_token_id] * filling, dtype=np.int32)),
         mx.array(np.array(positions + [0] * filling, dtype=np.int32)),
         spans,
-        max(1, -(-real_rows // ROW_MULTIPLE)) * ROW_MULTIPLE,
+        max(1, -(-real_rows // row_multiple)) * row_multiple,
     )
 
 

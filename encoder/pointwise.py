@@ -49,6 +49,12 @@ def rotate(x: mx.array, swapped: mx.array, factor: mx.array, cos: mx.array, sin:
     return result
 
 
+def scale(x: mx.array, rows: mx.array, columns: mx.array) -> mx.array:
+    """x*rows*columns, which have a number for each row and for each column."""
+    result: mx.array = _fused(_scale)(x, rows, columns)
+    return result
+
+
 def add(x: mx.array, parts: Sequence[mx.array]) -> tuple[mx.array, mx.array]:
     """The sum of all, and its square."""
     result: tuple[mx.array, mx.array] = _fused(_add)(x, *parts)
@@ -89,6 +95,10 @@ def _gated(gate: mx.array, up: mx.array, exponential: mx.array) -> mx.array:
 
 def _rotate(x: mx.array, swapped: mx.array, factor: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
     return (x * cos + swapped * sin) * factor
+
+
+def _scale(x: mx.array, rows: mx.array, columns: mx.array) -> mx.array:
+    return x * rows * columns
 
 
 def _add(x: mx.array, *parts: mx.array) -> tuple[mx.array, mx.array]:

@@ -19,7 +19,7 @@ from encoder.blas import activate
 from encoder.checkpoint import Checkpoint, load_weights, open_checkpoint
 from encoder.depth import choose_depth
 from encoder.errors import CheckpointError, EncoderError, InvalidField
-from encoder.forward import choose_forward
+from encoder.forward import choose_forward, widens_bfloat16
 from encoder.padding import padded_lengths
 from encoder.preset import Preset, check_preset
 from encoder.qwen3 import Qwen3
@@ -68,11 +68,17 @@ class TextEncoder:
         log.info("loading %d of %d decoder layers: %s", depth.layers, self.config.num_hidden_layers, depth.reason)
         self.num_layers = depth.layers
         self.model = Qwen3(replace(self.config, num_hidden_layers=self.num_layers))
+        dtype = COMPUTE_DTYPES[self.compute_dtype]
         self.loaded = load_weights(
-            checkpoint, self.model, COMPUTE_DTYPES[self.compute_dtype], progress, quantize=quantize
+            checkpoint,
+            self.model,
+            dtype,
+            progress,
+            quantize=quantize,
+            keep_bfloat16=dtype == mx.float32 and widens_bfloat16(self.config),
         )
         self.parameter_bytes = sum(array.nbytes for array in dict(tree_flatten(self.model.parameters())).values())
-        self.forward = choose_forward(self.model, checkpoint.tokenizer.pad_token_id)
+        self.forward = choose_forward(self.model, checkpoint.tokenizer.pad_token_id, dtype)
         self.measures_passes = False
         self.last_pass: Pass | None = None
 
@@ -196,7 +202,7 @@ class TextEncoder:
             random_weights=self.checkpoint.random_weights,
             compute_dtype=self.compute_dtype,
             device=mx.default_device().type.name,
-            blas=f"{blas.name} {blas.version or ''}".strip(),
+            blas=" ".join(filter(None, [blas.name, blas.version, blas.panels and f"panels for {blas.panels}"])),
             parameter_bytes=self.parameter_bytes,
             dims=asdict(self.config),
             num_layers=self.num_layers,

@@ -49,6 +49,7 @@ def load_weights(
     progress: Progress | None = None,
     *,
     quantize: str = "auto",
+    keep_bfloat16: bool = False,
 ) -> Loaded:
     """Fill `model` with the checkpoint's tensors, evaluated. Tensors of layers that the model lacks are not read.
 
@@ -62,6 +63,7 @@ def load_weights(
         progress: called after each tensor.
         quantize: "none" makes everything floats; "keep" keeps what MLX has kernels for; "auto" keeps it on a GPU and
             not on a CPU, whose kernels are some 70 times slower than float32; anything else as `Quantization.parse`.
+        keep_bfloat16: whether matrices stay as they are when all of them are stored in bfloat16, whatever `dtype` is.
     Returns:
         what is in memory now.
     Errors: CheckpointError for tensors that are missing, extra or misshapen, all in one; for NaN or infinity; and when
@@ -74,6 +76,7 @@ def load_weights(
         dtype,
         None if quantize in FOLLOWS_THE_FILE else Quantization.parse(quantize),
         keep=quantize == "keep" or (quantize == "auto" and not on_cpu),
+        keep_bfloat16=keep_bfloat16,
     )
     if quantize not in FOLLOWS_THE_FILE and label(residents) is None:
         raise CheckpointError(

@@ -24,7 +24,7 @@ def check_memory(residents: Collection[Resident]) -> None:
     needed, available = bytes_needed(residents), available_bytes()
     if available is None or needed <= available:
         return
-    dtype = str(next(iter(residents)).dtype).removeprefix("mlx.core.")
+    dtype = str(_main_dtype(residents)).removeprefix("mlx.core.")
     fitting = [f"{way} ({_gb(size)})" for way, size in _alternatives(residents) if size <= available]
     advice = f"What fits: {', '.join(fitting)}." if fitting else "No quantization of this checkpoint fits either."
     raise CheckpointError(
@@ -51,7 +51,7 @@ def available_bytes() -> int | None:
 def _alternatives(residents: Collection[Resident]) -> list[tuple[str, int]]:
     """Other ways to load the same tensors, and the bytes that each needs."""
     tensors: list[StoredTensor] = [resident.stored for resident in residents]
-    dtype = next(iter(residents)).dtype
+    dtype = _main_dtype(residents)
     ways = []
     if dtype == mx.float32:
         in_bfloat16 = plan(tensors, mx.bfloat16, None, keep=False)
@@ -60,6 +60,11 @@ def _alternatives(residents: Collection[Resident]) -> list[tuple[str, int]]:
         quantized = plan(tensors, dtype, Quantization.parse(bits), keep=True)
         ways.append((f"--quantize {bits}", bytes_needed(quantized.values())))
     return ways
+
+
+def _main_dtype(residents: Collection[Resident]) -> mx.Dtype:
+    """Of the largest: norms may have another."""
+    return max(residents, key=lambda resident: resident.nbytes).dtype
 
 
 def _free_bytes() -> int | None:

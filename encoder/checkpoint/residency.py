@@ -1,7 +1,7 @@
 """Decides what each stored tensor becomes in memory: floats, or numbers that MLX's kernels compute with as they are."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -67,7 +67,12 @@ class Resident:
 
 
 def plan(
-    tensors: Iterable[StoredTensor], dtype: mx.Dtype, quantize: Quantization | None, *, keep: bool
+    tensors: Collection[StoredTensor],
+    dtype: mx.Dtype,
+    quantize: Quantization | None,
+    *,
+    keep: bool,
+    keep_bfloat16: bool = False,
 ) -> dict[str, Resident]:
     """What each tensor becomes, by name.
 
@@ -76,7 +81,11 @@ def plan(
         dtype: to compute in.
         quantize: what matrices become; None leaves them as they are.
         keep: whether stored quantizations stay, where MLX has a kernel for them.
+        keep_bfloat16: whether matrices stay bfloat16 when all of them are stored so and nothing else becomes of them.
     """
+    matrices = [tensor for tensor in tensors if len(tensor.shape) == 2]
+    if keep_bfloat16 and quantize is None and all(matrix.encoding == Plain("bfloat16") for matrix in matrices):
+        return {t.name: Resident(t, mx.bfloat16 if len(t.shape) == 2 else dtype, None) for t in tensors}
     return {tensor.name: Resident(tensor, dtype, _choose(tensor, dtype, quantize, keep)) for tensor in tensors}
 
 

@@ -11,21 +11,21 @@ from typing import Any
 
 import pytest
 
-BLAS = Path(__file__).parents[2] / "encoder" / "blas.py"
+PACKAGE = Path(__file__).parents[2] / "encoder"
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="MLX multiplies with Accelerate on macOS"),
-    pytest.mark.skipif(not BLAS.exists(), reason="the tests run against the source tree"),
+    pytest.mark.skipif(not PACKAGE.exists(), reason="the tests run against the source tree"),
 ]
 
-# The module by its path: importing the package would activate a BLAS before the case could choose one.
+# An empty package of that name: the real one would activate a BLAS before the case could choose one.
 PRELUDE = f"""
-import dataclasses, importlib.util, json, logging, os, sys
+import dataclasses, json, logging, os, sys, types
 from pathlib import Path
 logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-spec = importlib.util.spec_from_file_location("blas", {str(BLAS)!r})
-blas = sys.modules["blas"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(blas)
+sys.modules["encoder"] = types.ModuleType("encoder")
+sys.modules["encoder"].__path__ = [{str(PACKAGE)!r}]
+from encoder import blas
 """
 
 PRODUCT = """

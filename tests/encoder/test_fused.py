@@ -122,7 +122,7 @@ def test_a_batch_of_many_rows_waits_for_the_gpu_and_gives_the_same(
 def test_a_cpu_does_not_run_it(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, head_dim=64)
 
-    assert not isinstance(choose_forward(load(tmp_path, DTYPE), 0), FusedForward)
+    assert not isinstance(choose_forward(load(tmp_path, DTYPE), 0, DTYPE), FusedForward)
 
 
 def test_without_a_compiler_for_kernels_the_plain_pass_runs(
@@ -144,7 +144,7 @@ def test_without_a_compiler_for_kernels_the_plain_pass_runs(
         assert build_kernels(model.config) is None
     assert "CUDA headers" in caplog.text
     if HAS_GPU:
-        assert isinstance(choose_forward(model, 0), PlainForward)
+        assert isinstance(choose_forward(model, 0, DTYPE), PlainForward)
 
 
 @pytest.mark.parametrize(
@@ -211,9 +211,9 @@ def test_on_a_gpu_it_is_no_further_from_float32_than_the_plain_pass(
     write_checkpoint(
         tmp_path, num_hidden_layers=LAYERS, hidden_size=256, intermediate_size=512, dtype="bfloat16", **dims
     )
-    exact = PlainForward(load(tmp_path, mx.float32, outliers), 0)(ALL_KINDS, TAPS)
-    plain = PlainForward(load(tmp_path, DTYPE, outliers), 0)(ALL_KINDS, TAPS)
-    forward = choose_forward(load(tmp_path, DTYPE, outliers), 0)
+    exact = PlainForward(load(tmp_path, mx.float32, outliers), 0, DTYPE)(ALL_KINDS, TAPS)
+    plain = PlainForward(load(tmp_path, DTYPE, outliers), 0, DTYPE)(ALL_KINDS, TAPS)
+    forward = choose_forward(load(tmp_path, DTYPE, outliers), 0, DTYPE)
     fused = forward(ALL_KINDS, TAPS)
 
     assert isinstance(forward, FusedForward)
@@ -227,7 +227,7 @@ def test_on_a_gpu_it_is_no_further_from_float32_than_the_plain_pass(
 def test_on_a_gpu_neighbours_in_a_batch_change_no_more_than_rounding_does(tmp_path: Path) -> None:
     """A product of other row counts may add up in another order."""
     write_checkpoint(tmp_path, num_hidden_layers=LAYERS, hidden_size=256, intermediate_size=512, head_dim=64)
-    forward, tap = choose_forward(load(tmp_path, DTYPE), 0), Tap(LAYERS, True)
+    forward, tap = choose_forward(load(tmp_path, DTYPE), 0, DTYPE), Tap(LAYERS, True)
     together = forward(ALL_KINDS, [tap])[tap]
 
     for rows, job in zip(together, ALL_KINDS, strict=True):

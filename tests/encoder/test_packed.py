@@ -13,6 +13,7 @@ from encoder.config import Qwen3Config
 from encoder.forward import PackedForward, PlainForward, choose_forward
 from encoder.packed import PackedQwen3
 from encoder.packed_weights import count_streams
+from encoder.panels import has_panels
 from encoder.pointwise import clamp, exp2, swiglu
 from encoder.qwen3 import Qwen3
 from encoder.types import Job, Tap
@@ -58,6 +59,14 @@ DIMS = [
 ]
 
 
+@pytest.fixture(params=["panels", "blas"])
+def panels(request: pytest.FixtureRequest) -> bool:
+    """Whether our own library multiplies, or the BLAS."""
+    if request.param == "panels" and not has_panels():
+        pytest.skip("encoder/panels.c was not compiled for this CPU, or another BLAS was there first")
+    return bool(request.param == "panels")
+
+
 def load(folder: Path) -> Qwen3:
     checkpoint = open_checkpoint(str(folder))
     model = Qwen3(checkpoint.config)
@@ -85,29 +94,31 @@ def largest_error(ours: Sequence[mx.array], reference: mx.array, jobs: Sequence[
 
 @pytest.mark.parametrize("dims", DIMS)
 @pytest.mark.parametrize("jobs", BATCHES)
-def test_packed_rows_equal_those_of_the_padded_rectangle(tmp_path: Path, dims: dict[str, int], jobs: list[Job]) -> None:
+def test_packed_rows_equal_those_of_the_padded_rectangle(
+    tmp_path: Path, panels: bool, dims: dict[str, int], jobs: list[Job]
+) -> None:
     write_checkpoint(tmp_path, num_hidden_layers=LAYERS, hidden_size=24, intermediate_size=48, **dims)
     plain = PlainForward(load(tmp_path), pad_token_id=0)(jobs, TAPS)
-    packed = PackedForward(load(tmp_path), pad_token_id=0)(jobs, TAPS)
+    packed = PackedForward(load(tmp_path), 0, panels)(jobs, TAPS)
 
     for tap in TAPS:
         assert [len(rows) for rows in packed[tap]] == [job.computed_rows for job in jobs]
         assert largest_error(packed[tap], plain[tap], jobs) < CLOSE
 
 
-def test_outlier_channels_leave_the_rest_exact(tmp_path: Path) -> None:
+def test_outlier_channels_leave_the_rest_exact(tmp_path: Path, panels: bool) -> None:
     write_checkpoint(tmp_path, num_hidden_layers=LAYERS, hidden_size=24, intermediate_size=48)
     models = [load(tmp_path), load(tmp_path)]
     for model in models:
         add_outliers(model)
     jobs = [make_job(37), make_job(9, 64)]
 
-    plain, packed = PlainForward(models[0], 0)(jobs, TAPS), PackedForward(models[1], 0)(jobs, TAPS)
+    plain, packed = PlainForward(models[0], 0)(jobs, TAPS), PackedForward(models[1], 0, panels)(jobs, TAPS)
 
     assert all(largest_error(packed[tap], plain[tap], jobs) < CLOSE for tap in TAPS)
 
 
-def test_scores_beyond_the_range_of_float32s_exponent_are_weighed_exactly(tmp_path: Path) -> None:
+def test_scores_beyond_the_range_of_float32s_exponent_are_weighed_exactly(tmp_path: Path, panels: bool) -> None:
     """Large norms of q and k: only a row's own maximum keeps its weights finite."""
     write_checkpoint(tmp_path, num_hidden_layers=LAYERS, hidden_size=24, intermediate_size=48)
     models = [load(tmp_path), load(tmp_path)]
@@ -116,20 +127,22 @@ def test_scores_beyond_the_range_of_float32s_exponent_are_weighed_exactly(tmp_pa
         attention.q_norm.weight, attention.k_norm.weight = attention.q_norm.weight * 8, attention.k_norm.weight * 8
     jobs = [make_job(37), make_job(200), make_job(9, 64), make_job(1)]
 
-    plain, packed = PlainForward(models[0], 0)(jobs, TAPS), PackedForward(models[1], 0)
+    plain, packed = PlainForward(models[0], 0)(jobs, TAPS), PackedForward(models[1], 0, panels)
 
     assert [layer.bounded for layer in packed.packed.layers] == [True, False, True, True]
     assert all(largest_error(packed(jobs, TAPS)[tap], plain[tap], jobs) < 1e-4 for tap in TAPS)
 
 
 @pytest.mark.parametrize("limit", [1, 3000])
-def test_scores_in_several_portions_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+def test_scores_in_several_portions_give_the_same(
+    tmp_path: Path, panels: bool, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
     write_checkpoint(tmp_path, num_hidden_layers=LAYERS, hidden_size=24, intermediate_size=48)
     jobs = [make_job(300), make_job(7, 20), make_job(40)]
-    whole = PackedForward(load(tmp_path), 0)(jobs, TAPS)
+    whole = PackedForward(load(tmp_path), 0, panels)(jobs, TAPS)
     monkeypatch.setattr("encoder.packing.SCORES_AT_ONCE", limit)
 
-    portions = PackedForward(load(tmp_path), 0)(jobs, TAPS)
+    portions = PackedForward(load(tmp_path), 0, panels)(jobs, TAPS)
 
     for tap in TAPS:
         for ours, theirs in zip(portions[tap], whole[tap], strict=True):
@@ -137,7 +150,7 @@ def test_scores_in_several_portions_give_the_same(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("streams", [1, 2, 4])
-def test_any_number_of_streams_gives_the_same(tmp_path: Path, streams: int) -> None:
+def test_any_number_of_streams_gives_the_same(tmp_path: Path, panels: bool, streams: int) -> None:
     write_checkpoint(
         tmp_path,
         num_hidden_layers=2,
@@ -149,7 +162,7 @@ def test_any_number_of_streams_gives_the_same(tmp_path: Path, streams: int) -> N
     jobs, tap = [make_job(13), make_job(4, 32)], Tap(2, True)
     plain = PlainForward(load(tmp_path), 0)(jobs, [tap])
 
-    packed = PackedQwen3(load(tmp_path), streams).hidden_states_at([tap], jobs, pad_token_id=0)
+    packed = PackedQwen3(load(tmp_path), streams, panels).hidden_states_at([tap], jobs, pad_token_id=0)
 
     assert largest_error(packed[tap], plain[tap], jobs) < CLOSE
 
@@ -176,20 +189,22 @@ def test_a_model_with_biases_runs_plainly(tmp_path: Path) -> None:
     """The packed pass does not know them."""
     write_checkpoint(tmp_path, attention_bias=True)
 
-    assert isinstance(choose_forward(load(tmp_path), 0), PlainForward)
+    assert isinstance(choose_forward(load(tmp_path), 0, mx.float32), PlainForward)
 
 
-def test_no_layer_runs_after_the_deepest_tap(tmp_path: Path) -> None:
+def test_no_layer_runs_after_the_deepest_tap(tmp_path: Path, panels: bool) -> None:
     write_checkpoint(tmp_path, num_hidden_layers=LAYERS, hidden_size=24, intermediate_size=48)
-    forward = PackedForward(load(tmp_path), 0)
+    forward = PackedForward(load(tmp_path), 0, panels)
     forward.packed.layers[2:] = []
 
     assert len(forward([make_job(5)], [Tap(2, False)])[Tap(2, False)]) == 1
 
 
-def test_only_what_is_asked_for_is_counted() -> None:
-    """Nothing is padded, so tokens that run are the tokens of the prompts, up to a multiple of four."""
-    assert PackedForward.tokens(None, [5, 40, 129]) == 176  # type: ignore[arg-type]
+def test_only_what_is_asked_for_is_counted(tmp_path: Path, panels: bool) -> None:
+    """Nothing is padded, so tokens that run are the tokens of the prompts; for the BLAS up to a multiple of four."""
+    write_checkpoint(tmp_path, num_hidden_layers=1)
+
+    assert PackedForward(load(tmp_path), 0, panels).tokens([5, 40, 129]) == (174 if panels else 176)
     assert PlainForward.tokens(None, [5, 40, 129]) == 3 * 160  # type: ignore[arg-type]
 
 
@@ -216,9 +231,9 @@ def test_swiglu_holds_for_gates_of_any_size() -> None:
     np.testing.assert_allclose(np.array(swiglu(mx.array(gate), mx.array(up))), expected, rtol=1e-5, atol=1e-30)
 
 
-def test_jobs_keep_their_order(tmp_path: Path) -> None:
+def test_jobs_keep_their_order(tmp_path: Path, panels: bool) -> None:
     write_checkpoint(tmp_path, num_hidden_layers=2, hidden_size=24, intermediate_size=48)
-    forward, tap = PackedForward(load(tmp_path), 0), Tap(0, False)
+    forward, tap = PackedForward(load(tmp_path), 0, panels), Tap(0, False)
     jobs = [make_job(3), replace(make_job(5), computed_rows=9), make_job(2)]
 
     for rows, job in zip(forward(jobs, [tap])[tap], jobs, strict=True):

@@ -11,6 +11,7 @@ import pytest
 from encoder import CheckpointError, TextEncoder
 from encoder.checkpoint import load_weights, memory, open_checkpoint
 from encoder.checkpoint.residency import plan
+from encoder.panels import has_panels
 from encoder.qwen3 import Qwen3
 from tests.checkpoints import write_checkpoint, write_json, write_tokenizer
 
@@ -66,11 +67,22 @@ def qwen3_4b(tmp_path: Path) -> Path:
 def test_what_would_fit_is_said_at_once(qwen3_4b: Path, gib: int, advice: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not after minutes of loading, and not by the kernel's axe."""
     monkeypatch.setattr(memory, "available_bytes", lambda: gib * GIB)
+    monkeypatch.setattr("encoder.text_encoder.widens_bfloat16", lambda config: False)
     started = time.process_time()
 
     with pytest.raises(CheckpointError, match=rf"need 16.9 GB of memory in float32, and .*{advice}"):
         TextEncoder.open(str(qwen3_4b), compute_dtype="float32")
     assert time.process_time() - started < 2
+
+
+@pytest.mark.skipif(not has_panels(), reason="encoder/panels.c was not compiled for this CPU")
+def test_bfloat16_weights_take_their_own_size_to_compute_float32(
+    qwen3_4b: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda: 6 * GIB)
+
+    with pytest.raises(CheckpointError, match=r"need 8.8 GB of memory in bfloat16, and .*What fits: --quantize 8"):
+        TextEncoder.open(str(qwen3_4b), compute_dtype="float32")
 
 
 def test_27_layers_of_a_4b_model_fit_into_16_gib(qwen3_4b: Path) -> None:

@@ -1,0 +1,68 @@
+"""Finds the library of encoder/panels.c that this CPU can run, and puts it before a BLAS.
+
+Knows the dynamic linker and nothing of tensors; does not import MLX.
+"""
+
+import ctypes
+import importlib.machinery
+from pathlib import Path
+
+FOLDER = Path(__file__).parent  # where setup.py puts the libraries, named as extension modules
+CPUINFO = Path("/proc/cpuinfo")
+# Fastest first, with what /proc/cpuinfo calls that which a CPU needs for it.
+INSTRUCTION_SETS = {"avx512": {"avx512f"}, "avx2": {"avx2", "fma"}, "neon": {"asimd"}}
+
+
+def instruction_set() -> str | None:
+    """The fastest one that was compiled and that this CPU has; None where there is none."""
+    return next((name for name in INSTRUCTION_SETS if can_run(name) and find(name)), None)
+
+
+def can_run(name: str) -> bool:
+    """Whether this CPU has all that an instruction set needs; never on macOS."""
+    try:
+        lines = CPUINFO.read_text().splitlines()
+    except OSError:
+        return False
+    return any(
+        INSTRUCTION_SETS[name] <= set(line.partition(":")[2].split())
+        for line in lines
+        if line.startswith(("flags", "Features"))  # on x86, on ARM
+    )
+
+
+def find(name: str) -> Path | None:
+    """The library for an instruction set."""
+    candidates = (FOLDER / f"panels_{name}{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES)
+    return next((path for path in candidates if path.exists()), None)
+
+
+def stand_before(blas: ctypes.CDLL, name: str) -> ctypes.CDLL:
+    """Load the library, which from now on is what `cblas_sgemm` means in this process, and give it the BLAS's own.
+
+    Args:
+        blas: loaded, and not yet in the process's global scope.
+        name: as `instruction_set` says.
+    Errors: OSError when it cannot be loaded.
+    """
+    library = declare(ctypes.CDLL(str(find(name)), ctypes.RTLD_GLOBAL))
+    _next(library).value = ctypes.cast(blas.cblas_sgemm, ctypes.c_void_p).value
+    return library
+
+
+def product_behind(library: ctypes.CDLL) -> int | None:
+    """Address of the `cblas_sgemm` that the library gives other products to."""
+    return _next(library).value
+
+
+def declare(library: ctypes.CDLL) -> ctypes.CDLL:
+    """The library, with the types of its functions' arguments: addresses do not fit into an int."""
+    address, integer = ctypes.c_void_p, ctypes.c_int
+    library.panels_offset.argtypes = [address]
+    library.panels_mark.argtypes = [address, integer, integer, integer]
+    library.panels_lay.argtypes = [address, integer, integer, integer, address]
+    return library
+
+
+def _next(library: ctypes.CDLL) -> ctypes.c_void_p:
+    return ctypes.c_void_p.in_dll(library, "panels_next")

@@ -1,0 +1,27 @@
+"""What pyproject.toml cannot say: the library of encoder/panels.c, for each instruction set of such machines.
+
+Without a C compiler the package installs all the same, and multiplies through its BLAS alone.
+"""
+
+import platform
+import sys
+
+from setuptools import Extension, setup
+
+INSTRUCTION_SETS = {
+    "x86_64": {"avx512": ["-mavx512f"], "avx2": ["-mavx2", "-mfma"]},
+    "aarch64": {"neon": []},
+}
+
+sets = INSTRUCTION_SETS.get(platform.machine(), {}) if sys.platform == "linux" else {}
+setup(
+    ext_modules=[
+        Extension(
+            f"encoder.panels_{name}",
+            ["encoder/panels.c"],
+            extra_compile_args=["-std=gnu11", "-O3", *flags],
+            optional=True,
+        )
+        for name, flags in sets.items()
+    ]
+)
