@@ -9,7 +9,11 @@ import sys
 from setuptools import Extension, setup
 
 INSTRUCTION_SETS = {
-    "x86_64": {"avx512": ["-mavx512f"], "avx2": ["-mavx2", "-mfma"]},
+    "x86_64": {
+        "amx": ["-mavx512f", "-mamx-tile", "-mamx-bf16"],
+        "avx512": ["-mavx512f"],
+        "avx2": ["-mavx2", "-mfma"],
+    },
     "aarch64": {"neon": []},
 }
 
@@ -19,6 +23,7 @@ setup(
         Extension(
             f"encoder.panels_{name}",
             ["encoder/panels.c"],
+            depends=["encoder/panels_amx.h"],
             extra_compile_args=["-std=gnu11", "-O3", *flags],
             optional=True,
         )

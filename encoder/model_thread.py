@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 Outcome = PromptEmbeds | EncoderError
 T = TypeVar("T")
 
-MLX_CACHE_BYTES = {"cpu": 256 * 2**20, "gpu": 2**30}  # MLX's own default on a GPU is nearly all of its memory
+MLX_CACHE_BYTES = {"cpu": 64 * 2**20, "gpu": 2**30}  # MLX's own default on a GPU is nearly all of its memory
 LONGEST_WARM_LENGTH = 512  # tokens: the window of nearly every preset
 PROGRESS_EVERY_S = 5.0
 

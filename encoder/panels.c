@@ -10,6 +10,7 @@
  *
  * Letters: x is m by k, W is k by n, the product is m by n; all row-major.
  */
+#include <errno.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -73,14 +74,48 @@ void panels_mark(void *panels, int inputs, int outputs, int bfloat16) {
     *((Header *)panels - 1) = (Header){panels, inputs, outputs, bfloat16, 0, MARK};
 }
 
+#if defined(__AMX_BF16__)
+#include "panels_amx.h"
+#endif
+
 /* ---- Laying out. ---- */
 
-int panels_columns(void) { return COLUMNS; }
+/* 0, or why this process may not use what the library was compiled for: an error number of the kernel. */
+int panels_start(void) {
+#if defined(__AMX_BF16__)
+    return amx_start() ? errno : 0;
+#else
+    return 0;
+#endif
+}
+
+/* Of a panel. */
+int panels_columns(int bfloat16) {
+#if defined(__AMX_BF16__)
+    if (bfloat16) return AMX_COLUMNS;
+#endif
+    (void)bfloat16;
+    return COLUMNS;
+}
+
+/* Of a panel. */
+size_t panels_bytes(int inputs, int bfloat16) {
+#if defined(__AMX_BF16__)
+    if (bfloat16) return amx_padded(inputs) * AMX_COLUMNS * 2;
+#endif
+    return (size_t)inputs * COLUMNS * (bfloat16 ? 2 : 4);
+}
 
 /* One panel from the weights of its columns, (outputs, inputs) as checkpoints have them; columns beyond are zero.
  *
  * A row of a bfloat16 panel has its columns in the order 0, LANES, 1, LANES + 1, ...: a shift and a mask part them. */
 void panels_lay(const void *weights, int inputs, int outputs, int bfloat16, void *panel) {
+#if defined(__AMX_BF16__)
+    if (bfloat16) {
+        amx_lay(weights, inputs, outputs, panel);
+        return;
+    }
+#endif
     for (int column = 0; column < COLUMNS; column++) {
         const size_t start = (size_t)column * inputs;
         const int there = column < outputs;
@@ -215,6 +250,12 @@ static int least(int a, int b) { return a < b ? a : b; }
 static void multiply(const Header *matrix, const char *panels, const float *x, size_t row, size_t step, int m, float *c,
                      size_t ldc) {
     const int k = matrix->inputs, n = matrix->outputs, bfloat16 = matrix->bfloat16;
+#if defined(__AMX_BF16__)
+    if (bfloat16) {
+        amx_multiply(panels, x, row, step, m, n, k, c, ldc);
+        return;
+    }
+#endif
     const size_t bytes = (bfloat16 ? 2 : 4) * COLUMNS; /* of a panel's row */
     for (int top = 0; top < m; top += ROWS_AT_ONCE) {
         const int rows = least(m - top, ROWS_AT_ONCE), tile_count = (rows + MOST_ROWS - 1) / MOST_ROWS;

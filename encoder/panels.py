@@ -36,8 +36,7 @@ def lay(matrices: Sequence[NDArray[Any]], threads: Executor) -> mx.array:
     assert library is not None
     rows = np.concatenate(matrices) if len(matrices) > 1 else matrices[0]
     (outputs, inputs), is_bfloat16 = rows.shape, rows.dtype == np.uint16
-    columns = library.panels_columns()
-    panel_bytes = inputs * columns * rows.itemsize
+    columns, panel_bytes = library.panels_columns(is_bfloat16), library.panels_bytes(inputs, is_bfloat16)
     nbytes = -(-outputs // columns) * panel_bytes + ROOM
     offset = 0
 

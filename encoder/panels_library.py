@@ -10,12 +10,12 @@ from pathlib import Path
 FOLDER = Path(__file__).parent  # where setup.py puts the libraries, named as extension modules
 CPUINFO = Path("/proc/cpuinfo")
 # Fastest first, with what /proc/cpuinfo calls that which a CPU needs for it.
-INSTRUCTION_SETS = {"avx512": {"avx512f"}, "avx2": {"avx2", "fma"}, "neon": {"asimd"}}
+INSTRUCTION_SETS = {"amx": {"amx_tile", "amx_bf16", "avx512f"}, "avx512": {"avx512f"}, "avx2": {"avx2", "fma"}, "neon": {"asimd"}}
 
 
 def instruction_set() -> str | None:
-    """The fastest one that was compiled and that this CPU has; None where there is none."""
-    return next((name for name in INSTRUCTION_SETS if can_run(name) and find(name)), None)
+    """The fastest one that was compiled, that this CPU has and that may be used; None where there is none."""
+    return next((name for name in INSTRUCTION_SETS if can_run(name) and _can_start(name)), None)
 
 
 def can_run(name: str) -> bool:
@@ -35,6 +35,15 @@ def find(name: str) -> Path | None:
     """The library for an instruction set."""
     candidates = (FOLDER / f"panels_{name}{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES)
     return next((path for path in candidates if path.exists()), None)
+
+
+def _can_start(name: str) -> bool:
+    """The kernel may refuse a process the registers of AMX."""
+    path = find(name)
+    try:
+        return path is not None and ctypes.CDLL(str(path)).panels_start() == 0
+    except OSError:
+        return False
 
 
 def stand_before(blas: ctypes.CDLL, name: str) -> ctypes.CDLL:
@@ -58,6 +67,9 @@ def product_behind(library: ctypes.CDLL) -> int | None:
 def declare(library: ctypes.CDLL) -> ctypes.CDLL:
     """The library, with the types of its functions' arguments: addresses do not fit into an int."""
     address, integer = ctypes.c_void_p, ctypes.c_int
+    library.panels_columns.argtypes = [integer]
+    library.panels_bytes.argtypes = [integer, integer]
+    library.panels_bytes.restype = ctypes.c_size_t
     library.panels_offset.argtypes = [address]
     library.panels_mark.argtypes = [address, integer, integer, integer]
     library.panels_lay.argtypes = [address, integer, integer, integer, address]

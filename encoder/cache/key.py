@@ -46,6 +46,6 @@ def _code_digest() -> str:
     """Changes with any source file of this package: nobody has to remember to count a version up."""
     digest = hashlib.sha256()
     for file in sorted(Path(__file__).parents[1].rglob("*")):
-        if file.suffix in (".py", ".c", ".cuh"):
+        if file.suffix in (".py", ".c", ".h", ".cuh"):
             digest.update(file.read_bytes())
     return digest.hexdigest()
