@@ -211,8 +211,8 @@ def test_on_a_gpu_it_is_no_further_from_float32_than_the_plain_pass(
     write_checkpoint(
         tmp_path, num_hidden_layers=LAYERS, hidden_size=256, intermediate_size=512, dtype="bfloat16", **dims
     )
-    exact = PlainForward(load(tmp_path, mx.float32, outliers), 0, DTYPE)(ALL_KINDS, TAPS)
-    plain = PlainForward(load(tmp_path, DTYPE, outliers), 0, DTYPE)(ALL_KINDS, TAPS)
+    exact = PlainForward(load(tmp_path, mx.float32, outliers), 0)(ALL_KINDS, TAPS)
+    plain = PlainForward(load(tmp_path, DTYPE, outliers), 0)(ALL_KINDS, TAPS)
     forward = choose_forward(load(tmp_path, DTYPE, outliers), 0, DTYPE)
     fused = forward(ALL_KINDS, TAPS)
 
