@@ -55,10 +55,11 @@ static void amx_cut_rows(const float *x, size_t row, size_t step, int rows, int 
     const __m512i upper = _mm512_set1_epi32((int)0xffff0000);
     for (int r = 0; r < (rows + AMX_ROWS - 1) / AMX_ROWS * AMX_ROWS; r++)
         for (int i = 0; i < steps * AMX_STEP; i += 16) {
-            float numbers[16] = {0};
-            const int there = r < rows ? (inputs - i < 16 ? inputs - i : 16) : 0;
-            for (int j = 0; j < there; j++) numbers[j] = x[r * row + (i + j) * step];
-            __m512 rest = _mm512_loadu_ps(numbers);
+            const int left = r < rows && inputs > i ? inputs - i : 0, there = left < 16 ? left : 16;
+            const float *from = x + r * row + i * step;
+            float numbers[16];
+            for (int j = 0; j < there && step != 1; j++) numbers[j] = from[j * step];
+            __m512 rest = _mm512_maskz_loadu_ps((__mmask16)((1u << there) - 1), step == 1 ? from : numbers);
             uint16_t *to = amx_cut + (((size_t)r / AMX_ROWS * steps + i / AMX_STEP) * AMX_PARTS * AMX_ROWS + r % AMX_ROWS) *
                                          AMX_STEP + i % AMX_STEP;
             for (int part = 0; part < AMX_PARTS; part++, to += AMX_ROWS * AMX_STEP) {
