@@ -10,7 +10,12 @@ from pathlib import Path
 FOLDER = Path(__file__).parent  # where setup.py puts the libraries, named as extension modules
 CPUINFO = Path("/proc/cpuinfo")
 # Fastest first, with what /proc/cpuinfo calls that which a CPU needs for it.
-INSTRUCTION_SETS = {"amx": {"amx_tile", "amx_bf16", "avx512f"}, "avx512": {"avx512f"}, "avx2": {"avx2", "fma"}, "neon": {"asimd"}}
+INSTRUCTION_SETS = {
+    "amx": {"amx_tile", "amx_bf16", "avx512f"},
+    "avx512": {"avx512f"},
+    "avx2": {"avx2", "fma"},
+    "neon": {"asimd"},
+}
 
 
 def instruction_set() -> str | None:
