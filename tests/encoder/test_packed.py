@@ -10,7 +10,7 @@ import pytest
 
 from encoder.checkpoint import load_weights, open_checkpoint
 from encoder.config import Qwen3Config
-from encoder.forward import PackedForward, PlainForward, choose_forward
+from encoder.forward import PackedForward, PlainForward, choose_forward, widens_bfloat16
 from encoder.packed import PackedQwen3
 from encoder.packed_weights import count_streams
 from encoder.panels import has_panels
@@ -147,6 +147,21 @@ def test_scores_in_several_portions_give_the_same(
     for tap in TAPS:
         for ours, theirs in zip(portions[tap], whole[tap], strict=True):
             np.testing.assert_allclose(np.array(ours), np.array(theirs), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(not has_panels(), reason="encoder/panels.c was not compiled for this CPU")
+def test_bfloat16_weights_give_what_they_give_in_float32(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, num_hidden_layers=LAYERS, hidden_size=24, intermediate_size=48, dtype="bfloat16")
+    checkpoint = open_checkpoint(str(tmp_path))
+    model = Qwen3(checkpoint.config)
+    load_weights(checkpoint, model, mx.float32, keep_bfloat16=widens_bfloat16(checkpoint.config))
+    held = model.layers[0].mlp.up_proj.weight.dtype
+    jobs = [make_job(37), make_job(200), make_job(9, 64), make_job(1)]
+
+    plain, packed = PlainForward(load(tmp_path), 0)(jobs, TAPS), choose_forward(model, 0, mx.float32)
+
+    assert held == mx.bfloat16 and isinstance(packed, PackedForward)
+    assert all(largest_error(packed(jobs, TAPS)[tap], plain[tap], jobs) < CLOSE for tap in TAPS)
 
 
 @pytest.mark.parametrize("streams", [1, 2, 4])

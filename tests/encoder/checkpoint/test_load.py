@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -52,6 +53,27 @@ def test_pipeline_folder_is_loaded(tmp_path: Path) -> None:
     weights = write_pipeline(tmp_path)
 
     np.testing.assert_array_equal(np.array(load(tmp_path).norm.weight), weights["norm.weight"])
+
+
+def test_bfloat16_matrices_stay_so_where_that_is_asked_for(tmp_path: Path) -> None:
+    """Norms are computed with as they are, so they become float32."""
+    weights = write_checkpoint(tmp_path, dtype="bfloat16")
+    loaded = parameters(load(tmp_path, keep_bfloat16=True))
+
+    assert {array.dtype for array in loaded.values() if array.ndim == 2} == {mx.bfloat16}
+    assert {array.dtype for array in loaded.values() if array.ndim == 1} == {mx.float32}
+    for name, array in loaded.items():
+        np.testing.assert_array_equal(np.array(array.astype(mx.float32)), weights[name], err_msg=name)
+
+
+def test_matrices_of_several_dtypes_all_become_the_compute_dtype(tmp_path: Path) -> None:
+    """k and v are laid out as one."""
+    weights = write_checkpoint(tmp_path, dtype="bfloat16")
+    tensors = {f"model.{name}": array.astype(ml_dtypes.bfloat16) for name, array in weights.items()}
+    name = "layers.0.self_attn.v_proj.weight"
+    write_tensors(tmp_path, tensors | {f"model.{name}": weights[name]})
+
+    assert {array.dtype for array in parameters(load(tmp_path, keep_bfloat16=True)).values()} == {mx.float32}
 
 
 def test_weights_are_cast_to_the_compute_dtype(tmp_path: Path) -> None:
