@@ -18,11 +18,13 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 
 # The dependencies are a layer of their own, which a change of the code does not touch: two empty packages stand in for it.
+# What is built of them must go, or it passes for newer than the code.
 COPY pyproject.toml setup.py README.md LICENSE ./
 RUN python -m venv /opt/venv \
     && mkdir app encoder \
     && touch app/__init__.py encoder/__init__.py encoder/panels.c \
-    && /opt/venv/bin/pip install ".[${BACKEND}]"
+    && /opt/venv/bin/pip install ".[${BACKEND}]" \
+    && rm -rf build *.egg-info
 
 COPY app app
 COPY encoder encoder

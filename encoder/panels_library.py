@@ -43,11 +43,11 @@ def find(name: str) -> Path | None:
 
 
 def _can_start(name: str) -> bool:
-    """The kernel may refuse a process the registers of AMX."""
+    """Whether it is there and whole; and the kernel may refuse a process the registers of AMX."""
     path = find(name)
     try:
         return path is not None and ctypes.CDLL(str(path)).panels_start() == 0
-    except OSError:
+    except (OSError, AttributeError):  # no library, or one without our functions
         return False
 
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import importlib.machinery
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -202,6 +203,18 @@ def test_a_cpu_runs_what_it_says_it_can(
     monkeypatch.setattr(panels_library, "CPUINFO", file)
 
     assert {name for name in INSTRUCTION_SETS if panels_library.can_run(name)} == expected
+
+
+def test_a_library_that_is_not_ours_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a build of an empty file leaves it."""
+    monkeypatch.setattr(panels_library, "FOLDER", tmp_path)
+    blas = activate().path
+    if blas is None:
+        pytest.skip("no library at hand")
+    for name in INSTRUCTION_SETS:
+        (tmp_path / f"panels_{name}{importlib.machinery.EXTENSION_SUFFIXES[0]}").symlink_to(blas)
+
+    assert instruction_set() is None
 
 
 def test_nothing_compiled_means_no_panels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
