@@ -2,7 +2,7 @@
 
     python -m benchmarks.cpu [--output benchmarks/results/cpu.json]
 
-How it fits into the time: three rounds of the forward pass; four prompts beside diffusers and one beside mflux; mflux
+How it fits into the time: five rounds of the forward pass; four prompts beside diffusers and one beside mflux; mflux
 without OpenBLAS on three layers, once; the throughput of many clients at half of Qwen3-0.6B's width. The memory over
 20,000 requests is measured by `make bench-soak`.
 """
