@@ -75,10 +75,10 @@ def cut(layer: DecoderLayer, config: Qwen3Config, streams: int, lay: Lay, thread
         Part(
             q=lay([q[i]], threads),
             kv=lay([k[i], v[i]], threads),
-            o=lay([np.ascontiguousarray(o[i])], threads),
+            o=lay([o[i]], threads),
             gate=lay([gate[i]], threads),
             up=lay([up[i]], threads),
-            down=lay([np.ascontiguousarray(down[i])], threads),
+            down=lay([down[i]], threads),
         )
         for i in range(streams)
     ]

@@ -1,8 +1,8 @@
 /* Products x @ W with a W that was laid out once, when the model was loaded, in the order in which they read it.
  *
  * A BLAS copies W into panels of its own in each call, which takes half of the time for a prompt of a dozen tokens. Here
- * panels are how W is kept: as many neighbouring columns as two vectors hold, over all inputs, one panel after the
- * other. In bfloat16 they are read at half the bytes and widened in registers, so the arithmetic is float32 all the same.
+ * panels are how W is kept: as many neighbouring columns as two vectors hold (panels_amx.h: 64), over all inputs, one
+ * after the other. In bfloat16 they are read at half the bytes and widened in registers, so the arithmetic is float32 all the same.
  *
  * MLX has no way to call us. So this library stands before the BLAS: its cblas_sgemm takes the products whose W is marked
  * as panels, and gives every other to the BLAS that it stands before. encoder/panels_library.py loads it, encoder/panels.py

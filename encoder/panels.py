@@ -29,12 +29,12 @@ def lay(matrices: Sequence[NDArray[Any]], threads: Executor) -> mx.array:
     bfloat16.
 
     Args:
-        matrices: contiguous, of float32 or of bfloat16's bits as uint16.
+        matrices: of float32 or of bfloat16's bits as uint16.
         threads: that share the work.
     """
     library = panels_library()
     assert library is not None
-    rows = np.concatenate(matrices) if len(matrices) > 1 else matrices[0]
+    rows = np.concatenate(matrices) if len(matrices) > 1 else np.ascontiguousarray(matrices[0])
     (outputs, inputs), is_bfloat16 = rows.shape, rows.dtype == np.uint16
     columns, panel_bytes = library.panels_columns(is_bfloat16), library.panels_bytes(inputs, is_bfloat16)
     nbytes = -(-outputs // columns) * panel_bytes + ROOM

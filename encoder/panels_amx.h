@@ -15,7 +15,7 @@
 #define AMX_STEP 32 /* inputs of one instruction */
 #define AMX_ROWS 16
 #define AMX_PARTS 3
-#define AMX_INPUTS_AT_ONCE 1024
+#define AMX_INPUTS_AT_ONCE 1024 /* of a panel: 128 KiB; sums go to memory and back once for each */
 #define AMX_ROWS_AT_ONCE 128 /* of x: 768 KiB in three parts, for the second cache */
 
 /* Ask the kernel for the unit's registers, once for the process; 0 when they may be used. */

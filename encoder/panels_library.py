@@ -20,7 +20,7 @@ INSTRUCTION_SETS = {
 
 def instruction_set() -> str | None:
     """The fastest one that was compiled, that this CPU has and that may be used; None where there is none."""
-    return next((name for name in INSTRUCTION_SETS if can_run(name) and _can_start(name)), None)
+    return next((name for name in INSTRUCTION_SETS if can_run(name) and can_start(name)), None)
 
 
 def can_run(name: str) -> bool:
@@ -42,7 +42,7 @@ def find(name: str) -> Path | None:
     return next((path for path in candidates if path.exists()), None)
 
 
-def _can_start(name: str) -> bool:
+def can_start(name: str) -> bool:
     """Whether it is there and whole; and the kernel may refuse a process the registers of AMX."""
     path = find(name)
     try:

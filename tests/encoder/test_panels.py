@@ -31,7 +31,7 @@ SHAPES = [  # rows of x, inputs, outputs
 ]
 Matrix = NDArray[np.float32]
 
-RUNNABLE = [name for name in INSTRUCTION_SETS if panels_library.can_run(name) and panels_library._can_start(name)]
+RUNNABLE = [name for name in INSTRUCTION_SETS if panels_library.can_run(name) and panels_library.can_start(name)]
 
 here = pytest.mark.skipif(not has_panels(), reason="encoder/panels.c was not compiled for this CPU")
 
