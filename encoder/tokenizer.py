@@ -13,6 +13,7 @@ from encoder.preset import Preset
 from encoder.types import TokenizedPrompt
 
 _DEFAULT_PAD_TOKEN = "<|endoftext|>"
+WORDS_KEPT = 1000  # split into tokens once; the library keeps ten times as many for each thread, up to 4.5 MB
 
 
 class Tokenizer:
@@ -27,6 +28,7 @@ class Tokenizer:
     def __init__(self, tokenizer: tokenizers.Tokenizer, pad_token: str | None = None) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
+        tokenizer.model._resize_cache(WORDS_KEPT)
         self._tokenizer = tokenizer
         self._before, self._after = _added_ids(tokenizer)
         self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1

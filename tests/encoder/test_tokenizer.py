@@ -1,6 +1,9 @@
 """Prompt to ids, with the demo's tokenizer, whose ids follow from the bytes, and with a small one that has merges."""
 
 import json
+import resource
+import subprocess
+import sys
 import unicodedata
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +25,18 @@ ENDOFTEXT, IM_START, IM_END = 256, 257, 258
 WORDS = Regex(
     r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )  # Qwen3's, shortened
+# Pages of memory taken by twenty thousand words that nobody has said before.
+NEW_WORDS = """
+import itertools, pathlib, sys
+from encoder.tokenizer import Tokenizer
+tokenizer = Tokenizer.from_file(pathlib.Path(sys.argv[1]))
+words = map("".join, itertools.product("abcdefghijklmnopqrst", repeat=4))
+def pages_after(count):
+    for word in itertools.islice(words, count):
+        tokenizer.tokenize("strange" + word, max_length=512)
+    return int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+print(-pages_after(2_000) + pages_after(20_000))
+"""
 CORPUS = ["user\n\n\na photo of a cat, a photo of a dog\n\n", "assistant\n<think>\n\n</think>\n\n a cat's hat"] * 3
 
 TEXTS = [
@@ -258,6 +273,14 @@ def test_threads_share_one_tokenizer(tokenizer: Tokenizer) -> None:
         lengths = threads.map(lambda window: len(tokenizer.tokenize("x" * 200, max_length=window)[0]), windows)
 
     assert list(lengths) == windows
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_new_words_do_not_fill_the_memory(write: Callable[..., Path]) -> None:
+    """The library would keep ten thousand of them for each thread."""
+    pages = subprocess.check_output([sys.executable, "-c", NEW_WORDS, str(write())], text=True)
+
+    assert int(pages) * resource.getpagesize() < 2**20
 
 
 def test_tokens_are_spelt_as_in_the_vocabulary(tokenizer: Tokenizer) -> None:
