@@ -32,6 +32,10 @@ from encoder.types import (
     TokenizedPrompt,
 )
 
+# Characters that are tokenized where they come: half a millisecond or less, not much longer than the way to another
+# thread and back.
+SHORT = 400
+
 
 class Engine:
     """One loaded model, served to many.
@@ -190,7 +194,10 @@ class Engine:
     async def _tokenize(self, encoder: TextEncoder, prompts: Sequence[str], preset: Preset) -> list[TokenizedPrompt]:
         tokenized = self._recent.get(prompts, preset)
         if tokenized is None:
-            tokenized = await asyncio.to_thread(encoder.tokenize, prompts, preset)
+            if sum(map(len, prompts)) <= SHORT:
+                tokenized = encoder.tokenize(prompts, preset)
+            else:
+                tokenized = await asyncio.to_thread(encoder.tokenize, prompts, preset)
             self._recent.put(prompts, preset, tokenized)
         return tokenized
 

@@ -4,6 +4,7 @@ Takes each job's own rows and taps, combines them, settles the padding rows, cas
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -28,12 +29,10 @@ def select(hidden_states: Mapping[Tap, Rows], jobs: Sequence[Job]) -> list[Promp
     embeds = [
         combine([x.astype(getattr(mx, job.dtype)) for x in own], job) for own, job in zip(taken, jobs, strict=True)
     ]
-    finite = mx.stack([is_finite(x) for x in embeds])
-    mx.async_eval(embeds, finite)
     arrays = to_numpy(embeds, jobs, at_once=mx.default_device().type == mx.DeviceType.gpu)
     return [
-        _export(array, job) if fine else _not_finite(own, job)
-        for array, fine, own, job in zip(arrays, np.array(finite), taken, jobs, strict=True)
+        _not_finite(own, job) if array is None else _export(array, job)
+        for array, own, job in zip(arrays, taken, jobs, strict=True)
     ]
 
 
@@ -88,24 +87,38 @@ def _not_finite(taken: Sequence[mx.array], job: Job) -> EncoderError:
     return ModelFailure("The hidden states hold NaN or infinity. Check the checkpoint, or compute in float32.")
 
 
-def to_numpy(embeds: Sequence[mx.array], jobs: Sequence[Job], at_once: bool) -> list[NDArray[np.generic]]:
-    """The arrays of all jobs, each in memory of its own: what keeps one must not keep the whole batch.
+def to_numpy(embeds: Sequence[mx.array], jobs: Sequence[Job], at_once: bool) -> list[NDArray[Any] | None]:
+    """The array of each job, None where a number in it is not finite. Evaluates.
+
+    Each is in memory of its own: what keeps one must not keep the whole batch.
 
     Args:
-        at_once: move them out of MLX together. Each way from a GPU has its price; a CPU would only need more memory.
+        at_once: check all of a dtype together and move them out of MLX together. Each operation on a GPU has its price,
+            and so has each way from it; a CPU would only need more memory.
     """
-    pieces = [x.view(mx.uint8).reshape(-1) for x in embeds]
-    if at_once:
-        parts = np.split(np.array(mx.concatenate(pieces), copy=False), np.cumsum([x.nbytes for x in embeds])[:-1])
-    else:
-        parts = [np.array(piece, copy=False) for piece in pieces]
-    return [
-        part.copy().view(NUMPY_DTYPES[job.dtype]).reshape(x.shape)
-        for part, x, job in zip(parts, embeds, jobs, strict=True)
-    ]
+    groups = _alike(jobs) if at_once else [[index] for index in range(len(jobs))]
+    joined = [mx.concatenate([embeds[index].reshape(-1) for index in group]) for group in groups]
+    finite = mx.stack([is_finite(x) for x in joined])
+    mx.async_eval(joined, finite)
+    arrays: list[NDArray[Any] | None] = [None] * len(jobs)
+    for group, x, all_finite in zip(groups, joined, np.array(finite), strict=True):
+        numbers = np.array(x.view(mx.uint8), copy=False).view(NUMPY_DTYPES[jobs[group[0]].dtype])
+        ends = np.cumsum([embeds[index].size for index in group])
+        for index, own in zip(group, np.split(numbers, ends[:-1]), strict=True):
+            if all_finite or is_finite(embeds[index]).item():
+                arrays[index] = own.copy().reshape(embeds[index].shape)
+    return arrays
 
 
-def _export(hidden_states: NDArray[np.generic], job: Job) -> PromptEmbeds:
+def _alike(jobs: Sequence[Job]) -> list[list[int]]:
+    """The jobs of each dtype, by index."""
+    groups: dict[str, list[int]] = {}
+    for index, job in enumerate(jobs):
+        groups.setdefault(job.dtype, []).append(index)
+    return list(groups.values())
+
+
+def _export(hidden_states: NDArray[Any], job: Job) -> PromptEmbeds:
     attention_mask = _attention_mask(job)
     for array in (hidden_states, attention_mask):
         array.setflags(write=False)  # replies send this very memory, several at a time where the cache has it

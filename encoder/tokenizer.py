@@ -28,7 +28,8 @@ class Tokenizer:
     def __init__(self, tokenizer: tokenizers.Tokenizer, pad_token: str | None = None) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        tokenizer.model._resize_cache(WORDS_KEPT)
+        if resize_cache := getattr(tokenizer.model, "_resize_cache", None):  # a BPE
+            resize_cache(WORDS_KEPT)
         self._tokenizer = tokenizer
         self._before, self._after = _added_ids(tokenizer)
         self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1

@@ -81,6 +81,7 @@ def test_arrays_leave_mlx_unchanged_and_each_in_memory_of_its_own(at_once: bool)
     arrays = to_numpy([mx.array(array) for array in numbers], jobs, at_once)
 
     for array, expected in zip(arrays, numbers, strict=True):
+        assert array is not None
         np.testing.assert_array_equal(array, expected)
         assert array.dtype == expected.dtype
         memory = array
@@ -212,6 +213,17 @@ def test_numbers_that_are_not_finite_fail_their_own_job_alone(
 
     assert isinstance(well, PromptEmbeds)
     assert isinstance(ill, error)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_only_an_array_that_is_not_finite_does_not_leave_mlx(at_once: bool) -> None:
+    """Whether they are checked together or one by one."""
+    numbers = [[1.0, 2.0], [1.0, float("nan")], [3.0], [float("inf")], [4.0]]
+    jobs = [make_job(1, dtype=dtype) for dtype in ("float32", "float32", "float16", "float32", "float16")]
+    embeds = [mx.array(x, dtype=getattr(mx, job.dtype)) for x, job in zip(numbers, jobs, strict=True)]
+    arrays = to_numpy(embeds, jobs, at_once)
+
+    assert [None if array is None else array.tolist() for array in arrays] == [[1.0, 2.0], None, [3.0], None, [4.0]]
 
 
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16], ids=str)
