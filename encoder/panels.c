@@ -74,6 +74,12 @@ void panels_mark(void *panels, int inputs, int outputs, int bfloat16) {
     *((Header *)panels - 1) = (Header){panels, inputs, outputs, bfloat16, 0, MARK};
 }
 
+static int least(int a, int b) { return a < b ? a : b; }
+
+/* How many of `rows`, of which some are `done`, the next of `count` parts takes: all take as many as each other, or one
+ * more. */
+static int share(int rows, int done, int number, int count) { return (rows - done) / (count - number); }
+
 #if defined(__AMX_BF16__)
 #include "panels_amx.h"
 #endif
@@ -205,11 +211,6 @@ static void widen(const char *panel, int inputs) {
     }
 }
 
-/* How many rows the tile that starts after `done` of `rows` takes: all tiles are as high as each other, or one more. */
-static int height(int rows, int done, int tile_number, int tile_count) {
-    return (rows - done) / (tile_count - tile_number);
-}
-
 /* Rows of x into `copied`. Their numbers are `row` apart from row to row, `step` within one. */
 static void copy_rows(const float *x, size_t row, size_t step, int rows, int inputs) {
     for (int r = 0; r < rows; r++) {
@@ -228,7 +229,7 @@ static void panel_product(const char *panel, int bfloat16, int rows, int inputs,
     if (bfloat16 && tile_count >= WIDEN_FROM) widen(panel, inputs), panel = (const char *)widened, bfloat16 = 0;
     const float *x = copied;
     for (int t = 0, done = 0; t < tile_count; t++) {
-        int high = height(rows, done, t, tile_count);
+        int high = share(rows, done, t, tile_count);
         float part[MOST_ROWS * COLUMNS], *to = c + done * ldc;
         size_t apart = ldc;
         if (columns < COLUMNS) {
@@ -245,8 +246,6 @@ static void panel_product(const char *panel, int bfloat16, int rows, int inputs,
     }
 }
 
-static int least(int a, int b) { return a < b ? a : b; }
-
 static void multiply(const Header *matrix, const char *panels, const float *x, size_t row, size_t step, int m, float *c,
                      size_t ldc) {
     const int k = matrix->inputs, n = matrix->outputs, bfloat16 = matrix->bfloat16;
@@ -257,8 +256,10 @@ static void multiply(const Header *matrix, const char *panels, const float *x, s
     }
 #endif
     const size_t bytes = (bfloat16 ? 2 : 4) * COLUMNS; /* of a panel's row */
-    for (int top = 0; top < m; top += ROWS_AT_ONCE) {
-        const int rows = least(m - top, ROWS_AT_ONCE), tile_count = (rows + MOST_ROWS - 1) / MOST_ROWS;
+    const int blocks = (m + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
+    for (int b = 0, top = 0, rows; b < blocks; b++, top += rows) {
+        rows = share(m, top, b, blocks);
+        const int tile_count = (rows + MOST_ROWS - 1) / MOST_ROWS;
         for (int first = 0; first < k; first += INPUTS_AT_ONCE) {
             const int inputs = least(k - first, INPUTS_AT_ONCE);
             copy_rows(x + top * row + first * step, row, step, rows, inputs);
