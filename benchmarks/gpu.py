@@ -255,7 +255,7 @@ def main() -> None:
         rows += [row_of(case, medians[case.what], limits) for case in CASES]
         write_tokenizer(Path(folder), read_prompts())
         rows += overhead.measure(model=Path(folder))
-        rows += throughput.measure(REQUESTS, rounds=3, model=Path(folder))
+        rows += throughput.measure(REQUESTS, model=Path(folder))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Many clients at once beside the same prompts in ideal batches: how much of the encoder's throughput is delivered.
 
-    python -m benchmarks.throughput [--requests 256] [--clients 64] [--rounds 1] [--model FOLDER]
+    python -m benchmarks.throughput [--requests 256] [--clients 64] [--rounds 3] [--model FOLDER]
 
 Half of Qwen3-0.6B's width unless a model is given, so that enough requests fit into a minute; what the service itself
 does then weighs four times as much. Ideal is TextEncoder in a process of its own, with all prompts known beforehand:
@@ -25,7 +25,7 @@ LAYERS = 28
 SHARE_PERCENT, WASTE_PERCENT = 95.0, 8.0
 
 
-def measure(requests: int = 256, clients: int = CLIENTS, rounds: int = 1, model: Path | None = None) -> list[Row]:
+def measure(requests: int = 256, clients: int = CLIENTS, rounds: int = 3, model: Path | None = None) -> list[Row]:
     """The share of the ideal throughput, and the padding waste meanwhile."""
     asked = mixed_requests(read_prompts(), requests)
     warm_up = mixed_requests(read_prompts(), clients, seed=1)
@@ -82,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--requests", type=int, default=256)
     parser.add_argument("--clients", type=int, default=CLIENTS)
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", type=Path, help="a folder with a checkpoint")
     parser.add_argument("--output", type=Path, help="a JSON file")
     parser.add_argument("--work", help=argparse.SUPPRESS)
