@@ -32,8 +32,8 @@ from encoder.types import (
     TokenizedPrompt,
 )
 
-# Characters that are tokenized where they come: half a millisecond or less, not much longer than the way to another
-# thread and back.
+# Characters of a request, templates included, that are tokenized on the event loop: half a millisecond or less, not
+# much more than the way to another thread and back.
 SHORT = 400
 
 
@@ -194,7 +194,7 @@ class Engine:
     async def _tokenize(self, encoder: TextEncoder, prompts: Sequence[str], preset: Preset) -> list[TokenizedPrompt]:
         tokenized = self._recent.get(prompts, preset)
         if tokenized is None:
-            if sum(map(len, prompts)) <= SHORT:
+            if sum(len(preset.prefix) + len(prompt) + len(preset.suffix) for prompt in prompts) <= SHORT:
                 tokenized = encoder.tokenize(prompts, preset)
             else:
                 tokenized = await asyncio.to_thread(encoder.tokenize, prompts, preset)

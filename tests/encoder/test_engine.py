@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +12,10 @@ import pytest
 from encoder.engine import Engine
 from encoder.errors import DeadlineExceeded, InvalidField, ModelFailure, NotReady, QueueFull, RequestTooLarge
 from encoder.limits import Limits
+from encoder.preset import Preset
 from encoder.presets import LAST_HIDDEN_STATE, get_preset
 from encoder.text_encoder import TextEncoder
-from encoder.types import Job, PromptEmbeds
+from encoder.types import Job, PromptEmbeds, TokenizedPrompt
 
 pytestmark = pytest.mark.anyio
 
@@ -273,6 +274,32 @@ async def test_a_stalled_forward_pass_makes_the_engine_unready(tmp_path: Path) -
     await request
     await engine.probe()
     await engine.close()
+
+
+@pytest.mark.parametrize(
+    ("prompts", "prefix", "on_the_loop"),
+    [
+        pytest.param(["a cat"], "", True, id="short"),
+        pytest.param(["a cat " * 100], "", False, id="long"),
+        pytest.param(["a cat, a dog"] * 50, "", False, id="many"),
+        pytest.param(["a cat"], "Describe it. " * 50, False, id="long-template"),
+    ],
+)
+async def test_only_little_text_is_tokenized_on_the_event_loop(
+    engine: Engine, prompts: list[str], prefix: str, on_the_loop: bool
+) -> None:
+    """Where half a millisecond holds up everybody else, and the way to another thread takes as long."""
+    encoder = engine._loaded()
+    tokenize, threads = encoder.tokenize, []
+
+    def noted(prompts: Sequence[str], preset: Preset) -> list[TokenizedPrompt]:
+        threads.append(threading.current_thread())
+        return tokenize(prompts, preset)
+
+    encoder.tokenize = noted  # type: ignore[method-assign]
+    await engine.tokenize(prompts, replace(SHORT, prefix=prefix))
+
+    assert [thread is threading.current_thread() for thread in threads] == [on_the_loop]
 
 
 async def test_nothing_is_served_before_the_model_is_loaded() -> None:
