@@ -91,11 +91,18 @@ def _cases(lengths: Sequence[int], plain: bool) -> list[Case]:
             sequences,
             ["ours", "torch"]
             + list(WITHOUT_COMPILER) * (sum(sequences) < SHORT)
-            + list(PRODUCTS) * (name == LIMIT)
+            + _products() * (name == LIMIT)
             + ["plain"] * plain,
         )
         for name, sequences in wanted.items()
     ]
+
+
+def _products() -> list[str]:
+    """Those that this machine can compute."""
+    from encoder.panels import has_panels  # as above
+
+    return [side for side in PRODUCTS if side in WITHOUT_PANELS or has_panels()]
 
 
 def _rows(case: Case, seconds: dict[str, float]) -> list[Row]:

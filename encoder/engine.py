@@ -194,7 +194,8 @@ class Engine:
     async def _tokenize(self, encoder: TextEncoder, prompts: Sequence[str], preset: Preset) -> list[TokenizedPrompt]:
         tokenized = self._recent.get(prompts, preset)
         if tokenized is None:
-            if sum(len(preset.prefix) + len(prompt) + len(preset.suffix) for prompt in prompts) <= SHORT:
+            template = len(preset.prefix) + len(preset.suffix) + len(preset.tail)
+            if sum(template + len(prompt) for prompt in prompts) <= SHORT:
                 tokenized = encoder.tokenize(prompts, preset)
             else:
                 tokenized = await asyncio.to_thread(encoder.tokenize, prompts, preset)

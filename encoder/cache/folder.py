@@ -98,7 +98,7 @@ class ResultFolder:
             with os.fdopen(handle, "wb") as stream:
                 stream.write(data)
             os.replace(unfinished, self._file(key))
-        except BaseException:
+        except BaseException:  # whatever stops it, an interrupt too, leaves no file behind
             with suppress(OSError):
                 os.unlink(unfinished)
             raise
