@@ -23,8 +23,9 @@ setup(
         Extension(
             f"encoder.panels_{name}",
             ["encoder/panels.c"],
-            depends=["encoder/panels_amx.h"],
-            extra_compile_args=["-std=gnu11", "-O3", *flags],
+            depends=["encoder/panels_amx.h", "encoder/panels_layer.h"],
+            extra_compile_args=["-std=gnu11", "-O3", "-fopenmp-simd", *flags],
+            libraries=["m"],
             optional=True,
         )
         for name, flags in sets.items()

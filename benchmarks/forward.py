@@ -182,7 +182,7 @@ def load_products(layers: int, threads: int) -> Run:
     import mlx.core as mx
 
     from encoder.blas import set_threads
-    from encoder.packed_weights import turn
+    from encoder.packed_blas import turn
     from encoder.panels import has_panels, lay
 
     set_threads(1)

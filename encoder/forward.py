@@ -17,7 +17,9 @@ from encoder.blas import available_cpus, set_threads
 from encoder.config import Qwen3Config
 from encoder.cuda_kernels import DTYPE, CudaKernels, build_kernels
 from encoder.fused import FusedQwen3
-from encoder.packed import PackedQwen3
+from encoder.packed import Kind, PackedQwen3
+from encoder.packed_blas import BLAS
+from encoder.packed_panels import MOST_HEAD_DIM, PANELS
 from encoder.packed_weights import count_streams
 from encoder.padding import bucket_length, pad
 from encoder.panels import has_panels
@@ -52,22 +54,18 @@ class PlainForward:
 
 
 class PackedForward:
-    """All rows one after the other, on several streams with a one-thread BLAS each. Takes the model's weights over.
+    """All rows one after the other, on several streams with one thread each. Takes the model's weights over."""
 
-    Args:
-        as_panels: whether encoder/panels.c multiplies, and not the BLAS.
-    """
-
-    def __init__(self, model: Qwen3, pad_token_id: int, as_panels: bool) -> None:
+    def __init__(self, model: Qwen3, pad_token_id: int, kind: Kind) -> None:
         set_threads(1)
-        self.packed = PackedQwen3(model, count_streams(model.config, available_cpus()), as_panels)
+        self.packed = PackedQwen3(model, count_streams(model.config, available_cpus()), kind)
         self.pad_token_id = pad_token_id
 
     def __call__(self, jobs: Sequence[Job], taps: Sequence[Tap]) -> Mapping[Tap, Rows]:
         return self.packed.hidden_states_at(taps, jobs, self.pad_token_id)
 
     def tokens(self, lengths: Sequence[int]) -> int:
-        return _rounded(sum(lengths), self.packed.row_multiple)
+        return _rounded(sum(lengths), self.packed.kind.row_multiple)
 
 
 class FusedForward:
@@ -87,7 +85,11 @@ class FusedForward:
 def widens_bfloat16(config: Qwen3Config) -> bool:
     """Whether float32 is computed from bfloat16 weights as they are: on a CPU, where panels are at hand."""
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
-    return on_cpu and has_panels() and not (config.attention_bias or config.attention_sinks)
+    return on_cpu and _takes_panels(config) and not (config.attention_bias or config.attention_sinks)
+
+
+def _takes_panels(config: Qwen3Config) -> bool:
+    return has_panels() and config.head_dim <= MOST_HEAD_DIM
 
 
 def choose_forward(model: Qwen3, pad_token_id: int, dtype: mx.Dtype) -> Forward:
@@ -98,8 +100,9 @@ def choose_forward(model: Qwen3, pad_token_id: int, dtype: mx.Dtype) -> Forward:
         dtype: to compute in.
     """
     if mx.default_device().type == mx.DeviceType.cpu:
-        if dtype == mx.float32 and _is_simple(model, {mx.float32, mx.bfloat16} if has_panels() else {mx.float32}):
-            return PackedForward(model, pad_token_id, has_panels())
+        as_panels = _takes_panels(model.config)
+        if dtype == mx.float32 and _is_simple(model, {mx.float32, mx.bfloat16} if as_panels else {mx.float32}):
+            return PackedForward(model, pad_token_id, PANELS if as_panels else BLAS)
     elif mx.cuda.is_available() and _is_simple(model, {DTYPE}) and (kernels := build_kernels(model.config)):
         return FusedForward(model, pad_token_id, kernels)
     return PlainForward(model, pad_token_id)

@@ -2,7 +2,7 @@
 
 Step 3 of the path for encoder/packed.py. Knows nothing of weights.
 
-Shape letters: T packed rows, G query heads for each key-value head.
+Shape letters: T packed rows, G query heads for each key-value head, d head_dim.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,11 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from encoder.config import Qwen3Config
+from encoder.qwen3 import rope_periods
 from encoder.types import Job
+
+Numbers = NDArray[np.float32]
 
 QUERY_BLOCK = 128  # queries that share one product with the keys before them, so that long prompts skip half of it
 SCORES_AT_ONCE = 2**19  # of one key-value head: few operations for many short prompts, little memory for a long one
@@ -38,7 +42,7 @@ class Packed:
     """
 
     input_ids: mx.array
-    position_ids: mx.array
+    position_ids: NDArray[np.int32]
     spans: list[Span]
     real_rows: int
 
@@ -62,10 +66,17 @@ def pack(jobs: Sequence[Job], pad_token_id: int, row_multiple: int) -> Packed:
     filling = -len(input_ids) % row_multiple or (row_multiple if not input_ids else 0)
     return Packed(
         mx.array(np.array(input_ids + [pad_token_id] * filling, dtype=np.int32)),
-        mx.array(np.array(positions + [0] * filling, dtype=np.int32)),
+        np.array(positions + [0] * filling, dtype=np.int32),
         spans,
         max(1, -(-real_rows // row_multiple)) * row_multiple,
     )
+
+
+def turns(packed: Packed, config: Qwen3Config) -> tuple[Numbers, Numbers]:
+    """cos and sin of the angle by which RoPE turns each pair of a head, both (T, d/2)."""
+    periods = np.array(rope_periods(config.rope_theta, config.head_dim))
+    angles = packed.position_ids[:, None].astype(np.float32) * (1 / periods)
+    return np.cos(angles), np.sin(angles)
 
 
 class Block(NamedTuple):
@@ -97,7 +108,7 @@ def plan_looks(spans: Sequence[Span], groups: int) -> list[Look]:
     """Which rows look at which keys: real rows at those up to themselves, live rows at all real rows of their job."""
     looks: list[Look] = []
     blocks: list[Block] = []
-    visible: list[NDArray[np.float32]] = []
+    visible: list[Numbers] = []
     end = 0
     for rows, keys in _rows_and_keys(spans):
         count, length = rows.stop - rows.start, keys.stop - keys.start

@@ -11,6 +11,7 @@
  * Letters: x is m by k, W is k by n, the product is m by n; all row-major.
  */
 #include <errno.h>
+#include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -52,9 +53,11 @@ Sgemm *panels_next; /* the BLAS that this library stands before */
 /* Whoever has an array of MLX that starts where panels once started overwrites `mark`, for MLX keeps an array's size there. */
 typedef struct {
     const void *self;
-    int32_t inputs, outputs, bfloat16, unused;
+    int32_t inputs, outputs, kind, unused;
     uint64_t mark;
 } Header;
+
+enum { FLOAT32, BFLOAT16, MLP, ATTENTION }; /* kinds: a matrix as panels, or one of panels_layer.h */
 
 /* Of the panels that start at an address; NULL where something else does. No panel starts with a page, so that no page is
  * read that may not be there. */
@@ -70,8 +73,8 @@ int panels_offset(const void *memory) {
     return (int)(start + (start % PAGE ? 0 : 64) - (uintptr_t)memory);
 }
 
-void panels_mark(void *panels, int inputs, int outputs, int bfloat16) {
-    *((Header *)panels - 1) = (Header){panels, inputs, outputs, bfloat16, 0, MARK};
+void panels_mark(void *marked, int inputs, int outputs, int kind) {
+    *((Header *)marked - 1) = (Header){marked, inputs, outputs, kind, 0, MARK};
 }
 
 static int least(int a, int b) { return a < b ? a : b; }
@@ -246,9 +249,10 @@ static void panel_product(const char *panel, int bfloat16, int rows, int inputs,
     }
 }
 
-static void multiply(const Header *matrix, const char *panels, const float *x, size_t row, size_t step, int m, float *c,
-                     size_t ldc) {
-    const int k = matrix->inputs, n = matrix->outputs, bfloat16 = matrix->bfloat16;
+/* The first n columns of x @ matrix. */
+static void multiply(const Header *matrix, const float *x, size_t row, size_t step, int m, int n, float *c, size_t ldc) {
+    const int k = matrix->inputs, bfloat16 = matrix->kind == BFLOAT16;
+    const char *panels = matrix->self;
 #if defined(__AMX_BF16__)
     if (bfloat16) {
         amx_multiply(panels, x, row, step, m, n, k, c, ldc);
@@ -271,21 +275,30 @@ static void multiply(const Header *matrix, const char *panels, const float *x, s
     }
 }
 
-/* CBLAS's own, which MLX calls. */
+#include "panels_layer.h"
+
+/* ---- What MLX calls. ---- */
+
+/* CBLAS's own. */
 void cblas_sgemm(int order, int transpose_a, int transpose_b, int m, int n, int k, float alpha, const float *a, int lda,
                  const float *b, int ldb, float beta, float *c, int ldc) {
     enum { ROW_MAJOR = 101, NO_TRANSPOSE = 111 };
-    const Header *matrix = header_of(b);
-    if (matrix == NULL) {
+    const Header *marked = header_of(b);
+    if (marked == NULL) {
         panels_next(order, transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
         return;
     }
-    if (order != ROW_MAJOR || transpose_b != NO_TRANSPOSE || alpha != 1 || beta != 0 || k != matrix->inputs ||
-        n != matrix->outputs) {
+    const int plain = transpose_a == NO_TRANSPOSE, is_matrix = marked->kind == FLOAT32 || marked->kind == BFLOAT16;
+    if (order != ROW_MAJOR || transpose_b != NO_TRANSPOSE || alpha != 1 || beta != 0 || k != marked->inputs ||
+        n != marked->outputs || (!plain && !is_matrix)) {
         fprintf(stderr, "encoder/panels.c: a matrix laid out as panels, %d by %d, was used as %d by %d in other than a "
-                "plain product. Only encoder/packed.py may have it.\n", matrix->inputs, matrix->outputs, k, n);
+                "plain product. Only encoder/packed.py may have it.\n", marked->inputs, marked->outputs, k, n);
         abort();
     }
-    const int plain = transpose_a == NO_TRANSPOSE;
-    multiply(matrix, (const char *)b, a, plain ? lda : 1, plain ? 1 : lda, m, c, ldc);
+    if (marked->kind == MLP)
+        mlp(marked->self, a, lda, m, c, ldc);
+    else if (marked->kind == ATTENTION)
+        attention(marked->self, a, lda, m, c, ldc);
+    else
+        multiply(marked, a, plain ? lda : 1, plain ? 1 : lda, m, n, c, ldc);
 }

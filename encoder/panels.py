@@ -1,6 +1,6 @@
-"""Matrices laid out for encoder/panels.c, as MLX arrays that a product can take.
+"""Matrices laid out for encoder/panels.c, and its operations, as MLX arrays that stand on the right side of a product.
 
-Knows nothing of layers; encoder/packed_weights.py says what is laid out.
+MLX takes no operation of ours on a CPU; what it calls for `x @ y` looks whether y is one of these.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from encoder.blas import panels_library
 from encoder.filled_array import filled
+from encoder.panels_library import Attention, Batch, Mlp
 
 ROOM = 192  # bytes, at least what `panels_offset` may answer
+OPERATION = 64  # bytes of one, behind its mark
 
 
 def has_panels() -> bool:
@@ -57,3 +59,26 @@ def lay(matrices: Sequence[NDArray[Any]], threads: Executor) -> mx.array:
     matrix = mx.as_strided(memory, (inputs, outputs), (outputs, 1), offset // 4)
     mx.eval(matrix)
     return matrix
+
+
+def address_of(matrix: mx.array) -> int:
+    """Of a matrix's panels. Its owner keeps it while the address is in use."""
+    return int(np.array(matrix, copy=False).ctypes.data)
+
+
+def operation(size: int, layer: Mlp | Attention, batch: Batch | None = None) -> mx.array:
+    """An MLP, or an attention for a batch: `x @ operation` is what it makes of x, (rows, size) both.
+
+    Not evaluated, so that it costs a stream no waiting for another. What the fields point to has to stay until it is
+    done with, and so have those of an attention and of a batch themselves.
+    """
+    library = panels_library()
+    assert library is not None
+    memory = mx.array(np.zeros((ROOM + OPERATION) // 4, np.float32))
+    start = np.array(memory, copy=False).ctypes.data
+    offset = library.panels_offset(start)
+    if isinstance(layer, Mlp):
+        library.panels_mark_mlp(start + offset, layer)
+    else:
+        library.panels_mark_attention(start + offset, layer, batch)
+    return mx.as_strided(memory, (size, size), (size, 1), offset // 4)

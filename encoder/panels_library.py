@@ -1,4 +1,4 @@
-"""Finds the library of encoder/panels.c that this CPU can run, and puts it before a BLAS.
+"""Finds the library of encoder/panels.c that this CPU can run, puts it before a BLAS, and describes its functions.
 
 Knows the dynamic linker and nothing of tensors; does not import MLX.
 """
@@ -16,6 +16,45 @@ INSTRUCTION_SETS = {
     "avx2": {"avx2", "fma"},
     "neon": {"asimd"},
 }
+
+
+class Mlp(ctypes.Structure):
+    """An MLP, as encoder/panels_layer.h has it. Here as there, pointers are not owned."""
+
+    _fields_ = (
+        ("gate_up", ctypes.c_void_p),
+        ("down", ctypes.c_void_p),
+        ("norm", ctypes.c_void_p),
+        ("epsilon", ctypes.c_float),
+    )
+
+
+class Attention(ctypes.Structure):
+    """An attention of encoder/panels_layer.h."""
+
+    _fields_ = (
+        ("qkv", ctypes.c_void_p),
+        ("o", ctypes.c_void_p),
+        ("norm", ctypes.c_void_p),
+        ("q_norm", ctypes.c_void_p),
+        ("k_norm", ctypes.c_void_p),
+        ("epsilon", ctypes.c_float),
+        ("heads", ctypes.c_int32),
+        ("kv_heads", ctypes.c_int32),
+        ("head_dim", ctypes.c_int32),
+    )
+
+
+class Batch(ctypes.Structure):
+    """What an attention is told of a batch, see encoder/panels_layer.h."""
+
+    _fields_ = (
+        ("spans", ctypes.c_void_p),
+        ("cos", ctypes.c_void_p),
+        ("sin", ctypes.c_void_p),
+        ("span_count", ctypes.c_int32),
+        ("real_rows", ctypes.c_int32),
+    )
 
 
 def instruction_set() -> str | None:
@@ -78,6 +117,8 @@ def declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.panels_offset.argtypes = [address]
     library.panels_mark.argtypes = [address, integer, integer, integer]
     library.panels_lay.argtypes = [address, integer, integer, integer, address]
+    library.panels_mark_mlp.argtypes = [address, ctypes.POINTER(Mlp)]
+    library.panels_mark_attention.argtypes = [address, ctypes.POINTER(Attention), ctypes.POINTER(Batch)]
     return library
 
 
