@@ -17,9 +17,9 @@ from encoder.blas import available_cpus, set_threads
 from encoder.config import Qwen3Config
 from encoder.cuda_kernels import DTYPE, CudaKernels, build_kernels
 from encoder.fused import FusedQwen3
-from encoder.packed import Kind, PackedQwen3
-from encoder.packed_blas import BLAS
-from encoder.packed_panels import MOST_HEAD_DIM, PANELS
+from encoder.packed import Layers, PackedQwen3
+from encoder.packed_blas import BlasLayers
+from encoder.packed_panels import MOST_HEAD_DIM, PanelsLayers
 from encoder.packed_weights import count_streams
 from encoder.padding import bucket_length, pad
 from encoder.panels import has_panels
@@ -56,7 +56,7 @@ class PlainForward:
 class PackedForward:
     """All rows one after the other, on several streams with one thread each. Takes the model's weights over."""
 
-    def __init__(self, model: Qwen3, pad_token_id: int, kind: Kind) -> None:
+    def __init__(self, model: Qwen3, pad_token_id: int, kind: type[Layers]) -> None:
         set_threads(1)
         self.packed = PackedQwen3(model, count_streams(model.config, available_cpus()), kind)
         self.pad_token_id = pad_token_id
@@ -65,7 +65,7 @@ class PackedForward:
         return self.packed.hidden_states_at(taps, jobs, self.pad_token_id)
 
     def tokens(self, lengths: Sequence[int]) -> int:
-        return _rounded(sum(lengths), self.packed.kind.row_multiple)
+        return _rounded(sum(lengths), self.packed.compute.row_multiple)
 
 
 class FusedForward:
@@ -102,7 +102,7 @@ def choose_forward(model: Qwen3, pad_token_id: int, dtype: mx.Dtype) -> Forward:
     if mx.default_device().type == mx.DeviceType.cpu:
         as_panels = _takes_panels(model.config)
         if dtype == mx.float32 and _is_simple(model, {mx.float32, mx.bfloat16} if as_panels else {mx.float32}):
-            return PackedForward(model, pad_token_id, PANELS if as_panels else BLAS)
+            return PackedForward(model, pad_token_id, PanelsLayers if as_panels else BlasLayers)
     elif mx.cuda.is_available() and _is_simple(model, {DTYPE}) and (kernels := build_kernels(model.config)):
         return FusedForward(model, pad_token_id, kernels)
     return PlainForward(model, pad_token_id)

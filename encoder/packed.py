@@ -15,7 +15,7 @@ Shape letters: T packed rows, D hidden size.
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import mlx.core as mx
 
@@ -27,26 +27,24 @@ from encoder.qwen3 import Qwen3
 from encoder.types import Job, Tap
 
 
-class Layer(Protocol):
-    """One stream's part of a decoder layer: what it adds to the rows x, (T, D) both."""
+class Layers(Protocol):
+    """How one stream computes its part of a decoder layer."""
 
-    def attention(self, x: mx.array, batch: Any) -> mx.array: ...
+    row_multiple: int  # of rows that it can multiply
 
-    def mlp(self, x: mx.array) -> mx.array: ...
+    def __init__(self, config: Qwen3Config) -> None: ...
 
+    def lay(self, part: Part, threads: Executor) -> Any:
+        """A stream's part of a layer's weights as it takes them; threads share the work."""
 
-class Kind(NamedTuple):
-    """A way to compute layers.
+    def start(self, packed: Packed) -> None:
+        """All that is asked for from now on, and evaluated before the next start, is for this batch."""
 
-    Attributes:
-        row_multiple: of rows that it can multiply.
-        layer: makes one from a stream's part of the weights, with threads that share the work.
-        batch: makes what all layers' attention needs to know of a batch.
-    """
+    def attention(self, part: Any, x: mx.array) -> mx.array:
+        """What this part adds to the rows x, (T, D) both."""
 
-    row_multiple: int
-    layer: Callable[[Part, Qwen3Config, Executor], Layer]
-    batch: Callable[[Packed, Qwen3Config], Any]
+    def mlp(self, part: Any, x: mx.array) -> mx.array:
+        """The same."""
 
 
 class PackedQwen3:
@@ -58,45 +56,44 @@ class PackedQwen3:
         kind: how layers are computed.
     """
 
-    def __init__(self, model: Qwen3, streams: int, kind: Kind) -> None:
-        self.config = model.config
+    def __init__(self, model: Qwen3, streams: int, kind: type[Layers]) -> None:
         self.model = model
-        self.kind = kind
+        self.compute = kind(model.config)
         self.streams = [mx.new_stream(mx.cpu) for _ in range(streams)]
-        self.layers: list[list[Layer]] = []  # each with a part for each stream
+        self.layers: list[list[Any]] = []  # each with a part for each stream
         with ThreadPoolExecutor(streams) as threads:
             while model.layers:  # one at a time, so that no more than one layer is in memory twice
-                parts = cut(model.layers.pop(0), self.config, streams)
-                self.layers.append([kind.layer(part, self.config, threads) for part in parts])
+                parts = cut(model.layers.pop(0), model.config, streams)
+                self.layers.append([self.compute.lay(part, threads) for part in parts])
                 mx.clear_cache()
 
     def hidden_states_at(
         self, taps: Sequence[Tap], jobs: Sequence[Job], pad_token_id: int
     ) -> dict[Tap, list[mx.array]]:
         """For each tap, the computed rows of each job, (computed_rows, D). No layer after the deepest tap runs."""
-        packed = pack(jobs, pad_token_id, self.kind.row_multiple)
-        batch = self.kind.batch(packed, self.config)
+        packed = pack(jobs, pad_token_id, self.compute.row_multiple)
+        self.compute.start(packed)
         x = self.model.embed_tokens(packed.input_ids).astype(mx.float32)  # (T, D)
         states = [x] * len(self.streams)  # each stream has a sum of its own: cheaper than waiting for another's
         wanted = {tap.depth for tap in taps}
         outputs = {0: x}
         for depth, layer in enumerate(self.layers[: max(wanted)], start=1):
-            states = self._add(states, lambda part, x: part.attention(x, batch), layer)
-            states = self._add(states, lambda part, x: part.mlp(x), layer)
+            for half in (self.compute.attention, self.compute.mlp):
+                states = self._add(states, half, layer)
             self.model.layers_run += 1
             if depth in wanted:
                 outputs[depth] = states[0]
-        mx.eval(outputs)  # here, while weights and batch are there: MLX need not know of all that is read
+        mx.eval(outputs)
         return {tap: [self._rows(outputs[tap.depth], span, tap) for span in packed.spans] for tap in taps}
 
     def _add(
-        self, states: list[mx.array], compute: Callable[[Layer, mx.array], mx.array], layer: Sequence[Layer]
+        self, states: list[mx.array], half: Callable[[Any, mx.array], mx.array], layer: Sequence[Any]
     ) -> list[mx.array]:
-        """To each stream's state what all streams compute from it."""
+        """To each stream's rows, what all streams compute from theirs."""
         computed = []
         for stream, part, x in zip(self.streams, layer, states, strict=True):
             with mx.stream(stream):
-                computed.append(compute(part, x))
+                computed.append(half(part, x))
         added = []
         for stream, x in zip(self.streams, states, strict=True):
             with mx.stream(stream):

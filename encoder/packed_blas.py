@@ -12,7 +12,7 @@ are one stream's part.
 
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -20,60 +20,82 @@ from numpy.typing import NDArray
 
 from encoder.config import Qwen3Config
 from encoder.filled_array import filled
-from encoder.packed import Kind
 from encoder.packed_weights import Matrix, Part
 from encoder.packing import Look, Packed, plan_looks, turns
 from encoder.pointwise import clamp, exp2, rotate, scale, swiglu
 
-ROW_MULTIPLE = 4  # OpenBLAS multiplies whole groups of four rows; the rest runs through a slow kernel
 SMALLEST = 1e-37  # sum of weights; only rows without keys have less
 BLOCK_ROWS = 128  # of a matrix, turned at once
 # log2 of weights that may be summed up as they are: a row of 4096, times values of up to 2^15, stays in float32.
 BOUND = 100.0
 
 
-class BlasBatch:
-    """What attention needs to know of a batch.
+class BlasPart(NamedTuple):
+    """One stream's part of a decoder layer.
 
     Attributes:
-        real_rows: that have keys.
-        looks: which rows look at which keys.
-        rope: (T, 2, 2, d/2), cos and signed sin: halves of a head turn as a*cos - b*sin and b*cos + a*sin.
+        q, kv, o, gate, up, down: (in, out); kv has k, then v.
+        before_attention, before_mlp: (D,), the norms' weights.
+        q_norm, k_norm: (2, 2, d/2), what multiplies cos and what sin; q's has the scale of the scores, in log2.
+        bounded: whether no score can leave ±BOUND, whatever the input.
     """
 
-    def __init__(self, packed: Packed, config: Qwen3Config) -> None:
-        self.real_rows = packed.real_rows
-        self.looks = plan_looks(packed.spans, config.num_attention_heads // config.num_key_value_heads)
-        cos, sin = turns(packed, config)
-        self.rope = mx.array(np.stack([cos, cos, -sin, sin], axis=1).reshape(len(cos), 2, 2, -1))
+    q: mx.array
+    kv: mx.array
+    o: mx.array
+    gate: mx.array
+    up: mx.array
+    down: mx.array
+    before_attention: mx.array
+    before_mlp: mx.array
+    q_norm: mx.array
+    k_norm: mx.array
+    bounded: bool
 
 
-class BlasLayer:
-    """One stream's part of a decoder layer."""
+class BlasLayers:
+    """As encoder/packed.py asks for them."""
 
-    def __init__(self, part: Part, config: Qwen3Config, threads: Executor) -> None:
+    row_multiple = 4  # OpenBLAS multiplies whole groups of four rows; the rest runs through a slow kernel
+
+    def __init__(self, config: Qwen3Config) -> None:
         self._config = config
-        self._q, self._kv = turn([part.q], threads), turn([part.k, part.v], threads)
-        self._o, self._down = turn([part.o], threads), turn([part.down], threads)
-        self._gate, self._up = turn([part.gate], threads), turn([part.up], threads)
-        self._before_attention, self._before_mlp = mx.array(part.before_attention), mx.array(part.before_mlp)
-        q_norm, k_norm = part.q_norm.reshape(2, -1), part.k_norm.reshape(2, -1)
-        # What multiplies cos and what sin, (2, 2, d/2).
-        self._q_norm, self._k_norm = (mx.array(np.stack([norm, norm[::-1]])) for norm in (q_norm, k_norm))
-        # Turning mixes the two halves; a normed head has the length sqrt(d), so that its pairs have d in all.
-        largest = config.head_dim * (np.abs(q_norm).max(axis=0) * np.abs(k_norm).max(axis=0)).max()
-        self.bounded = bool(largest < BOUND)  # no score can leave ±BOUND, whatever the input
         # A product with a column is the fastest mean.
         self._mean = {size: mx.full((size, 1), 1 / size) for size in (config.hidden_size, config.head_dim)}
         mx.eval(self._mean)
 
-    def attention(self, x: mx.array, batch: BlasBatch) -> mx.array:
-        q, k, v = self._queries_keys_values(self._normed(x, self._before_attention), batch)
-        return attend(q, k, v, batch.looks, self.bounded) @ self._o
+    def lay(self, part: Part, threads: Executor) -> BlasPart:
+        q_norm, k_norm = part.q_norm.reshape(2, -1), part.k_norm.reshape(2, -1)
+        # Turning mixes the two halves; a normed head has the length sqrt(d), so that its pairs have d in all.
+        largest = self._config.head_dim * (np.abs(q_norm).max(axis=0) * np.abs(k_norm).max(axis=0)).max()
+        return BlasPart(
+            q=turn([part.q], threads),
+            kv=turn([part.k, part.v], threads),
+            o=turn([part.o], threads),
+            gate=turn([part.gate], threads),
+            up=turn([part.up], threads),
+            down=turn([part.down], threads),
+            before_attention=mx.array(part.before_attention),
+            before_mlp=mx.array(part.before_mlp),
+            q_norm=mx.array(np.stack([q_norm, q_norm[::-1]])),
+            k_norm=mx.array(np.stack([k_norm, k_norm[::-1]])),
+            bounded=bool(largest < BOUND),
+        )
 
-    def mlp(self, x: mx.array) -> mx.array:
-        h = self._normed(x, self._before_mlp)
-        return swiglu(h @ self._gate, h @ self._up) @ self._down
+    def start(self, packed: Packed) -> None:
+        self._real_rows = packed.real_rows
+        self._looks = plan_looks(packed.spans, self._config.num_attention_heads // self._config.num_key_value_heads)
+        cos, sin = turns(packed, self._config)
+        # (T, 2, 2, d/2), cos and signed sin: halves of a head turn as a*cos - b*sin and b*cos + a*sin.
+        self._rope = mx.array(np.stack([cos, cos, -sin, sin], axis=1).reshape(len(cos), 2, 2, -1))
+
+    def attention(self, part: BlasPart, x: mx.array) -> mx.array:
+        q, k, v = self._queries_keys_values(part, self._normed(x, part.before_attention))
+        return attend(q, k, v, self._looks, part.bounded) @ part.o
+
+    def mlp(self, part: BlasPart, x: mx.array) -> mx.array:
+        h = self._normed(x, part.before_mlp)
+        return swiglu(h @ part.gate, h @ part.up) @ part.down
 
     def _normed(self, x: mx.array, weight: mx.array) -> mx.array:
         """RMSNorm."""
@@ -82,15 +104,15 @@ class BlasLayer:
     def _inverse_rms(self, x: mx.array) -> mx.array:
         return mx.rsqrt(mx.square(x) @ self._mean[x.shape[-1]] + self._config.rms_norm_eps)
 
-    def _queries_keys_values(self, h: mx.array, batch: BlasBatch) -> tuple[mx.array, mx.array, mx.array]:
+    def _queries_keys_values(self, part: BlasPart, h: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         """q (K, T, G, d), k (K, d, real T), v (K, real T, d+1), whose last column is 1 and adds up the weights."""
         d, groups = self._config.head_dim, self._config.num_attention_heads // self._config.num_key_value_heads
-        real_rows, rope = batch.real_rows, batch.rope
-        q = self._heads(h @ self._q, groups, rope * self._q_norm)
+        real_rows, rope = self._real_rows, self._rope
+        q = self._heads(h @ part.q, groups, rope * part.q_norm)
         if real_rows < len(h):
             h, rope = h[:real_rows], rope[:real_rows]
-        k, v = mx.split(h @ self._kv, 2, axis=1)
-        k = self._heads(k, 1, rope * self._k_norm)
+        k, v = mx.split(h @ part.kv, 2, axis=1)
+        k = self._heads(k, 1, rope * part.k_norm)
         v = v.reshape(real_rows, -1, d).transpose(1, 0, 2)
         ones = mx.ones((*v.shape[:2], 1))
         return q, k.reshape(-1, real_rows, d).transpose(0, 2, 1), mx.concatenate([v, ones], axis=-1)
@@ -151,6 +173,3 @@ def turn(matrices: Sequence[Matrix], threads: Executor) -> mx.array:
             block.result()
 
     return filled("F32", (inputs, outputs), inputs * outputs * 4, fill)
-
-
-BLAS = Kind(ROW_MULTIPLE, BlasLayer, BlasBatch)

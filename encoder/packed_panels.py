@@ -4,12 +4,12 @@ docs/decisions/0008-matrices-as-panels.md has what that is worth.
 """
 
 from concurrent.futures import Executor
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
 from encoder.config import Qwen3Config
-from encoder.packed import Kind
 from encoder.packed_weights import Part
 from encoder.packing import Packed, turns
 from encoder.panels import address_of, lay, operation
@@ -18,39 +18,56 @@ from encoder.panels_library import Attention, Batch, Mlp
 MOST_HEAD_DIM = 512  # that encoder/panels.c has room for
 
 
-class PanelsBatch:
-    """What the library is told of a batch. Keep it until its operations are evaluated: they point to it."""
+class PanelsPart(NamedTuple):
+    """One stream's part of a decoder layer: what rows are multiplied with, and what that points to."""
 
-    def __init__(self, packed: Packed, config: Qwen3Config) -> None:
-        spans = [(span.real.start, span.real.stop, span.live.start, span.live.stop) for span in packed.spans]
-        self._arrays = np.array(spans, np.int32), *turns(packed, config)
-        addresses = [array.ctypes.data for array in self._arrays]
-        self.fields = Batch(*addresses, len(spans), packed.real_rows)
+    attention: mx.array
+    mlp: mx.array
+    kept: Any
 
 
-class PanelsLayer:
-    """One stream's part of a decoder layer. Keep it, too, until its operations are evaluated."""
+class PanelsLayers:
+    """Keep it, and its parts, until all that they made is evaluated: MLX does not know what else is read."""
 
-    def __init__(self, part: Part, config: Qwen3Config, threads: Executor) -> None:
-        self._size = config.hidden_size
-        matrices = [
-            lay(stacked, threads) for stacked in ([part.q, part.k, part.v], [part.o], [part.gate, part.up], [part.down])
-        ]
+    row_multiple = 1
+
+    def __init__(self, config: Qwen3Config) -> None:
+        self._config = config
+        self._batch = Batch()  # all attentions point to it
+        self._arrays: list[Any] = []  # and it to these
+
+    def lay(self, part: Part, threads: Executor) -> PanelsPart:
+        config = self._config
+        stacks = [part.q, part.k, part.v], [part.o], [part.gate, part.up], [part.down]
+        matrices = [lay(stack, threads) for stack in stacks]
         norms = [np.array(norm) for norm in (part.before_attention, part.q_norm, part.k_norm, part.before_mlp)]
-        self._kept = matrices, norms
         qkv, o, gate_up, down = (address_of(matrix) for matrix in matrices)
         before_attention, q_norm, k_norm, before_mlp = (norm.ctypes.data for norm in norms)
-        heads, kv_heads = len(part.q) // config.head_dim, len(part.k) // config.head_dim
-        epsilon = config.rms_norm_eps
-        self._attention = Attention(qkv, o, before_attention, q_norm, k_norm, epsilon, heads, kv_heads, config.head_dim)
-        self._mlp = operation(self._size, Mlp(gate_up, down, before_mlp, epsilon))
-        mx.eval(self._mlp)
+        attention = Attention(
+            qkv=qkv,
+            o=o,
+            norm=before_attention,
+            q_norm=q_norm,
+            k_norm=k_norm,
+            epsilon=config.rms_norm_eps,
+            heads=len(part.q) // config.head_dim,
+            kv_heads=len(part.k) // config.head_dim,
+            head_dim=config.head_dim,
+        )
+        mlp = Mlp(gate_up=gate_up, down=down, norm=before_mlp, epsilon=config.rms_norm_eps)
+        size = config.hidden_size
+        kept = matrices, norms, attention
+        return PanelsPart(operation(size, attention, self._batch), operation(size, mlp), kept)
 
-    def attention(self, x: mx.array, batch: PanelsBatch) -> mx.array:
-        return x @ operation(self._size, self._attention, batch.fields)
+    def start(self, packed: Packed) -> None:
+        spans = [(span.real.start, span.real.stop, span.live.start, span.live.stop) for span in packed.spans]
+        self._arrays = [np.array(spans, np.int32), *turns(packed, self._config)]
+        batch = self._batch
+        batch.spans, batch.cos, batch.sin = (array.ctypes.data for array in self._arrays)
+        batch.span_count, batch.real_rows = len(spans), packed.real_rows
 
-    def mlp(self, x: mx.array) -> mx.array:
-        return x @ self._mlp
+    def attention(self, part: PanelsPart, x: mx.array) -> mx.array:
+        return x @ part.attention
 
-
-PANELS = Kind(1, PanelsLayer, PanelsBatch)
+    def mlp(self, part: PanelsPart, x: mx.array) -> mx.array:
+        return x @ part.mlp

@@ -67,10 +67,10 @@ def address_of(matrix: mx.array) -> int:
 
 
 def operation(size: int, layer: Mlp | Attention, batch: Batch | None = None) -> mx.array:
-    """An MLP, or an attention for a batch: `x @ operation` is what it makes of x, (rows, size) both.
+    """An MLP, or an attention for the batch described at `batch`: `x @ operation` is what it makes of x.
 
-    Not evaluated, so that it costs a stream no waiting for another. What the fields point to has to stay until it is
-    done with, and so have those of an attention and of a batch themselves.
+    Both are (rows, size). What the fields point to has to stay for as long as it is used, and so have those of an
+    attention and of a batch themselves: they are read when MLX evaluates.
     """
     library = panels_library()
     assert library is not None
@@ -81,4 +81,6 @@ def operation(size: int, layer: Mlp | Attention, batch: Batch | None = None) -> 
         library.panels_mark_mlp(start + offset, layer)
     else:
         library.panels_mark_attention(start + offset, layer, batch)
-    return mx.as_strided(memory, (size, size), (size, 1), offset // 4)
+    marked = mx.as_strided(memory, (size, size), (size, 1), offset // 4)
+    mx.eval(marked)
+    return marked
