@@ -61,7 +61,7 @@ def record(result: EncodeResult) -> None:
     if ran is not None:
         profile.notes.append(
             f"last pass: {ran.layers} layers, {ran.computed_tokens} tokens ({ran.real_tokens} real) of {ran.prompts} "
-            f"prompts, build {ran.build_ms:.2f} + forward {ran.forward_ms:.2f} + selection {ran.selection_ms:.2f} ms"
+            f"prompts, forward {ran.forward_ms:.2f} + selection {ran.selection_ms:.2f} ms"
         )
 
 

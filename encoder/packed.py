@@ -22,7 +22,6 @@ import mlx.core as mx
 from encoder.config import Qwen3Config
 from encoder.packed_weights import Part, cut
 from encoder.packing import Packed, Span, pack
-from encoder.pointwise import add
 from encoder.qwen3 import Qwen3
 from encoder.types import Job, Tap
 
@@ -83,7 +82,7 @@ class PackedQwen3:
             self.model.layers_run += 1
             if depth in wanted:
                 outputs[depth] = states[0]
-        mx.eval(outputs)
+        mx.eval(outputs)  # while all is there that is read: MLX does not know of everything
         return {tap: [self._rows(outputs[tap.depth], span, tap) for span in packed.spans] for tap in taps}
 
     def _add(
@@ -97,7 +96,7 @@ class PackedQwen3:
         added = []
         for stream, x in zip(self.streams, states, strict=True):
             with mx.stream(stream):
-                added.append(add(x, computed))
+                added.append(sum(computed, start=x))
         return added
 
     def _rows(self, x: mx.array, span: Span, tap: Tap) -> mx.array:

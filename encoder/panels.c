@@ -291,8 +291,8 @@ void cblas_sgemm(int order, int transpose_a, int transpose_b, int m, int n, int 
     const int plain = transpose_a == NO_TRANSPOSE, is_matrix = marked->kind == FLOAT32 || marked->kind == BFLOAT16;
     if (order != ROW_MAJOR || transpose_b != NO_TRANSPOSE || alpha != 1 || beta != 0 || k != marked->inputs ||
         n != marked->outputs || (!plain && !is_matrix)) {
-        fprintf(stderr, "encoder/panels.c: a matrix laid out as panels, %d by %d, was used as %d by %d in other than a "
-                "plain product. Only encoder/packed.py may have it.\n", marked->inputs, marked->outputs, k, n);
+        fprintf(stderr, "encoder/panels.c: what it laid out or marked as %d by %d was used as %d by %d in other than a plain "
+                "product. Only encoder/packed_panels.py may have it.\n", marked->inputs, marked->outputs, k, n);
         abort();
     }
     if (marked->kind == MLP)

@@ -41,11 +41,7 @@ typedef struct {
     const Batch *batch;
 } BatchAttention;
 
-#if defined(__AMX_BF16__)
-#define LAYER_ROWS AMX_ROWS_AT_ONCE
-#else
-#define LAYER_ROWS 256 /* that go from product to product together */
-#endif
+#define LAYER_ROWS 128 /* that go from product to product together, in a cache; as many as AMX takes at once */
 
 /* Mark the 64 bytes at an address as an operation, (D, D); room for the mark stands before it. */
 

@@ -5,7 +5,7 @@ Fused where a C++ compiler is at hand; without one the same operations run one a
 
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -55,12 +55,6 @@ def scale(x: mx.array, rows: mx.array, columns: mx.array) -> mx.array:
     return result
 
 
-def add(x: mx.array, parts: Sequence[mx.array]) -> mx.array:
-    """The sum of all."""
-    result: mx.array = _fused(_add)(x, *parts)
-    return result
-
-
 # MLX joins at most eleven operations, and counts every broadcast of a number as one: each function below is as much as
 # goes into one pass. Comparisons with `where` become vector instructions, `maximum` does not.
 
@@ -99,12 +93,6 @@ def _rotate(x: mx.array, swapped: mx.array, factor: mx.array, cos: mx.array, sin
 
 def _scale(x: mx.array, rows: mx.array, columns: mx.array) -> mx.array:
     return x * rows * columns
-
-
-def _add(x: mx.array, *parts: mx.array) -> mx.array:
-    for part in parts:
-        x = x + part
-    return x
 
 
 @cache

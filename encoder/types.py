@@ -104,14 +104,13 @@ class PromptEmbeds:
 class Pass:
     """One batch on the model thread: what ran, and how long each part took.
 
-    `build_ms` goes to padding and to describing the pass to MLX, `forward_ms` to running it, `selection_ms` to step 5.
+    `forward_ms` goes to padding, to describing the pass to MLX and to running it, `selection_ms` to step 5.
     """
 
     prompts: int
     real_tokens: int
     computed_tokens: int
     layers: int
-    build_ms: float
     forward_ms: float
     selection_ms: float
 

@@ -1,5 +1,6 @@
 """The packed forward pass on a CPU gives what the plain one gives."""
 
+import gc
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from encoder.config import Qwen3Config
 from encoder.forward import PackedForward, PlainForward, choose_forward, widens_bfloat16
 from encoder.packed import Layers, PackedQwen3
 from encoder.packed_blas import BlasLayers
-from encoder.packed_panels import PanelsLayers
+from encoder.packed_panels import MOST_HEAD_DIM, PanelsLayers
 from encoder.packed_weights import count_streams
 from encoder.panels import has_panels
 from encoder.pointwise import clamp, exp2, swiglu
@@ -139,15 +140,13 @@ def test_scores_beyond_the_range_of_float32s_exponent_are_weighed_exactly(tmp_pa
 
 
 @pytest.mark.parametrize("limit", [1, 3000])
-def test_scores_in_several_portions_give_the_same(
-    tmp_path: Path, kind: type[Layers], monkeypatch: pytest.MonkeyPatch, limit: int
-) -> None:
+def test_scores_in_several_portions_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     write_checkpoint(tmp_path, num_hidden_layers=LAYERS, hidden_size=24, intermediate_size=48)
     jobs = [make_job(300), make_job(7, 20), make_job(40)]
-    whole = PackedForward(load(tmp_path), 0, kind)(jobs, TAPS)
+    whole = PackedForward(load(tmp_path), 0, BlasLayers)(jobs, TAPS)
     monkeypatch.setattr("encoder.packing.SCORES_AT_ONCE", limit)
 
-    portions = PackedForward(load(tmp_path), 0, kind)(jobs, TAPS)
+    portions = PackedForward(load(tmp_path), 0, BlasLayers)(jobs, TAPS)
 
     for tap in TAPS:
         for ours, theirs in zip(portions[tap], whole[tap], strict=True):
@@ -249,6 +248,53 @@ def test_swiglu_holds_for_gates_of_any_size() -> None:
         expected = g / (1 + np.exp(-g)) * up
 
     np.testing.assert_allclose(np.array(swiglu(mx.array(gate), mx.array(up))), expected, rtol=1e-5, atol=1e-30)
+
+
+@pytest.mark.skipif(not has_panels(), reason="encoder/panels.c was not compiled for this CPU")
+def test_a_prompt_gives_the_same_bits_whatever_runs_beside_it(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, num_hidden_layers=LAYERS, hidden_size=24, intermediate_size=48)
+    forward = PackedForward(load(tmp_path), 0, PanelsLayers)
+    jobs = [make_job(37), make_job(9, 64), make_job(1), make_job(200)]
+    together = forward(jobs, TAPS)
+
+    for number, job in enumerate(jobs):
+        alone = forward([job], TAPS)
+        for tap in TAPS:
+            np.testing.assert_array_equal(np.array(together[tap][number]), np.array(alone[tap][0]))
+
+
+def test_rows_outlive_the_model_that_made_them(tmp_path: Path, kind: type[Layers]) -> None:
+    """MLX is lazy, and does not know all that an operation reads."""
+    write_checkpoint(tmp_path, num_hidden_layers=LAYERS, hidden_size=24, intermediate_size=48)
+    jobs = [make_job(37), make_job(9, 64)]
+    plain, packed = PlainForward(load(tmp_path), 0)(jobs, TAPS), PackedForward(load(tmp_path), 0, kind)(jobs, TAPS)
+    gc.collect()
+    mx.clear_cache()
+
+    assert all(largest_error(packed[tap], plain[tap], jobs) < CLOSE for tap in TAPS)
+
+
+def test_batches_asked_for_before_the_first_is_read_are_each_their_own(tmp_path: Path, kind: type[Layers]) -> None:
+    write_checkpoint(tmp_path, num_hidden_layers=LAYERS, hidden_size=24, intermediate_size=48)
+    batches = [[make_job(37)], [make_job(9, 64), make_job(5)], [make_job(200)]]
+    plain, packed = PlainForward(load(tmp_path), 0), PackedForward(load(tmp_path), 0, kind)
+
+    rows = [packed(jobs, TAPS) for jobs in batches]
+
+    for jobs, ours in zip(batches, rows, strict=True):
+        theirs = plain(jobs, TAPS)
+        assert all(largest_error(ours[tap], theirs[tap], jobs) < CLOSE for tap in TAPS)
+
+
+def test_heads_larger_than_the_library_has_room_for_run_through_the_blas(tmp_path: Path) -> None:
+    write_checkpoint(
+        tmp_path, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=MOST_HEAD_DIM + 2
+    )
+    forward = choose_forward(load(tmp_path), 0, mx.float32)
+
+    assert isinstance(forward, PackedForward)
+    assert isinstance(forward.packed.compute, BlasLayers)
+    assert not widens_bfloat16(forward.packed.model.config)
 
 
 def test_jobs_keep_their_order(tmp_path: Path, kind: type[Layers]) -> None:
