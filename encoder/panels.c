@@ -30,6 +30,10 @@
 #endif
 #define COLUMNS (2 * LANES) /* of a panel */
 
+#if defined(__AMX_BF16__) || defined(__AMXBF16__) /* the second is what Clang called it at first */
+#define WITH_AMX
+#endif
+
 #define INPUTS_AT_ONCE 512 /* a panel's part that stays in the first two caches while all rows of x pass by */
 #define ROWS_AT_ONCE 512   /* of x, copied: 1 MiB, for the second cache */
 #define APART (INPUTS_AT_ONCE + 16) /* copied rows: a power of two would put all of them on the same places of a cache */
@@ -83,7 +87,7 @@ static int least(int a, int b) { return a < b ? a : b; }
  * more. */
 static int share(int rows, int done, int number, int count) { return (rows - done) / (count - number); }
 
-#if defined(__AMX_BF16__)
+#if defined(WITH_AMX)
 #include "panels_amx.h"
 #endif
 
@@ -91,7 +95,7 @@ static int share(int rows, int done, int number, int count) { return (rows - don
 
 /* 0, or why this process may not use what the library was compiled for: an error number of the kernel. */
 int panels_start(void) {
-#if defined(__AMX_BF16__)
+#if defined(WITH_AMX)
     return amx_start() ? errno : 0;
 #else
     return 0;
@@ -100,7 +104,7 @@ int panels_start(void) {
 
 /* Of a panel. */
 int panels_columns(int bfloat16) {
-#if defined(__AMX_BF16__)
+#if defined(WITH_AMX)
     if (bfloat16) return AMX_COLUMNS;
 #endif
     (void)bfloat16;
@@ -109,7 +113,7 @@ int panels_columns(int bfloat16) {
 
 /* Of a panel. */
 size_t panels_bytes(int inputs, int bfloat16) {
-#if defined(__AMX_BF16__)
+#if defined(WITH_AMX)
     if (bfloat16) return amx_padded(inputs) * AMX_COLUMNS * 2;
 #endif
     return (size_t)inputs * COLUMNS * (bfloat16 ? 2 : 4);
@@ -119,7 +123,7 @@ size_t panels_bytes(int inputs, int bfloat16) {
  *
  * A row of a bfloat16 panel has its columns in the order 0, LANES, 1, LANES + 1, ...: a shift and a mask part them. */
 void panels_lay(const void *weights, int inputs, int outputs, int bfloat16, void *panel) {
-#if defined(__AMX_BF16__)
+#if defined(WITH_AMX)
     if (bfloat16) {
         amx_lay(weights, inputs, outputs, panel);
         return;
@@ -142,6 +146,11 @@ void panels_lay(const void *weights, int inputs, int outputs, int bfloat16, void
 
 /* ---- Multiplying. ---- */
 
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
 #define ALWAYS static inline __attribute__((always_inline))
 
 /* A row of a panel. */
@@ -159,7 +168,7 @@ ALWAYS void load(const char *row, int bfloat16, Vector *low, Vector *high) {
 ALWAYS void tile(const int rows, const int bfloat16, const float *x, const char *panel, int inputs, int more, float *c,
                  size_t ldc, const char *next, size_t step) {
     Vector low[MOST_ROWS], high[MOST_ROWS];
-#pragma GCC unroll 16
+    UNROLL
     for (int r = 0; r < rows; r++) {
         low[r] = more ? *(LooseVector *)(c + r * ldc) : (Vector){0};
         high[r] = more ? *(LooseVector *)(c + r * ldc + LANES) : (Vector){0};
@@ -169,10 +178,10 @@ ALWAYS void tile(const int rows, const int bfloat16, const float *x, const char 
         Vector left, right;
         load(panel, bfloat16, &left, &right);
         for (int line = 0; line < bytes; line += 64) __builtin_prefetch(next + line, 0, 2);
-#pragma GCC unroll 16
+    UNROLL
         for (int r = 0; r < rows; r++) low[r] += x[r * APART + i] * left, high[r] += x[r * APART + i] * right;
     }
-#pragma GCC unroll 16
+    UNROLL
     for (int r = 0; r < rows; r++) {
         *(LooseVector *)(c + r * ldc) = low[r];
         *(LooseVector *)(c + r * ldc + LANES) = high[r];
@@ -253,7 +262,7 @@ static void panel_product(const char *panel, int bfloat16, int rows, int inputs,
 static void multiply(const Header *matrix, const float *x, size_t row, size_t step, int m, int n, float *c, size_t ldc) {
     const int k = matrix->inputs, bfloat16 = matrix->kind == BFLOAT16;
     const char *panels = matrix->self;
-#if defined(__AMX_BF16__)
+#if defined(WITH_AMX)
     if (bfloat16) {
         amx_multiply(panels, x, row, step, m, n, k, c, ldc);
         return;
