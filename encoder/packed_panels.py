@@ -1,6 +1,6 @@
 """Decoder layers of the packed pass by encoder/panels.c: an attention or an MLP is one operation.
 
-docs/decisions/0008-matrices-as-panels.md has what that is worth.
+docs/decisions/0009-half-a-layer-at-once.md has what that is worth.
 """
 
 from concurrent.futures import Executor

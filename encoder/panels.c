@@ -5,8 +5,9 @@
  * after the other. In bfloat16 they are read at half the bytes and widened in registers, so the arithmetic is float32 all the same.
  *
  * MLX has no way to call us. So this library stands before the BLAS: its cblas_sgemm takes the products whose W is marked
- * as panels, and gives every other to the BLAS that it stands before. encoder/panels_library.py loads it, encoder/panels.py
- * fills it. Compiled once for each instruction set (setup.py); the vectors are GCC's and Clang's.
+ * as panels, or as an operation of panels_layer.h, and gives every other to the BLAS that it stands before.
+ * encoder/panels_library.py loads it, encoder/panels.py fills it. Compiled once for each instruction set (setup.py); the
+ * vectors are GCC's and Clang's.
  *
  * Letters: x is m by k, W is k by n, the product is m by n; all row-major.
  */
