@@ -62,7 +62,7 @@ typedef struct {
     uint64_t mark;
 } Header;
 
-enum { FLOAT32, BFLOAT16, MLP, ATTENTION }; /* kinds: a matrix as panels, or one of panels_layer.h */
+enum { FLOAT32, BFLOAT16, MLP, ATTENTION }; /* kinds: a matrix as panels, or an operation of panels_layer.h */
 
 /* Of the panels that start at an address; NULL where something else does. No panel starts with a page, so that no page is
  * read that may not be there. */
@@ -179,7 +179,7 @@ ALWAYS void tile(const int rows, const int bfloat16, const float *x, const char 
         Vector left, right;
         load(panel, bfloat16, &left, &right);
         for (int line = 0; line < bytes; line += 64) __builtin_prefetch(next + line, 0, 2);
-    UNROLL
+        UNROLL
         for (int r = 0; r < rows; r++) low[r] += x[r * APART + i] * left, high[r] += x[r * APART + i] * right;
     }
     UNROLL
@@ -301,8 +301,8 @@ void cblas_sgemm(int order, int transpose_a, int transpose_b, int m, int n, int 
     const int plain = transpose_a == NO_TRANSPOSE, is_matrix = marked->kind == FLOAT32 || marked->kind == BFLOAT16;
     if (order != ROW_MAJOR || transpose_b != NO_TRANSPOSE || alpha != 1 || beta != 0 || k != marked->inputs ||
         n != marked->outputs || (!plain && !is_matrix)) {
-        fprintf(stderr, "encoder/panels.c: what it laid out or marked as %d by %d was used as %d by %d in other than a plain "
-                "product. Only encoder/packed_panels.py may have it.\n", marked->inputs, marked->outputs, k, n);
+        fprintf(stderr, "encoder/panels.c: what it laid out or marked as %d by %d was used as %d by %d in other than a "
+                "plain product. Only encoder/packed_panels.py may have it.\n", marked->inputs, marked->outputs, k, n);
         abort();
     }
     if (marked->kind == MLP)

@@ -1,8 +1,8 @@
 /* The two halves of a decoder layer, each as one operation: what stands between its products stays in a cache, and is
  * computed in vectors. Included by panels.c, whose products it uses.
  *
- * Letters: T rows of a batch, D hidden size, H attention heads, K key-value heads, d head_dim, M intermediate size, where H,
- * K and M are one stream's part. Rows are float32 and row-major.
+ * Letters: T rows of a batch, D hidden size, H attention heads, K key-value heads, d head_dim, M intermediate size;
+ * H, K and M are one stream's part. Rows are float32 and row-major.
  */
 
 /* down(silu(gate(h)) * up(h)), where h is the normed row. */
@@ -28,9 +28,14 @@ typedef struct {
     int32_t start, stop, live, live_stop;
 } Span;
 
+/* Of the angles by which RoPE turns the heads of a row, and of those that follow: (rows, d / 2) each. */
+typedef struct {
+    const float *cos, *sin;
+} Turns;
+
 typedef struct {
     const Span *spans;
-    const float *cos, *sin; /* (T, d / 2) */
+    Turns turns; /* of all T rows */
     int32_t span_count;
     int32_t real_rows; /* that stand before all live ones */
 } Batch;
@@ -79,17 +84,24 @@ static float inverse_rms(const float *x, int count, float epsilon) {
     return 1 / sqrtf(sum / count + epsilon);
 }
 
-/* RMSNorm. */
-static void norm_row(const float *x, const float *weight, int count, float epsilon, float *to) {
-    const float factor = inverse_rms(x, count, epsilon);
+/* RMSNorm of rows of x, which are `row` apart. */
+static void norm_rows(const float *x, size_t row, const float *weight, int rows, int count, float epsilon, float *to) {
+    for (int r = 0; r < rows; r++, x += row, to += count) {
+        const float factor = inverse_rms(x, count, epsilon);
 #pragma omp simd
-    for (int i = 0; i < count; i++) to[i] = x[i] * factor * weight[i];
+        for (int i = 0; i < count; i++) to[i] = x[i] * factor * weight[i];
+    }
+}
+
+static Turns turns_from(Turns all, size_t row, int head_dim) {
+    const size_t offset = row * (head_dim / 2);
+    return (Turns){all.cos + offset, all.sin + offset};
 }
 
 /* RMSNorm and RoPE of a head. */
-static void turn_head(const float *x, const float *weight, const float *cos, const float *sin, int head_dim, float epsilon,
-                      float *to) {
+static void turn_head(const float *x, const float *weight, Turns turns, int head_dim, float epsilon, float *to) {
     const int half = head_dim / 2;
+    const float *cos = turns.cos, *sin = turns.sin;
     const float factor = inverse_rms(x, head_dim, epsilon);
 #pragma omp simd
     for (int i = 0; i < half; i++) {
@@ -108,8 +120,8 @@ static void gate_row(float *gate, const float *up, int count) {
     }
 }
 
-/* The scores of a row become weights. Of `count` keys the first `seen` are visible, the others weigh nothing. `highest` and
- * `sum` are those of all keys before; the answer is what their weights have to be multiplied with. */
+/* The scores of a row become weights. Of `count` keys the first `seen` are visible, the others weigh nothing. `highest`
+ * and `sum` are those of all keys before; the answer is what their weights have to be multiplied with. */
 static float weigh(float *scores, int seen, int count, float *highest, float *sum) {
     float most = *highest, total = 0;
 #pragma omp simd reduction(max : most)
@@ -149,7 +161,7 @@ static void mlp(const Mlp *layer, const float *x, size_t row, int m, float *c, s
     for (int b = 0, top = 0, rows; b < blocks; b++, top += rows) {
         rows = share(m, top, b, blocks);
         float *gates = h + rows * inputs;
-        for (int r = 0; r < rows; r++) norm_row(x + (top + r) * row, layer->norm, inputs, layer->epsilon, h + r * inputs);
+        norm_rows(x + top * row, row, layer->norm, rows, inputs, layer->epsilon, h);
         multiply(gate_up, h, inputs, 1, rows, 2 * width, gates, 2 * width);
         for (int r = 0; r < rows; r++) gate_row(gates + 2 * r * width, gates + (2 * r + 1) * width, width);
         multiply(down, gates, 2 * width, 1, rows, down->outputs, c + top * ldc, ldc);
@@ -167,7 +179,7 @@ static void project(const Attention *layer, const float *x, size_t row, int m, i
     const int blocks = (m + LAYER_ROWS - 1) / LAYER_ROWS;
     for (int b = 0, top = 0, rows; b < blocks; b++, top += rows) {
         rows = share(m, top, b, blocks);
-        for (int r = 0; r < rows; r++) norm_row(x + (top + r) * row, layer->norm, inputs, layer->epsilon, h + r * inputs);
+        norm_rows(x + top * row, row, layer->norm, rows, inputs, layer->epsilon, h);
         multiply(matrix, h, inputs, 1, rows, columns, qkv + top * width, width);
     }
 }
@@ -180,12 +192,12 @@ typedef struct {
 } Seen;
 
 /* Lay out `count` keys and values, which are `width` apart from token to token. */
-static void lay_keys_values(const Attention *layer, const float *k, const float *v, size_t width, const float *cos,
-                            const float *sin, Seen to) {
-    const int d = layer->head_dim, half = d / 2;
+static void lay_keys_values(const Attention *layer, const float *k, const float *v, size_t width, Turns turns,
+                            Seen to) {
+    const int d = layer->head_dim;
     float turned[d];
     for (int t = 0; t < to.count; t++, k += width, v += width) {
-        turn_head(k, layer->k_norm, cos + (size_t)t * half, sin + (size_t)t * half, d, layer->epsilon, turned);
+        turn_head(k, layer->k_norm, turns_from(turns, t, d), d, layer->epsilon, turned);
         float *key = to.keys + (size_t)(t - t % COLUMNS) * d + t % COLUMNS;
         for (int i = 0; i < d; i++) key[(size_t)i * COLUMNS] = turned[i];
         for (int i = 0; i < d; i += COLUMNS) {
@@ -197,12 +209,11 @@ static void lay_keys_values(const Attention *layer, const float *k, const float 
     }
 }
 
-/* Of one key-value head, the queries of tokens which are `width` apart; what they see takes their place. They see all there
- * is, or as many as stand before and at their own place. */
-static void attend(const Attention *layer, Seen seen, int all, float *q, size_t width, int tokens, const float *cos,
-                   const float *sin) {
+/* Of one key-value head, the queries of tokens which are `width` apart; what they see takes their place. They see all
+ * there is, or as many keys as stand before and at their own place. */
+static void attend(const Attention *layer, Seen seen, int all, float *q, size_t width, int tokens, Turns turns) {
     static _Thread_local float queries[MOST_ROWS * APART], scores[MOST_ROWS * APART];
-    const int d = layer->head_dim, half = d / 2, groups = layer->heads / layer->kv_heads, wide = padded(d);
+    const int d = layer->head_dim, groups = layer->heads / layer->kv_heads, wide = padded(d);
     float sums[MOST_ROWS * wide], highest[MOST_ROWS], total[MOST_ROWS];
     for (int done = 0, rows; done < tokens * groups; done += rows) {
         rows = least(tokens * groups - done, MOST_ROWS);
@@ -211,8 +222,7 @@ static void attend(const Attention *layer, Seen seen, int all, float *q, size_t 
         for (int r = 0; r < rows; r++) {
             const int token = (done + r) / groups, group = (done + r) % groups;
             places[r] = q + token * width + group * d, visible[r] = all ? seen.count : token + 1;
-            turn_head(places[r], layer->q_norm, cos + (size_t)token * half, sin + (size_t)token * half, d, layer->epsilon,
-                      queries + r * APART);
+            turn_head(places[r], layer->q_norm, turns_from(turns, token, d), d, layer->epsilon, queries + r * APART);
             highest[r] = -INFINITY, total[r] = 0;
         }
         for (int first = 0; first < visible[rows - 1]; first += INPUTS_AT_ONCE) {
@@ -240,7 +250,7 @@ static void attention(const BatchAttention *operation, const float *x, size_t ro
     const Attention *layer = operation->layer;
     const Batch *batch = operation->batch;
     const Header *o = header_of(layer->o);
-    const int d = layer->head_dim, half = d / 2, groups = layer->heads / layer->kv_heads, real = batch->real_rows;
+    const int d = layer->head_dim, groups = layer->heads / layer->kv_heads, real = batch->real_rows;
     const size_t inputs = header_of(layer->qkv)->inputs, width = header_of(layer->qkv)->outputs;
     int longest = 0;
     for (const Span *span = batch->spans; span < batch->spans + batch->span_count; span++)
@@ -255,13 +265,13 @@ static void attention(const BatchAttention *operation, const float *x, size_t ro
     for (const Span *span = batch->spans; span < batch->spans + batch->span_count; span++) {
         const Seen seen = {span->stop - span->start, keys, values};
         const size_t start = span->start, live = span->live;
+        const Turns of_real = turns_from(batch->turns, start, d), of_live = turns_from(batch->turns, live, d);
         for (int head = 0; head < layer->kv_heads; head++) {
             float *q = qkv + head * groups * d;
             const float *k = qkv + start * width + (layer->heads + head) * d, *v = k + layer->kv_heads * d;
-            lay_keys_values(layer, k, v, width, batch->cos + start * half, batch->sin + start * half, seen);
-            attend(layer, seen, 0, q + start * width, width, seen.count, batch->cos + start * half, batch->sin + start * half);
-            attend(layer, seen, 1, q + live * width, width, span->live_stop - span->live, batch->cos + live * half,
-                   batch->sin + live * half);
+            lay_keys_values(layer, k, v, width, of_real, seen);
+            attend(layer, seen, 0, q + start * width, width, seen.count, of_real);
+            attend(layer, seen, 1, q + live * width, width, span->live_stop - span->live, of_live);
         }
     }
     multiply(o, qkv, width, 1, m, o->outputs, c, ldc);
