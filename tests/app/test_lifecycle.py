@@ -20,8 +20,9 @@ from tests.conftest import Start
 
 Spawn = Callable[..., "subprocess.Popen[str]"]
 PATIENCE_S = 300  # on the slowest machine; nothing here asserts a time
-MANY = [f"{number:02}" + "x" * 126 for number in range(64)]  # 128 tokens each: bytes are tokens of the demo
-ONE_BY_ONE = {"max_batch_tokens": 128, "max_queue_tokens": 64 * 128}
+TOKENS = 448  # of a prompt that takes a while
+MANY = [f"{number:02}" + "x" * (TOKENS - 2) for number in range(64)]  # bytes are tokens of the demo
+ONE_BY_ONE = {"max_batch_tokens": TOKENS, "max_queue_tokens": 64 * TOKENS}
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -139,7 +140,7 @@ def test_sigterm_answers_what_was_accepted_and_refuses_new_work(busy: Callable[.
     assert refused.status_code == 503
     assert "retry-after" in refused.headers
     assert accepted.status_code == 200
-    assert wire.unpack(accepted.content)["num_tokens"] == [128] * len(MANY)
+    assert wire.unpack(accepted.content)["num_tokens"] == [TOKENS] * len(MANY)
     assert served.process.returncode == 0
 
 

@@ -2,18 +2,21 @@
 
 import logging
 import re
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import pytest
 
+from encoder import TextEncoder
+from encoder.types import Job
 from tests.conftest import RunningServer, Start, run_server
 
 STAGES = ["receive", "parse", "tokenize", "queue", "model", "serialize"]
 ROUNDING = 0.005 * 10  # ms: a line has ten numbers of two decimals
-LONG = {"prompts": [f"a cat {number}" for number in range(8)], "preset": "flux2-klein"}  # runs for a while
 
 
 @pytest.fixture(scope="module")
@@ -73,19 +76,30 @@ def test_the_line_describes_the_forward_pass(client: httpx.Client, caplog: pytes
 
 
 def test_who_joins_a_pass_is_told_its_own_wait(
-    profiled: RunningServer, client: httpx.Client, caplog: pytest.LogCaptureFixture
+    profiled: RunningServer, client: httpx.Client, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The pass had run before the request came, and that time is not the request's."""
+    run, started, release = TextEncoder.run, threading.Event(), threading.Event()
+
+    def run_when_released(encoder: TextEncoder, jobs: Sequence[Job]) -> Any:
+        started.set()
+        release.wait()
+        return run(encoder, jobs)
+
+    monkeypatch.setattr(TextEncoder, "run", run_when_released)
+    body = {"prompt": "a cat that two ask for", "preset": "flux2-klein"}
     with ThreadPoolExecutor() as pool:
-        first = pool.submit(client.post, "/encode", json=LONG)
-        while not profiled.app.state.engine.stats().running_prompts:
-            time.sleep(0.01)
+        first = pool.submit(client.post, "/encode", json=body)
+        started.wait()
         time.sleep(0.1)
-        joined = client.post("/encode", json=LONG)
-        line = profile_of(joined, caplog)
+        joined = pool.submit(client.post, "/encode", json=body)
+        while not profiled.app.state.engine.stats().cache_coalesced:
+            time.sleep(0.01)
+        release.set()
+        line = profile_of(joined.result(), caplog)
         first.result()
 
-    assert "coalesced; last pass: 27 layers, 4096 tokens" in line
+    assert "coalesced; last pass: 27 layers, 512 tokens" in line
     assert min(stages_of(line)[0].values()) >= 0
 
 
