@@ -36,7 +36,8 @@ class Reply(NamedTuple):
 class Connection:
     """A kept connection, to a port on loopback or to a Unix socket.
 
-    It sends a request in one piece, reads into memory that it keeps, and looks at headers when the time is taken.
+    It sends a request in one piece, reads into memory that it keeps, and looks at headers when the time is taken. A
+    selector takes it as it takes a socket.
     """
 
     def __init__(self, address: int | Path) -> None:
@@ -47,23 +48,26 @@ class Connection:
             self._socket = socket.socket(socket.AF_UNIX)
             self._socket.connect(str(address))
         self._memory = bytearray(READ_BYTES)
+        self._read = self._length = self._start = 0  # bytes of the reply that have come, its body's length and start
+
+    def fileno(self) -> int:
+        """Of the socket."""
+        return self._socket.fileno()
 
     def post(self, path: str, fields: Mapping[str, Any], headers: Mapping[str, str] = NO_STORE) -> Reply:
         """Send a request as JSON, read the reply whole. Errors: SystemExit unless it is a 200."""
-        body = json.dumps(fields).encode()
-        sent = {"content-type": "application/json", "content-length": str(len(body)), **headers}
-        request = _head("POST", path, sent) + body
+        request = post_request(path, fields, headers)
         started = time.perf_counter()
         head, content = self._ask(request)
         ms = (time.perf_counter() - started) * 1e3
-        return Reply(ms, _headers(f"POST {path}", head, content), content)
+        return Reply(ms, reply_headers(f"POST {path}", head, content), content)
 
     def get(self, path: str) -> Reply:
         """The same without a body."""
         started = time.perf_counter()
         head, content = self._ask(_head("GET", path, {}))
         ms = (time.perf_counter() - started) * 1e3
-        return Reply(ms, _headers(f"GET {path}", head, content), content)
+        return Reply(ms, reply_headers(f"GET {path}", head, content), content)
 
     def metrics(self) -> dict[str, float]:
         """The numbers of GET /metrics that have no labels."""
@@ -75,22 +79,38 @@ class Connection:
         """Hang up."""
         self._socket.close()
 
-    def _ask(self, request: bytes) -> tuple[bytes, memoryview]:
-        """Head and body of the reply; the body stays valid until the next request."""
+    def send(self, request: bytes) -> None:
+        """Begin a request."""
         self._socket.sendall(request)
-        memory, read, length = memoryview(self._memory), 0, 0
-        while not length or read < length:
-            received = self._socket.recv_into(memory[read:])
-            if not received:
-                raise ConnectionError("The service closed the connection within a reply.")
-            read += received
-            if not length and (end := self._memory.find(END, 0, read)) > 0:
-                head = bytes(memory[:end])
-                start = end + len(END)
-                length = start + int(re.findall(rb"(?i)content-length: (\d+)", head)[0])
-                if length > len(memory):
-                    raise SystemExit(f"A reply has {length} bytes, this client reads up to {len(memory)}.")
-        return head, memory[start:length]
+        self._read = self._length = 0
+
+    def receive(self) -> tuple[bytes, memoryview] | None:
+        """Head and body of the reply, once all of it has come; the body stays valid until the next request."""
+        memory = memoryview(self._memory)
+        received = self._socket.recv_into(memory[self._read :])
+        if not received:
+            raise ConnectionError("The service closed the connection within a reply.")
+        self._read += received
+        if not self._length and (end := self._memory.find(END, 0, self._read)) > 0:
+            self._start = end + len(END)
+            self._length = self._start + int(re.findall(rb"(?i)content-length: (\d+)", memory[:end])[0])
+            if self._length > len(memory):
+                raise SystemExit(f"A reply has {self._length} bytes, this client reads up to {len(memory)}.")
+        if not self._length or self._read < self._length:
+            return None
+        return bytes(memory[: self._start - len(END)]), memory[self._start : self._length]
+
+    def _ask(self, request: bytes) -> tuple[bytes, memoryview]:
+        self.send(request)
+        while (reply := self.receive()) is None:
+            pass
+        return reply
+
+
+def post_request(path: str, fields: Mapping[str, Any], headers: Mapping[str, str]) -> bytes:
+    """A request with JSON as its body."""
+    body = json.dumps(fields).encode()
+    return _head("POST", path, {"content-type": "application/json", "content-length": str(len(body)), **headers}) + body
 
 
 def _head(method: str, path: str, headers: Mapping[str, str]) -> bytes:
@@ -98,7 +118,8 @@ def _head(method: str, path: str, headers: Mapping[str, str]) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode()
 
 
-def _headers(what: str, head: bytes, content: memoryview) -> dict[str, str]:
+def reply_headers(what: str, head: bytes, content: memoryview) -> dict[str, str]:
+    """By name. Errors: SystemExit unless it is a 200."""
     status, *lines = head.decode("latin-1").split("\r\n")
     if status.split()[1] != "200":
         raise SystemExit(f"{what} was answered with {status}: {bytes(content[:500])!r}")
