@@ -40,7 +40,7 @@ def send_all(service: Service, requests: Sequence[Asked], clients: int = CLIENTS
     left = (post_request("/encode", asked._asdict(), {} if use_cache else NO_STORE) for asked in requests)
     waiting = selectors.DefaultSelector()
     for _ in range(clients):
-        waiting.register(service.connect(), selectors.EVENT_READ)
+        waiting.register(service.connect(keeps_bodies=False), selectors.EVENT_READ)
     started = time.perf_counter()
     for key in list(waiting.get_map().values()):
         _ask_next(key.fileobj, left, waiting)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Self
 STARTUP_S = 120
 POLL_S = 0.005
 READ_BYTES = 64 * 2**20  # room for the longest reply
+CHUNK_BYTES = 2**18  # of a reply that nobody looks at
 END = b"\r\n\r\n"
 NO_STORE = {"cache-control": "no-store"}
 
@@ -38,17 +39,24 @@ class Connection:
 
     It sends a request in one piece, reads into memory that it keeps, and looks at headers when the time is taken. A
     selector takes it as it takes a socket.
+
+    Args:
+        address: the port, or the socket's path.
+        keeps_bodies: whether a reply's body is to be had; else one part of it is read over the other.
     """
 
-    def __init__(self, address: int | Path) -> None:
+    def __init__(self, address: int | Path, keeps_bodies: bool = True) -> None:
         if isinstance(address, int):
             self._socket = socket.create_connection(("127.0.0.1", address))
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         else:
             self._socket = socket.socket(socket.AF_UNIX)
             self._socket.connect(str(address))
-        self._memory = bytearray(READ_BYTES)
-        self._read = self._length = self._start = 0  # bytes of the reply that have come, its body's length and start
+        self._keeps_bodies = keeps_bodies
+        self._memory = bytearray(READ_BYTES if keeps_bodies else CHUNK_BYTES)
+        self._head = b""
+        self._start = 0  # of the body
+        self._at = self._left = 0  # where to read on, and how many bytes are to come
 
     def fileno(self) -> int:
         """Of the socket."""
@@ -82,23 +90,26 @@ class Connection:
     def send(self, request: bytes) -> None:
         """Begin a request."""
         self._socket.sendall(request)
-        self._read = self._length = 0
+        self._head, self._at = b"", 0
 
     def receive(self) -> tuple[bytes, memoryview] | None:
         """Head and body of the reply, once all of it has come; the body stays valid until the next request."""
         memory = memoryview(self._memory)
-        received = self._socket.recv_into(memory[self._read :])
+        received = self._socket.recv_into(memory[self._at :])
         if not received:
             raise ConnectionError("The service closed the connection within a reply.")
-        self._read += received
-        if not self._length and (end := self._memory.find(END, 0, self._read)) > 0:
-            self._start = end + len(END)
-            self._length = self._start + int(re.findall(rb"(?i)content-length: (\d+)", memory[:end])[0])
-            if self._length > len(memory):
-                raise SystemExit(f"A reply has {self._length} bytes, this client reads up to {len(memory)}.")
-        if not self._length or self._read < self._length:
+        self._at += received
+        self._left -= received
+        if not self._head and (end := self._memory.find(END, 0, self._at)) > 0:
+            self._head, self._start = bytes(memory[:end]), end + len(END)
+            self._left = self._start + int(re.findall(rb"(?i)content-length: (\d+)", self._head)[0]) - self._at
+            if self._keeps_bodies and self._at + self._left > len(memory):
+                raise SystemExit(f"A reply has {self._left} bytes more than this client reads.")
+        if not self._head or self._left:
+            if self._at == len(memory):
+                self._at = self._start
             return None
-        return bytes(memory[: self._start - len(END)]), memory[self._start : self._length]
+        return self._head, memory[self._start : self._at]
 
     def _ask(self, request: bytes) -> tuple[bytes, memoryview]:
         self.send(request)
@@ -145,9 +156,9 @@ class Service:
         self._wait_until_ready()
         self.startup_s = time.perf_counter() - started
 
-    def connect(self) -> Connection:
+    def connect(self, keeps_bodies: bool = True) -> Connection:
         """A connection of its own."""
-        return Connection(self.address)
+        return Connection(self.address, keeps_bodies)
 
     def memory_bytes(self) -> int:
         """Resident now; Linux only."""
