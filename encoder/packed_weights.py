@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encoder.config import Qwen3Config
+from encoder.packing import Numbers
 from encoder.qwen3 import DecoderLayer
 
 Matrix = NDArray[Any]  # float32, or bfloat16's bits as uint16
-Numbers = NDArray[np.float32]
 
 
 class Part(NamedTuple):

@@ -33,6 +33,7 @@ typedef struct {
     const float *cos, *sin;
 } Turns;
 
+/* What is true of a batch, for all its layers. */
 typedef struct {
     const Span *spans;
     Turns turns; /* of all T rows */

@@ -6,6 +6,7 @@ Knows the dynamic linker and nothing of tensors; does not import MLX.
 import ctypes
 import importlib.machinery
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path(__file__).parent  # where setup.py puts the libraries, named as extension modules
 CPUINFO = Path("/proc/cpuinfo")
@@ -18,26 +19,22 @@ INSTRUCTION_SETS = {
 }
 
 
+def _fields(pointers: str, *others: tuple[str, Any]) -> list[tuple[str, Any]]:
+    """Of a structure that begins with pointers, by their names."""
+    return [*((name, ctypes.c_void_p) for name in pointers.split()), *others]
+
+
 class Mlp(ctypes.Structure):
     """An MLP, as encoder/panels_layer.h has it. Here as there, pointers are not owned."""
 
-    _fields_ = (
-        ("gate_up", ctypes.c_void_p),
-        ("down", ctypes.c_void_p),
-        ("norm", ctypes.c_void_p),
-        ("epsilon", ctypes.c_float),
-    )
+    _fields_ = _fields("gate_up down norm", ("epsilon", ctypes.c_float))
 
 
 class Attention(ctypes.Structure):
     """An attention of encoder/panels_layer.h."""
 
-    _fields_ = (
-        ("qkv", ctypes.c_void_p),
-        ("o", ctypes.c_void_p),
-        ("norm", ctypes.c_void_p),
-        ("q_norm", ctypes.c_void_p),
-        ("k_norm", ctypes.c_void_p),
+    _fields_ = _fields(
+        "qkv o norm q_norm k_norm",
         ("epsilon", ctypes.c_float),
         ("heads", ctypes.c_int32),
         ("kv_heads", ctypes.c_int32),
@@ -48,13 +45,7 @@ class Attention(ctypes.Structure):
 class Batch(ctypes.Structure):
     """What an attention is told of a batch, see encoder/panels_layer.h."""
 
-    _fields_ = (
-        ("spans", ctypes.c_void_p),
-        ("cos", ctypes.c_void_p),
-        ("sin", ctypes.c_void_p),
-        ("span_count", ctypes.c_int32),
-        ("real_rows", ctypes.c_int32),
-    )
+    _fields_ = _fields("spans cos sin", ("span_count", ctypes.c_int32), ("real_rows", ctypes.c_int32))
 
 
 def instruction_set() -> str | None:
