@@ -5,7 +5,6 @@ import contextlib
 import logging
 import os
 import socket
-import sys
 from types import FrameType
 
 import uvicorn
@@ -13,13 +12,13 @@ from fastapi import FastAPI
 
 from app.listen import curl_line, listening_socket
 from app.main import close, create_app
+from app.process import tune_process
 from app.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_S = 75  # longer than clients keep an idle connection, so that they close it, not we in their face
 LAST_BYTES_S = 5  # for replies that are still being written when all work is done
-SWITCH_S = 0.001  # Python's 5 ms let the event loop keep the model's thread from a GPU that waits
 
 
 class Server(uvicorn.Server):
@@ -91,7 +90,7 @@ def serve(settings: Settings) -> int:
     with listening_socket(settings) as sock:
         app = create_app(settings)
         server = Server(app, sock)
-        sys.setswitchinterval(SWITCH_S)
+        tune_process()
         with contextlib.suppress(KeyboardInterrupt):
             server.run([sock])
     if app.state.closed is False:  # the model's thread hangs in a load or a pass, and would hold up the exit

@@ -1,4 +1,8 @@
-"""Runs what waits, batch after batch. A batch is formed as late as possible: when the model thread is free."""
+"""Runs what waits, batch after batch.
+
+A batch is formed when all of the one before has been described to MLX: late, so that as much as can be has come that
+runs together, and early enough for the model's thread to go on to it at once.
+"""
 
 import asyncio
 import math
@@ -37,8 +41,9 @@ class BatchLoop:
         self._finish = finish
         self._batcher = Batcher(limits.max_queue_tokens, limits.max_batch_tokens)
         self._queued = asyncio.Event()  # something waits
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
         self._running_prompts = 0
+        self._last_finished_at = 0.0
         self._rate = FIRST_RATE
         self._counters = dict.fromkeys(("batches", "prompts", "real_tokens", "padded_tokens"), 0)
 
@@ -46,13 +51,13 @@ class BatchLoop:
         """Run batches from now on."""
         self._batcher.count_tokens = encoder.forward.tokens
         self._batcher.batch_rows = BATCH_ROWS[encoder.info.device]
-        self._task = asyncio.create_task(self._run_batches(encoder))
+        self._tasks.add(asyncio.create_task(self._run_batches(encoder)))
 
     async def close(self) -> None:
         """Start no other batch. What waits is left where it is."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def check(self, entries: Sequence[Entry]) -> None:
         """Errors: RequestTooLarge when the entries of a request would not fit an empty queue."""
@@ -78,23 +83,27 @@ class BatchLoop:
     async def _run_batches(self, encoder: TextEncoder) -> None:
         while True:
             await self._queued.wait()
-            batch = self._batcher.take_batch()
+            batch = self._batcher.take_batch(self._running_prompts)
             if batch:
-                await self._run_batch(encoder, batch)
+                described = asyncio.Event()
+                task = asyncio.create_task(self._run_batch(encoder, batch, described))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+                await described.wait()
             else:
                 self._queued.clear()
 
-    async def _run_batch(self, encoder: TextEncoder, batch: list[Entry]) -> None:
-        started = time.perf_counter()
-        for entry in batch:
-            entry.started_at = started
-        self._running_prompts = len(batch)
-        outcomes = await self._model_thread.run(encoder, [entry.job for entry in batch])
-        self._running_prompts = 0
-        self._count(batch, time.perf_counter() - started)
-        for entry, outcome in zip(batch, outcomes, strict=True):
-            entry.finished_at = time.perf_counter()
-            entry.last_pass = encoder.last_pass
+    async def _run_batch(self, encoder: TextEncoder, batch: list[Entry], described: asyncio.Event) -> None:
+        given_at = time.perf_counter()
+        self._running_prompts += len(batch)
+        ran = await self._model_thread.run(encoder, [entry.job for entry in batch], described.set)
+        described.set()
+        self._running_prompts -= len(batch)
+        started_at, finished_at = max(given_at, self._last_finished_at), time.perf_counter()
+        self._last_finished_at = finished_at
+        self._count(batch, finished_at - started_at)
+        for entry, outcome in zip(batch, ran.outcomes, strict=True):
+            entry.started_at, entry.finished_at, entry.last_pass = started_at, finished_at, ran.last_pass
             self._finish(entry, outcome)
 
     def _count(self, batch: list[Entry], seconds: float) -> None:

@@ -3,6 +3,7 @@
 Batches by token count. Knows nothing of tensors, threads or HTTP. Used from the event loop alone, so it has no lock.
 """
 
+import math
 import time
 from asyncio import Future
 from collections.abc import Callable, Sequence
@@ -19,15 +20,17 @@ WINDOW = 64  # waiting entries looked at for one batch, so that forming it stays
 class Entry:
     """A job that waits or runs.
 
-    `length` is in tokens, live padding included, and at least 1; `waiters` counts the requests that want its result;
-    `store` says whether that may be kept, `from_disk` whether it was found there and never ran; times are in seconds of
-    time.perf_counter, 0 while not known; `last_pass` is the pass it ran in, where those are measured.
+    `length` is in tokens, live padding included, and at least 1; `waiters` counts the requests that want its result,
+    `request` is the number of the one that queued it; `store` says whether the result may be kept, `from_disk` whether
+    it was found there and never ran; times are in seconds of time.perf_counter, 0 while not known; `last_pass` is the
+    pass it ran in, where those are measured.
     """
 
     job: Job
     length: int
     done: "Future[PromptEmbeds | EncoderError]"
     waiters: int = 0
+    request: int = 0
     store: bool = True
     from_disk: bool = False
     enqueued_at: float = field(default_factory=time.perf_counter)
@@ -58,6 +61,7 @@ class Batcher:
         self.count_tokens = count_tokens
         self.batch_rows = batch_rows
         self.queued_tokens = 0
+        self._requests = 0
         self._waiting: dict[Entry, None] = {}  # in order of arrival, with removal from anywhere
 
     def __len__(self) -> int:
@@ -85,6 +89,9 @@ class Batcher:
                 f"Retry in {retry_after_s} s.",
                 retry_after_s,
             )
+        self._requests += 1
+        for entry in entries:
+            entry.request = self._requests
         self._waiting.update(dict.fromkeys(entries))
         self.queued_tokens += tokens
 
@@ -96,12 +103,19 @@ class Batcher:
         self.queued_tokens -= entry.length
         return True
 
-    def take_batch(self) -> list[Entry]:
+    def take_batch(self, running: int = 0) -> list[Entry]:
         """Remove and return the next batch; empty when nothing waits.
 
         The oldest entry leads every batch, so nobody starves. Of those behind it, the nearest in length join first,
         while the batch stays inside its token budget, and each only where it costs less than in a batch of its own:
         a long or a deep entry makes all others longer or deeper.
+
+        A batch that has paid for itself takes from other requests no more than half of what waits and runs: one half
+        runs while the other is answered and its clients ask again. Else nearly all would be answered at one time, and
+        the model would wait for that.
+
+        Args:
+            running: entries of the batch before this one, as far as it has not been finished.
         """
         window = list(islice(self._waiting, WINDOW))
         if not window:
@@ -109,10 +123,13 @@ class Batcher:
         lead = window[0]
         batch, lengths = [lead], [lead.length]
         tokens, depth = self.count_tokens(lengths), lead.job.depth
+        half = math.ceil((len(self._waiting) + running) / 2)
         for entry in sorted(window[1:], key=lambda entry: abs(entry.length - lead.length)):
             joined_tokens, joined_depth = self.count_tokens([*lengths, entry.length]), max(depth, entry.job.depth)
             apart = self._cost(tokens, depth) + self._cost(self.count_tokens([entry.length]), entry.job.depth)
-            if joined_tokens <= self.max_batch_tokens and self._cost(joined_tokens, joined_depth) <= apart:
+            is_small = len(batch) < half or tokens < self.batch_rows or entry.request == lead.request
+            is_cheaper = self._cost(joined_tokens, joined_depth) <= apart
+            if is_small and is_cheaper and joined_tokens <= self.max_batch_tokens:
                 batch.append(entry)
                 lengths.append(entry.length)
                 tokens, depth = joined_tokens, joined_depth

@@ -9,14 +9,14 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import mlx.core as mx
 
 from encoder.errors import EncoderError, ModelFailure, NotReady
 from encoder.padding import bucket_length
 from encoder.text_encoder import TextEncoder
-from encoder.types import Job, PromptEmbeds, Tap
+from encoder.types import Job, Pass, PromptEmbeds, Tap
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,13 @@ T = TypeVar("T")
 MLX_CACHE_BYTES = {"cpu": 4 * 2**20, "gpu": 2**30}
 LONGEST_WARM_LENGTH = 512  # tokens: the window of nearly every preset
 PROGRESS_EVERY_S = 5.0
+
+
+class Ran(NamedTuple):
+    """A batch that has run: the outcome of each job, and the pass, where passes are measured."""
+
+    outcomes: list[Outcome]
+    last_pass: Pass | None
 
 
 class ModelThread:
@@ -43,33 +50,40 @@ class ModelThread:
         self._stall_s = stall_s
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self._closed = False
-        self._busy_since: float | None = None
+        self._busy_since: dict[object, float] = {}  # by batch: one runs, another may wait behind it
         self._suspect = False  # the last batch failed: prove the model before calling it ready
 
     async def start(self) -> TextEncoder:
         """Load and warm the model. Errors: CheckpointError, ModelFailure."""
         return await self._call(self._load)
 
-    async def run(self, encoder: TextEncoder, jobs: Sequence[Job]) -> list[Outcome]:
-        """The outcome of each job. If a batch raises, its jobs run one by one, so that none can fail the others."""
-        self._busy_since = time.perf_counter()
+    async def run(self, encoder: TextEncoder, jobs: Sequence[Job], described: Callable[[], object]) -> Ran:
+        """Run a batch. If it raises, its jobs run one by one, so that none can fail the others.
+
+        Args:
+            described: called on the event loop when the next batch may be given: it runs as soon as this one is done.
+        """
+        batch = object()
+        self._busy_since[batch] = time.perf_counter()
+        loop = asyncio.get_running_loop()
         try:
-            return await self._call(encoder.run, jobs)
+            return await self._call(_run, encoder, jobs, lambda: loop.call_soon_threadsafe(described))
         except Exception as error:  # RuntimeError, ValueError, MemoryError: whatever MLX raises means the same here
             logger.exception("a batch of %d prompts failed", len(jobs))
             self._suspect = True
             if len(jobs) == 1:
-                return [ModelFailure(f"The forward pass failed: {error}. The log has the details.")]
+                return Ran([ModelFailure(f"The forward pass failed: {error}. The log has the details.")], None)
         finally:
-            self._busy_since = None
-        return [outcome for job in jobs for outcome in await self.run(encoder, [job])]
+            del self._busy_since[batch]
+        alone = [await self.run(encoder, [job], described) for job in jobs]
+        return Ran([outcome for ran in alone for outcome in ran.outcomes], alone[-1].last_pass)
 
     async def probe(self, encoder: TextEncoder) -> None:
         """Return when the next batch can be expected to succeed; after a failed batch, prove it by running the model.
 
         Errors: NotReady with the reason.
         """
-        if self._busy_since is not None and time.perf_counter() - self._busy_since > self._stall_s:
+        if self._busy_since and time.perf_counter() - min(self._busy_since.values()) > self._stall_s:
             raise NotReady(f"A forward pass has not returned for more than {self._stall_s:g} s.", 10)
         if self._suspect:
             try:
@@ -104,6 +118,10 @@ class ModelThread:
         mx.clear_cache()
         logger.info("warm in %.1f s", time.perf_counter() - started)
         return encoder
+
+
+def _run(encoder: TextEncoder, jobs: Sequence[Job], described: Callable[[], object]) -> Ran:
+    return Ran(encoder.run(jobs, described), encoder.last_pass)
 
 
 class _LoadingLog:

@@ -157,19 +157,29 @@ class TextEncoder:
             bundle=preset.bundle,
         )
 
-    def run(self, jobs: Sequence[Job]) -> list[PromptEmbeds | EncoderError]:
+    def run(
+        self, jobs: Sequence[Job], described: Callable[[], object] = lambda: None
+    ) -> list[PromptEmbeds | EncoderError]:
         """Steps 3 to 5 for one batch: each job's result, or the error that concerns it alone.
 
         The forward pass runs to the deepest layer that a job wants, and each takes its own.
+
+        Args:
+            described: called when MLX has been told the whole pass; a GPU may still be at work on it.
         """
         taps = list(dict.fromkeys(tap for job in jobs for tap in job.taps))
         if self.measures_passes:
-            return self._run_measured(jobs, taps)
-        return select(self.forward(jobs, taps), jobs)
+            return self._run_measured(jobs, taps, described)
+        hidden_states = self.forward(jobs, taps)
+        described()
+        return select(hidden_states, jobs)
 
-    def _run_measured(self, jobs: Sequence[Job], taps: Sequence[Tap]) -> list[PromptEmbeds | EncoderError]:
+    def _run_measured(
+        self, jobs: Sequence[Job], taps: Sequence[Tap], described: Callable[[], object]
+    ) -> list[PromptEmbeds | EncoderError]:
         started = time.perf_counter()
         hidden_states = self.forward(jobs, taps)
+        described()
         mx.eval(list(hidden_states.values()))
         computed = time.perf_counter()
         results = select(hidden_states, jobs)

@@ -88,7 +88,9 @@ class Tokenizer:
             raise InvalidField(
                 "prompts", f"character {error.start} is half of a surrogate pair, expected valid Unicode text."
             ) from error
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        # Of the library's ways the one that lets other threads run meanwhile, and finds no offsets.
+        [encoding] = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        ids: list[int] = encoding.ids
         return ids
 
 
@@ -105,7 +107,9 @@ def _tokenize_one(tokenizer: Tokenizer, prompt: str, preset: Preset) -> Tokenize
     prefix = preset.empty_prefix if is_blank and preset.empty_prefix is not None else preset.prefix
     text = prefix + (prompt or preset.empty_prompt) + preset.suffix
     window = preset.max_sequence_length
-    tail, _ = tokenizer.tokenize(preset.tail, max_length=len(preset.tail), add_special_tokens=False)
+    tail: tuple[int, ...] = ()
+    if preset.tail:
+        tail, _ = tokenizer.tokenize(preset.tail, max_length=len(preset.tail), add_special_tokens=False)
     if window <= max(len(tail), preset.dropped_rows):
         raise InvalidField("max_sequence_length", f"{window} leaves no row of the prompt of {preset.name}.")
     input_ids, truncated = tokenizer.tokenize(

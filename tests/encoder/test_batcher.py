@@ -131,3 +131,35 @@ def test_a_discarded_entry_frees_its_place(batcher: Batcher, make_entry: MakeEnt
     assert not batcher.discard(entries[1])
     batcher.put([make_entry(256)], retry_after_s=1)
     assert batcher.queued_tokens == 1024
+
+
+def test_a_batch_takes_half_of_what_waits_and_runs(make_entry: MakeEntry) -> None:
+    """One half runs while the other is answered and asks again; all of them in one batch would leave the model idle."""
+    batcher = Batcher(max_queue_tokens=4096, max_batch_tokens=4096)
+    for _ in range(64):
+        batcher.put([make_entry(16)], retry_after_s=1)
+
+    assert len(batcher.take_batch()) == 32
+    assert len(batcher.take_batch(running=32)) == 32
+
+    for _ in range(60):
+        batcher.put([make_entry(16)], retry_after_s=1)
+    assert len(batcher.take_batch(running=4)) == 32
+
+
+def test_prompts_of_one_request_are_not_halved(make_entry: MakeEntry) -> None:
+    """They are answered together, so there is nothing to do meanwhile."""
+    batcher = Batcher(max_queue_tokens=4096, max_batch_tokens=4096)
+    batcher.put([make_entry(16) for _ in range(64)], retry_after_s=1)
+    batcher.put([make_entry(16) for _ in range(6)], retry_after_s=1)
+
+    assert len(batcher.take_batch()) == 64
+
+
+def test_no_batch_is_halved_that_costs_more_to_begin_than_to_run(make_entry: MakeEntry) -> None:
+    """A GPU takes as long for eight short prompts as for one."""
+    batcher = Batcher(max_queue_tokens=4096, max_batch_tokens=4096, batch_rows=400)
+    for _ in range(8):
+        batcher.put([make_entry(16)], retry_after_s=1)
+
+    assert len(batcher.take_batch()) == 8

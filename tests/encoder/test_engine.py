@@ -2,8 +2,8 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,10 @@ from encoder.limits import Limits
 from encoder.preset import Preset
 from encoder.presets import LAST_HIDDEN_STATE, get_preset
 from encoder.text_encoder import TextEncoder
-from encoder.types import Job, PromptEmbeds, TokenizedPrompt
+from encoder.types import EncodeResult, Job, PromptEmbeds, TokenizedPrompt
 
 pytestmark = pytest.mark.anyio
+Described = Callable[[], object]
 
 KLEIN = replace(get_preset("flux2-klein"), max_sequence_length=64)  # a short window, to be quick
 Z_IMAGE = replace(get_preset("ollama/z-image"), max_sequence_length=64)
@@ -59,9 +60,9 @@ class Gate:
         thread = self._engine._model_thread
         run = thread.run
 
-        async def run_when_open(encoder: TextEncoder, jobs: list[Job]) -> list[object]:
+        async def run_when_open(encoder: TextEncoder, jobs: list[Job], described: Described) -> object:
             await self._open.wait()
-            return await run(encoder, jobs)
+            return await run(encoder, jobs, described)
 
         thread.run = run_when_open  # type: ignore[method-assign,assignment]
         self.first = asyncio.create_task(self._engine.encode(["x"], SHORT))
@@ -135,7 +136,7 @@ async def test_equal_prompts_in_flight_run_once(engine: Engine) -> None:
 
 
 async def test_what_waits_together_runs_together(engine: Engine) -> None:
-    """A batch is formed when the model thread is free, from all that has come by then, whatever its preset."""
+    """A batch is formed from all that has come by then, whatever its preset."""
     async with Gate(engine) as gate:
         requests = [
             asyncio.create_task(engine.encode(["a cat"], SHORT)),
@@ -146,6 +147,63 @@ async def test_what_waits_together_runs_together(engine: Engine) -> None:
         await asyncio.gather(*requests)
 
     assert engine.stats().batches == 2
+
+
+@dataclass
+class Held:
+    """Batches that have been described and do not end before they are released."""
+
+    engine: Engine
+    batches: list[int] = field(default_factory=list)  # prompts in each
+    release: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        encoder = self.engine._loaded()
+        run = encoder.run
+
+        def run_until_released(jobs: list[Job], described: Described = lambda: None) -> list[object]:
+            self.batches.append(len(jobs))
+            outcomes = run(jobs, described)
+            self.release.wait(30)
+            return outcomes
+
+        encoder.run = run_until_released  # type: ignore[method-assign,assignment]
+
+    async def encode(self, prompt: str, running: int) -> "asyncio.Task[EncodeResult]":
+        """Ask, and return when so many prompts have been given to the model."""
+        request = asyncio.create_task(self.engine.encode([prompt], SHORT))
+        async with asyncio.timeout(30):
+            while self.engine.stats().running_prompts < running:
+                await asyncio.sleep(0.001)
+        return request
+
+
+async def test_a_batch_is_given_to_the_model_when_the_one_before_is_described(engine: Engine) -> None:
+    """A GPU still works on the one before, and would wait if nothing came behind it."""
+    held = Held(engine)
+    first = await held.encode("a", running=1)
+    second = await held.encode("b", running=2)
+    third = asyncio.create_task(engine.encode(["c"], SHORT))
+    await queued(engine, 1)
+
+    assert not first.done() and not second.done()
+    held.release.set()
+    await asyncio.gather(first, second, third)
+    assert held.batches == [1, 1, 1]
+    assert engine.stats().running_prompts == 0
+
+
+async def test_a_batch_does_not_run_while_it_waits_for_another(engine: Engine) -> None:
+    """That wait is part of its time in the queue."""
+    held = Held(engine)
+    requests = [await held.encode("a", running=1), await held.encode("b", running=2)]
+    await asyncio.sleep(0.2)
+    held.release.set()
+    first, second = await asyncio.gather(*requests)
+
+    assert first.inference_ms >= 200
+    assert second.queue_ms >= 200
+    assert second.inference_ms < first.inference_ms
 
 
 async def test_a_cancelled_request_frees_its_place(small_engine: Engine) -> None:
@@ -216,10 +274,10 @@ async def test_a_batch_that_raises_runs_its_prompts_one_by_one(engine: Engine) -
     encoder = engine._loaded()
     run = encoder.run
 
-    def run_if_alone(jobs: list[Job]) -> list[object]:
+    def run_if_alone(jobs: list[Job], described: Described = lambda: None) -> list[object]:
         if len(jobs) > 1:
             raise RuntimeError("out of memory")
-        return run(jobs)
+        return run(jobs, described)
 
     encoder.run = run_if_alone  # type: ignore[method-assign,assignment]
 
@@ -233,10 +291,10 @@ async def test_after_a_failure_readiness_is_proved_by_running_the_model(engine: 
     run = encoder.run
     broken = True
 
-    def run_unless_broken(jobs: list[Job]) -> list[object]:
+    def run_unless_broken(jobs: list[Job], described: Described = lambda: None) -> list[object]:
         if broken:
             raise RuntimeError("device lost")
-        return run(jobs)
+        return run(jobs, described)
 
     encoder.run = run_unless_broken  # type: ignore[method-assign,assignment]
     with pytest.raises(ModelFailure, match="device lost"):
@@ -258,10 +316,10 @@ async def test_a_stalled_forward_pass_makes_the_engine_unready(tmp_path: Path) -
     reached, release = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
 
-    def run_slowly(jobs: list[Job]) -> list[object]:
+    def run_slowly(jobs: list[Job], described: Described = lambda: None) -> list[object]:
         loop.call_soon_threadsafe(reached.set)
         release.wait()
-        return run(jobs)
+        return run(jobs, described)
 
     encoder.run = run_slowly  # type: ignore[method-assign,assignment]
     request = asyncio.create_task(engine.encode(["a cat"], KLEIN))

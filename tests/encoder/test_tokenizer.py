@@ -4,6 +4,7 @@ import json
 import resource
 import subprocess
 import sys
+import time
 import unicodedata
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -273,6 +274,18 @@ def test_threads_share_one_tokenizer(tokenizer: Tokenizer) -> None:
         lengths = threads.map(lambda window: len(tokenizer.tokenize("x" * 200, max_length=window)[0]), windows)
 
     assert list(lengths) == windows
+
+
+def test_other_threads_run_while_a_long_text_is_tokenized(tokenizer: Tokenizer) -> None:
+    """The event loop is one of them."""
+    rounds = 0
+    with ThreadPoolExecutor(1) as threads:
+        tokenizing = threads.submit(tokenizer.tokenize, "a red fox " * 100_000, max_length=512)
+        while not tokenizing.done():
+            rounds += 1
+            time.sleep(0.001)
+
+    assert rounds > 20
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

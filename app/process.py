@@ -1,0 +1,34 @@
+"""How the process of a service runs: its threads, its garbage collector, its memory.
+
+What each is worth was measured in docs/decisions/0007-what-the-service-adds.md.
+"""
+
+import ctypes
+import gc
+import os
+import sys
+
+SWITCH_S = 0.001  # Python's 5 ms let the event loop keep the model's thread from a GPU that waits
+# By their names in glibc's mallopt(3) and in the environment, where a user may set them. A service that has freed a
+# result soon needs memory for another, and pages new from the kernel cost more than the copy into them.
+MALLOC = {
+    "M_TRIM_THRESHOLD": (-1, 128 * 2**20),  # bytes free at the end of a heap that are kept
+    "M_MMAP_THRESHOLD": (-3, 32 * 2**20),  # bytes from which on a block is a mapping of its own; the most there is
+}
+
+
+def tune_process() -> None:
+    """Once, when the app is there and before it serves."""
+    sys.setswitchinterval(SWITCH_S)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one text at a time: its own threads only add a way
+    gc.collect()
+    gc.freeze()  # modules and routes stay; else a full collection looks at all of them, 50 ms in which nobody is served
+    if sys.platform == "linux":
+        _keep_memory()
+
+
+def _keep_memory() -> None:
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's; other C libraries have none
+    for name, (parameter, value) in MALLOC.items():
+        if mallopt is not None and f"{name.replace('M_', 'MALLOC_')}_" not in os.environ:
+            mallopt(parameter, value)
