@@ -1,8 +1,8 @@
 """Stops the work for a client that has gone, so that its place goes to another."""
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Awaitable
+from typing import TypeVar
 
 from starlette.requests import Request
 
@@ -11,22 +11,35 @@ from app.errors import ClientDisconnected
 T = TypeVar("T")
 
 
-async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def unless_disconnected(request: Request, work: Awaitable[T]) -> T:
     """The result of `work`, which is cancelled when the client goes away first. Call after the body has been read.
+
+    The work stays in the task of its request: one more for it, and the way there and back, take as long as finding a
+    result in the cache.
 
     Errors: ClientDisconnected, and whatever `work` raises.
     """
-    working = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request))
-    gone.add_done_callback(lambda _: working.cancel())
+    task = asyncio.current_task()
+    assert task is not None
+    leaving = asyncio.ensure_future(_disconnected(request))
+    works, stopped = True, False
+
+    def stop(_: "asyncio.Future[None]") -> None:
+        nonlocal stopped
+        if works:
+            stopped = True
+            task.cancel()
+
+    leaving.add_done_callback(stop)
     try:
-        return await working
+        return await work
     except asyncio.CancelledError as error:
-        if gone.done():
+        if stopped and not task.uncancel():  # else somebody else has cancelled the request, too
             raise ClientDisconnected("The client went away before its answer was there.") from error
         raise
     finally:
-        gone.cancel()
+        works = False
+        leaving.cancel()
 
 
 async def _disconnected(request: Request) -> None:

@@ -50,16 +50,21 @@ class ReplyFormat:
     @classmethod
     def wanted(cls, request: Request) -> "ReplyFormat":
         """What the Accept header and `?encoding=` ask for. Errors: NotAcceptable, InvalidField."""
-        encoding = request.query_params.get("encoding", ENCODINGS[0])
+        query = request.query_params if request.scope["query_string"] else {}  # to parse nothing takes as long
+        encoding = query.get("encoding", ENCODINGS[0])
         if encoding not in ENCODINGS:
             raise InvalidField("encoding", f"expected {' or '.join(ENCODINGS)}, found {shorten(encoding)}.")
         media_type = negotiate(request, tuple(PACKERS))
         lists = media_type == wire.JSON and encoding == "float"
         return cls(media_type, settings_of(request).max_json_floats if lists else None)
 
-    async def respond(self, embeds: Sequence[PromptEmbeds], facts: Document) -> Response:
+    async def respond(
+        self, embeds: Sequence[PromptEmbeds], facts: Document, headers: Mapping[str, str] | None = None
+    ) -> Response:
         """The hidden states and mask of all prompts in this format, with the facts about them where it has room.
 
+        Args:
+            headers: to send as well.
         Errors: ResponseTooLarge for more numbers in lists than allowed, NotAcceptable for rows that differ in number
         and a format without a mask.
         """
@@ -67,7 +72,8 @@ class ReplyFormat:
         large = self._copied_bytes(embeds) > LARGE_BYTES
         with stage("serialize"):
             reply = await asyncio.to_thread(self._build, facts, embeds) if large else self._build(facts, embeds)
-        return PartsResponse(*reply, self.media_type)
+        parts, own_headers = reply
+        return PartsResponse(parts, {**own_headers, **(headers or {})}, self.media_type)
 
     def _copied_bytes(self, embeds: Sequence[PromptEmbeds]) -> int:
         """Bytes of hidden states that building the reply copies; none where one prompt's are sent as they lie."""

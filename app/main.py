@@ -47,7 +47,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.settings, app.state.engine, app.state.metrics = settings, engine, Metrics(engine)
     app.state.closed = None
-    app.router.routes.extend(routes.router.routes)  # as they stand: to include a router puts layers around each route
+    app.router.routes[:0] = routes.router.routes  # as they stand: to include a router puts layers around each route
     app.include_router(dropins.router)
     app.include_router(operations.router)
     errors.install(app)

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import HostNotAllowed, Unauthorized, error_response
@@ -47,9 +47,8 @@ class RequestContext:
             nonlocal status, seconds
             if message["type"] == "http.response.start":
                 status, seconds = message["status"], time.perf_counter() - started
-                headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = scope["request_id"]
-                headers["x-total-time"] = f"{seconds * 1e3:.2f}"
+                own = [(b"x-request-id", scope["request_id"].encode()), (b"x-total-time", b"%.2f" % (seconds * 1e3))]
+                message["headers"] = [*message.get("headers", ()), *own]
             await send(message)
 
         inner: Scope = {**scope}  # the server looks at its own copy to answer HEAD without a body

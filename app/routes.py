@@ -50,9 +50,7 @@ async def _encode(request: Request, model: type[EncodeRequest]) -> Response:
     body = await read_body(request, model)
     preset = body.resolve(catalog_of(request))
     result = await encode_prompts(request, body.texts(), preset, body.dtype)
-    response = await reply_format.respond(result.embeds, _facts(result, preset, engine_of(request)))
-    response.headers.update(timings(result))
-    return response
+    return await reply_format.respond(result.embeds, _facts(result, preset, engine_of(request)), timings(result))
 
 
 @router.post("/tokenize", **TOKENIZE)

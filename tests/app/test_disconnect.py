@@ -72,3 +72,35 @@ async def test_a_cancelled_request_stops_the_work_and_is_no_client_that_went() -
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert work.stopped
+
+
+async def test_a_client_that_goes_as_its_answer_comes_cancels_nothing_that_follows() -> None:
+    """What follows is the reply, which fails by itself if nobody is there."""
+    gone, answer = asyncio.Event(), asyncio.get_running_loop().create_future()
+
+    async def serve() -> str:
+        result: str = await unless_disconnected(request(gone), answer)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return result
+
+    serving = asyncio.create_task(serve())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    answer.set_result("result")
+    gone.set()
+
+    assert await serving == "result"
+    assert serving.cancelling() == 0
+
+
+async def test_a_request_that_is_cancelled_as_its_client_goes_ends_as_cancelled() -> None:
+    gone, work = asyncio.Event(), Work()
+    waiting = asyncio.create_task(unless_disconnected(request(gone), work()))
+    await work.started.wait()
+    gone.set()
+    waiting.cancel()
+    await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert work.stopped
