@@ -1,7 +1,7 @@
 """Runs what waits, batch after batch.
 
-A batch is formed when all of the one before has been described to MLX: late, so that as much as can be has come that
-runs together, and early enough for the model's thread to go on to it at once.
+A batch is formed when the one before is about to end: late, so that as much as can be has come that runs together, and
+early enough for the model's thread to go on to it at once.
 """
 
 import asyncio
@@ -85,19 +85,21 @@ class BatchLoop:
             await self._queued.wait()
             batch = self._batcher.take_batch(self._running_prompts)
             if batch:
-                described = asyncio.Event()
-                task = asyncio.create_task(self._run_batch(encoder, batch, described))
+                ending = asyncio.Event()
+                task = asyncio.create_task(self._run_batch(encoder, batch, ending))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
-                await described.wait()
+                await ending.wait()
             else:
                 self._queued.clear()
 
-    async def _run_batch(self, encoder: TextEncoder, batch: list[Entry], described: asyncio.Event) -> None:
+    async def _run_batch(self, encoder: TextEncoder, batch: list[Entry], ending: asyncio.Event) -> None:
         given_at = time.perf_counter()
         self._running_prompts += len(batch)
-        ran = await self._model_thread.run(encoder, [entry.job for entry in batch], described.set)
-        described.set()
+        try:
+            ran = await self._model_thread.run(encoder, [entry.job for entry in batch], ending.set)
+        finally:
+            ending.set()
         self._running_prompts -= len(batch)
         started_at, finished_at = max(given_at, self._last_finished_at), time.perf_counter()
         self._last_finished_at = finished_at

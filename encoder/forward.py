@@ -28,7 +28,13 @@ from encoder.types import Job, Rows, Tap
 
 
 class Forward(Protocol):
-    """The forward pass for one batch."""
+    """The forward pass for one batch.
+
+    `returns_late` says whether most of a pass has run when the call returns, or nearly nothing: MLX computes when it is
+    asked for a result.
+    """
+
+    returns_late: bool
 
     def __call__(self, jobs: Sequence[Job], taps: Sequence[Tap]) -> Mapping[Tap, Rows]:
         """For each tap, the computed rows of each job; a rectangle may have more rows."""
@@ -39,6 +45,8 @@ class Forward(Protocol):
 
 class PlainForward:
     """One rectangle, padded on the right to one of few lengths."""
+
+    returns_late = False
 
     def __init__(self, model: Qwen3, pad_token_id: int) -> None:
         self.model = model
@@ -56,6 +64,8 @@ class PlainForward:
 class PackedForward:
     """All rows one after the other, on several streams with one thread each. Takes the model's weights over."""
 
+    returns_late = True
+
     def __init__(self, model: Qwen3, pad_token_id: int, kind: type[Layers]) -> None:
         set_threads(1)
         self.packed = PackedQwen3(model, count_streams(model.config, available_cpus()), kind)
@@ -70,6 +80,8 @@ class PackedForward:
 
 class FusedForward:
     """All rows one after the other, in few operations. Takes the model's weights over."""
+
+    returns_late = True
 
     def __init__(self, model: Qwen3, pad_token_id: int, kernels: CudaKernels) -> None:
         self.fused = FusedQwen3(model, kernels)

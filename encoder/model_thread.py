@@ -57,17 +57,17 @@ class ModelThread:
         """Load and warm the model. Errors: CheckpointError, ModelFailure."""
         return await self._call(self._load)
 
-    async def run(self, encoder: TextEncoder, jobs: Sequence[Job], described: Callable[[], object]) -> Ran:
+    async def run(self, encoder: TextEncoder, jobs: Sequence[Job], ending: Callable[[], object]) -> Ran:
         """Run a batch. If it raises, its jobs run one by one, so that none can fail the others.
 
         Args:
-            described: called on the event loop when the next batch may be given: it runs as soon as this one is done.
+            ending: called on the event loop when this one is about to end; the next, given then, runs at once after it.
         """
         batch = object()
         self._busy_since[batch] = time.perf_counter()
         loop = asyncio.get_running_loop()
         try:
-            return await self._call(_run, encoder, jobs, lambda: loop.call_soon_threadsafe(described))
+            return await self._call(_run, encoder, jobs, lambda: loop.call_soon_threadsafe(ending))
         except Exception as error:  # RuntimeError, ValueError, MemoryError: whatever MLX raises means the same here
             logger.exception("a batch of %d prompts failed", len(jobs))
             self._suspect = True
@@ -75,7 +75,7 @@ class ModelThread:
                 return Ran([ModelFailure(f"The forward pass failed: {error}. The log has the details.")], None)
         finally:
             del self._busy_since[batch]
-        alone = [await self.run(encoder, [job], described) for job in jobs]
+        alone = [await self.run(encoder, [job], ending) for job in jobs]
         return Ran([outcome for ran in alone for outcome in ran.outcomes], alone[-1].last_pass)
 
     async def probe(self, encoder: TextEncoder) -> None:
@@ -120,8 +120,8 @@ class ModelThread:
         return encoder
 
 
-def _run(encoder: TextEncoder, jobs: Sequence[Job], described: Callable[[], object]) -> Ran:
-    return Ran(encoder.run(jobs, described), encoder.last_pass)
+def _run(encoder: TextEncoder, jobs: Sequence[Job], ending: Callable[[], object]) -> Ran:
+    return Ran(encoder.run(jobs, ending), encoder.last_pass)
 
 
 class _LoadingLog:

@@ -158,29 +158,30 @@ class TextEncoder:
         )
 
     def run(
-        self, jobs: Sequence[Job], described: Callable[[], object] = lambda: None
+        self, jobs: Sequence[Job], ending: Callable[[], object] = lambda: None
     ) -> list[PromptEmbeds | EncoderError]:
         """Steps 3 to 5 for one batch: each job's result, or the error that concerns it alone.
 
         The forward pass runs to the deepest layer that a job wants, and each takes its own.
 
         Args:
-            described: called when MLX has been told the whole pass; a GPU may still be at work on it.
+            ending: called when most of the pass has run, where the way to run it tells.
         """
         taps = list(dict.fromkeys(tap for job in jobs for tap in job.taps))
         if self.measures_passes:
-            return self._run_measured(jobs, taps, described)
+            return self._run_measured(jobs, taps, ending)
         hidden_states = self.forward(jobs, taps)
-        described()
+        if self.forward.returns_late:
+            ending()
         return select(hidden_states, jobs)
 
     def _run_measured(
-        self, jobs: Sequence[Job], taps: Sequence[Tap], described: Callable[[], object]
+        self, jobs: Sequence[Job], taps: Sequence[Tap], ending: Callable[[], object]
     ) -> list[PromptEmbeds | EncoderError]:
         started = time.perf_counter()
         hidden_states = self.forward(jobs, taps)
-        described()
         mx.eval(list(hidden_states.values()))
+        ending()
         computed = time.perf_counter()
         results = select(hidden_states, jobs)
         self.last_pass = Pass(

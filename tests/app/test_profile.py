@@ -81,10 +81,10 @@ def test_who_joins_a_pass_is_told_its_own_wait(
     """The pass had run before the request came, and that time is not the request's."""
     run, started, release = TextEncoder.run, threading.Event(), threading.Event()
 
-    def run_when_released(encoder: TextEncoder, jobs: Sequence[Job], described: Any) -> Any:
+    def run_when_released(encoder: TextEncoder, jobs: Sequence[Job], ending: Any) -> Any:
         started.set()
         release.wait()
-        return run(encoder, jobs, described)
+        return run(encoder, jobs, ending)
 
     monkeypatch.setattr(TextEncoder, "run", run_when_released)
     body = {"prompt": "a cat that two ask for", "preset": "flux2-klein"}

@@ -18,7 +18,7 @@ from encoder.text_encoder import TextEncoder
 from encoder.types import EncodeResult, Job, PromptEmbeds, TokenizedPrompt
 
 pytestmark = pytest.mark.anyio
-Described = Callable[[], object]
+Ending = Callable[[], object]
 
 KLEIN = replace(get_preset("flux2-klein"), max_sequence_length=64)  # a short window, to be quick
 Z_IMAGE = replace(get_preset("ollama/z-image"), max_sequence_length=64)
@@ -60,9 +60,9 @@ class Gate:
         thread = self._engine._model_thread
         run = thread.run
 
-        async def run_when_open(encoder: TextEncoder, jobs: list[Job], described: Described) -> object:
+        async def run_when_open(encoder: TextEncoder, jobs: list[Job], ending: Ending) -> object:
             await self._open.wait()
-            return await run(encoder, jobs, described)
+            return await run(encoder, jobs, ending)
 
         thread.run = run_when_open  # type: ignore[method-assign,assignment]
         self.first = asyncio.create_task(self._engine.encode(["x"], SHORT))
@@ -151,7 +151,7 @@ async def test_what_waits_together_runs_together(engine: Engine) -> None:
 
 @dataclass
 class Held:
-    """Batches that have been described and do not end before they are released."""
+    """Batches that are about to end and do not before they are released."""
 
     engine: Engine
     batches: list[int] = field(default_factory=list)  # prompts in each
@@ -161,9 +161,9 @@ class Held:
         encoder = self.engine._loaded()
         run = encoder.run
 
-        def run_until_released(jobs: list[Job], described: Described = lambda: None) -> list[object]:
+        def run_until_released(jobs: list[Job], ending: Ending = lambda: None) -> list[object]:
             self.batches.append(len(jobs))
-            outcomes = run(jobs, described)
+            outcomes = run(jobs, ending)
             self.release.wait(30)
             return outcomes
 
@@ -274,10 +274,10 @@ async def test_a_batch_that_raises_runs_its_prompts_one_by_one(engine: Engine) -
     encoder = engine._loaded()
     run = encoder.run
 
-    def run_if_alone(jobs: list[Job], described: Described = lambda: None) -> list[object]:
+    def run_if_alone(jobs: list[Job], ending: Ending = lambda: None) -> list[object]:
         if len(jobs) > 1:
             raise RuntimeError("out of memory")
-        return run(jobs, described)
+        return run(jobs, ending)
 
     encoder.run = run_if_alone  # type: ignore[method-assign,assignment]
 
@@ -291,10 +291,10 @@ async def test_after_a_failure_readiness_is_proved_by_running_the_model(engine: 
     run = encoder.run
     broken = True
 
-    def run_unless_broken(jobs: list[Job], described: Described = lambda: None) -> list[object]:
+    def run_unless_broken(jobs: list[Job], ending: Ending = lambda: None) -> list[object]:
         if broken:
             raise RuntimeError("device lost")
-        return run(jobs, described)
+        return run(jobs, ending)
 
     encoder.run = run_unless_broken  # type: ignore[method-assign,assignment]
     with pytest.raises(ModelFailure, match="device lost"):
@@ -316,10 +316,10 @@ async def test_a_stalled_forward_pass_makes_the_engine_unready(tmp_path: Path) -
     reached, release = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
 
-    def run_slowly(jobs: list[Job], described: Described = lambda: None) -> list[object]:
+    def run_slowly(jobs: list[Job], ending: Ending = lambda: None) -> list[object]:
         loop.call_soon_threadsafe(reached.set)
         release.wait()
-        return run(jobs, described)
+        return run(jobs, ending)
 
     encoder.run = run_slowly  # type: ignore[method-assign,assignment]
     request = asyncio.create_task(engine.encode(["a cat"], KLEIN))
