@@ -12,11 +12,10 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from encoder import fused
 from encoder.blas import available_cpus, set_threads
 from encoder.config import Qwen3Config
-from encoder.cuda_kernels import DTYPE, CudaKernels, build_kernels
-from encoder.fused import FusedQwen3
+from encoder.cuda_kernels import DTYPE, Kernels, build_kernels
+from encoder.fused import FusedQwen3, round_rows
 from encoder.packed import Layers, PackedQwen3
 from encoder.packed_blas import BlasLayers
 from encoder.packed_panels import MOST_HEAD_DIM, PanelsLayers
@@ -25,6 +24,10 @@ from encoder.padding import bucket_length, pad
 from encoder.panels import has_panels
 from encoder.qwen3 import Qwen3
 from encoder.types import Job, Rows, Tap
+
+WINDOW = 512  # tokens, of nearly every preset
+LARGE_BATCH = 4096  # rows, as the service allows them unless told otherwise
+ONE_PROOF = (1,)  # that the model runs: a CPU is as fast at the first pass of a size as at others
 
 
 class Forward(Protocol):
@@ -41,6 +44,9 @@ class Forward(Protocol):
 
     def tokens(self, lengths: Sequence[int]) -> int:
         """Rows that run for a batch of such lengths."""
+
+    def first_sizes(self) -> Sequence[int]:
+        """Rows of the passes that are to run before the first request: a GPU is slow at the first of each size."""
 
 
 class PlainForward:
@@ -60,6 +66,10 @@ class PlainForward:
     def tokens(self, lengths: Sequence[int]) -> int:
         return len(lengths) * bucket_length(max(lengths))
 
+    def first_sizes(self) -> Sequence[int]:
+        on_cpu = mx.default_device().type == mx.DeviceType.cpu
+        return ONE_PROOF if on_cpu else sorted({bucket_length(rows) for rows in range(1, WINDOW + 1)})
+
 
 class PackedForward:
     """All rows one after the other, on several streams with one thread each. Takes the model's weights over."""
@@ -75,7 +85,11 @@ class PackedForward:
         return self.packed.hidden_states_at(taps, jobs, self.pad_token_id)
 
     def tokens(self, lengths: Sequence[int]) -> int:
-        return _rounded(sum(lengths), self.packed.compute.row_multiple)
+        multiple = self.packed.compute.row_multiple
+        return -(-sum(lengths) // multiple) * multiple
+
+    def first_sizes(self) -> Sequence[int]:
+        return ONE_PROOF
 
 
 class FusedForward:
@@ -83,7 +97,7 @@ class FusedForward:
 
     returns_late = True
 
-    def __init__(self, model: Qwen3, pad_token_id: int, kernels: CudaKernels) -> None:
+    def __init__(self, model: Qwen3, pad_token_id: int, kernels: Kernels) -> None:
         self.fused = FusedQwen3(model, kernels)
         self.pad_token_id = pad_token_id
 
@@ -91,7 +105,10 @@ class FusedForward:
         return self.fused.hidden_states_at(taps, jobs, self.pad_token_id)
 
     def tokens(self, lengths: Sequence[int]) -> int:
-        return _rounded(sum(lengths), fused.ROW_MULTIPLE)
+        return round_rows(sum(lengths))
+
+    def first_sizes(self) -> Sequence[int]:
+        return sorted({round_rows(rows) for rows in range(1, LARGE_BATCH + 1)})
 
 
 def widens_bfloat16(config: Qwen3Config) -> bool:
@@ -124,7 +141,3 @@ def _is_simple(model: Qwen3, dtypes: Set[mx.Dtype]) -> bool:
     plain = all(type(module) is nn.Linear for layer in model.layers for module in layer.projections)
     alike = all(array.dtype in dtypes for array in dict(tree_flatten(model.parameters())).values())
     return plain and alike and not (model.config.attention_bias or model.config.attention_sinks)
-
-
-def _rounded(rows: int, multiple: int) -> int:
-    return -(-rows // multiple) * multiple

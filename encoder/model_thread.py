@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import mlx.core as mx
 
 from encoder.errors import EncoderError, ModelFailure, NotReady
-from encoder.padding import bucket_length
+from encoder.forward import WINDOW
 from encoder.text_encoder import TextEncoder
 from encoder.types import Job, Pass, PromptEmbeds, Tap
 
@@ -26,7 +26,6 @@ T = TypeVar("T")
 # What MLX may keep for reuse. On a CPU passes take as long with 4 MiB as with 64, and the service stays small; on a
 # GPU MLX's own default is nearly all of its memory.
 MLX_CACHE_BYTES = {"cpu": 4 * 2**20, "gpu": 2**30}
-LONGEST_WARM_LENGTH = 512  # tokens: the window of nearly every preset
 PROGRESS_EVERY_S = 5.0
 
 
@@ -113,8 +112,8 @@ class ModelThread:
             *(info.parameter_bytes / 1e9, info.compute_dtype, info.device, info.blas),
         )
         started = time.perf_counter()
-        for length in _warm_lengths(info.device):
-            _warm(encoder, length)
+        for rows in encoder.forward.first_sizes():
+            _warm(encoder, rows)
         mx.clear_cache()
         logger.info("warm in %.1f s", time.perf_counter() - started)
         return encoder
@@ -136,20 +135,13 @@ class _LoadingLog:
             logger.info("loading: %.2f of %.2f GB", done / 1e9, total / 1e9)
 
 
-def _warm_lengths(device: str) -> list[int]:
-    """A GPU builds kernels and plans for each shape, so there every length runs once; a CPU needs one proof."""
-    if device == "cpu":
-        return [1]
-    return sorted({bucket_length(rows) for rows in range(1, LONGEST_WARM_LENGTH + 1)})
-
-
-def _warm(encoder: TextEncoder, length: int) -> None:
-    """Run the model at a length, of real tokens and of live padding rows. Errors: whatever the model raises."""
-    for num_tokens in (length, 1):
+def _warm(encoder: TextEncoder, rows: int) -> None:
+    """Run the model on as many tokens, and on live padding rows within a window. Errors: whatever the model raises."""
+    for num_tokens in (rows, 1) if rows <= WINDOW else (rows,):
         job = Job(
             input_ids=(encoder.checkpoint.tokenizer.pad_token_id,) * num_tokens,
-            computed_rows=length,
-            delivered_rows=length,
+            computed_rows=rows,
+            delivered_rows=rows,
             dropped_rows=0,
             taps=(Tap(encoder.num_layers, normed=True),),
             combine="concat",

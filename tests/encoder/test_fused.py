@@ -17,7 +17,7 @@ from encoder.checkpoint import load_weights, open_checkpoint
 from encoder.config import Qwen3Config
 from encoder.cuda_kernels import DTYPE, TILE_ROWS, CudaKernels, MlxKernels, build_kernels
 from encoder.forward import FusedForward, PlainForward, choose_forward
-from encoder.fused import ROW_MULTIPLE, FusedQwen3, pack
+from encoder.fused import FusedQwen3, pack, round_rows
 from encoder.qwen3 import Qwen3
 from encoder.types import Job, Tap
 from tests.checkpoints import write_checkpoint
@@ -79,11 +79,28 @@ def test_every_row_is_in_one_tile_and_sees_its_own_prompt_alone() -> None:
     assert [row for first, rows, *_ in tiles for row in range(first, first + rows)] == list(
         range(len(packed.input_ids))
     )
-    assert len(packed.input_ids) % ROW_MULTIPLE == 0
+    assert len(packed.input_ids) == round_rows(len(packed.input_ids))
     for first, rows, first_key, keys, place in tiles:
         jobs = [job for job, span in zip(ALL_KINDS, packed.spans, strict=True) if span.start <= first < span.stop]
         assert (0 < rows <= TILE_ROWS and first - place == first_key) or not jobs
         assert keys == sum(len(job.input_ids) for job in jobs)  # filling rows see nothing
+
+
+def test_few_sizes_hold_any_number_of_rows_with_little_filling() -> None:
+    """A GPU chooses kernels anew for each size; what fills one up is computed for nobody."""
+    sizes = {rows: round_rows(rows) for rows in range(8193)}
+
+    assert all(rows <= size <= max(16, rows + 15, 1.0625 * rows) for rows, size in sizes.items())
+    assert all(round_rows(size) == size and size % 16 == 0 for size in sizes.values())
+    assert len({size for size in sizes.values() if size <= 4096}) == 80
+
+
+def test_every_size_up_to_a_large_batch_runs_before_the_first_request(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, num_hidden_layers=LAYERS)
+    model = load(tmp_path, mx.float32)
+    forward = FusedForward(model, 0, MlxKernels(model.config))
+
+    assert {forward.tokens([rows]) for rows in range(1, 4097)} == set(forward.first_sizes())
 
 
 def test_layers_are_taken_over_one_by_one_and_counted_when_they_run(tmp_path: Path) -> None:
