@@ -18,7 +18,7 @@ MALLOC = {
 
 
 def tune_process() -> None:
-    """Once, when the app is there and before it serves."""
+    """Once, when the model is loaded: what that has freed goes back to the kernel as ever."""
     sys.setswitchinterval(SWITCH_S)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one text at a time: its own threads only add a way
     gc.collect()

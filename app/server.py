@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import socket
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
@@ -22,9 +23,15 @@ LAST_BYTES_S = 5  # for replies that are still being written when all work is do
 
 
 class Server(uvicorn.Server):
-    """At the first signal, drains with the socket open, so that new work gets its 503; at the second, exits at once."""
+    """At the first signal, drains with the socket open, so that new work gets its 503; at the second, exits at once.
 
-    def __init__(self, app: FastAPI, sock: socket.socket) -> None:
+    Args:
+        app: as `create_app` makes it.
+        sock: listening.
+        when_loaded: called when the model is loaded.
+    """
+
+    def __init__(self, app: FastAPI, sock: socket.socket, when_loaded: Callable[[], None] = lambda: None) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -41,6 +48,7 @@ class Server(uvicorn.Server):
         self.settings: Settings = app.state.settings
         self.curl = curl_line(self.settings, sock)
         self.exit_code = 0
+        self._when_loaded = when_loaded
         self._draining = False
         self._loop: asyncio.AbstractEventLoop | None = None  # once it accepts requests
         self._tasks: list[asyncio.Task[None]] = []
@@ -66,6 +74,7 @@ class Server(uvicorn.Server):
         if self._draining:
             return
         if loaded:
+            self._when_loaded()
             logger.info("ready; try:\n  %s", self.curl)
         else:
             self.exit_code = 1
@@ -89,8 +98,7 @@ def serve(settings: Settings) -> int:
     """
     with listening_socket(settings) as sock:
         app = create_app(settings)
-        server = Server(app, sock)
-        tune_process()
+        server = Server(app, sock, when_loaded=tune_process)
         with contextlib.suppress(KeyboardInterrupt):
             server.run([sock])
     if app.state.closed is False:  # the model's thread hangs in a load or a pass, and would hold up the exit

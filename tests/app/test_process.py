@@ -3,9 +3,15 @@
 import json
 import subprocess
 import sys
+import threading
 from typing import Any
 
 import pytest
+
+from app.listen import listening_socket
+from app.main import create_app
+from app.server import Server
+from app.settings import Settings
 
 ALLOCATE = """
 import json, resource, sys
@@ -52,6 +58,24 @@ def test_whoever_runs_the_service_may_say_otherwise() -> None:
     as_asked, tuned = output(ALLOCATE, "tuned", **own), output(ALLOCATE, "tuned")
 
     assert 20 * tuned < as_asked
+
+
+def test_a_server_says_when_its_model_is_loaded() -> None:
+    """Then the process is tuned: what loading has freed goes back to the kernel."""
+    settings, loaded = Settings(model="demo", port=0), threading.Event()
+    app = create_app(settings)
+
+    def when_loaded() -> None:
+        assert app.state.engine.info.model == "demo"
+        loaded.set()
+
+    with listening_socket(settings) as sock:
+        server = Server(app, sock, when_loaded)
+        thread = threading.Thread(target=server.run, args=([sock],))
+        thread.start()
+        assert loaded.wait(60)
+        server.should_exit = True
+        thread.join()
 
 
 def test_what_was_imported_is_not_collected_again() -> None:
