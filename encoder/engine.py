@@ -86,6 +86,7 @@ class Engine:
                 progress=progress,
             ),
             stall_s,
+            self.limits.max_batch_tokens,
         )
         self._measure_passes = measure_passes
         self._encoder: TextEncoder | None = None

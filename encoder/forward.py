@@ -26,7 +26,7 @@ from encoder.qwen3 import Qwen3
 from encoder.types import Job, Rows, Tap
 
 WINDOW = 512  # tokens, of nearly every preset
-LARGE_BATCH = 4096  # rows, as the service allows them unless told otherwise
+LARGEST_FIRST = 4096  # rows of a pass before the first request; larger ones take longer than what they would spare
 ONE_PROOF = (1,)  # that the model runs: a CPU is as fast at the first pass of a size as at others
 
 
@@ -45,8 +45,12 @@ class Forward(Protocol):
     def tokens(self, lengths: Sequence[int]) -> int:
         """Rows that run for a batch of such lengths."""
 
-    def first_sizes(self) -> Sequence[int]:
-        """Rows of the passes that are to run before the first request: a GPU is slow at the first of each size."""
+    def first_sizes(self, most_rows: int) -> Sequence[int]:
+        """Rows of the passes that are to run before the first request: a GPU is slow at the first of each size.
+
+        Args:
+            most_rows: of a batch.
+        """
 
 
 class PlainForward:
@@ -66,7 +70,7 @@ class PlainForward:
     def tokens(self, lengths: Sequence[int]) -> int:
         return len(lengths) * bucket_length(max(lengths))
 
-    def first_sizes(self) -> Sequence[int]:
+    def first_sizes(self, most_rows: int) -> Sequence[int]:
         on_cpu = mx.default_device().type == mx.DeviceType.cpu
         return ONE_PROOF if on_cpu else sorted({bucket_length(rows) for rows in range(1, WINDOW + 1)})
 
@@ -88,7 +92,7 @@ class PackedForward:
         multiple = self.packed.compute.row_multiple
         return -(-sum(lengths) // multiple) * multiple
 
-    def first_sizes(self) -> Sequence[int]:
+    def first_sizes(self, most_rows: int) -> Sequence[int]:
         return ONE_PROOF
 
 
@@ -107,8 +111,8 @@ class FusedForward:
     def tokens(self, lengths: Sequence[int]) -> int:
         return round_rows(sum(lengths))
 
-    def first_sizes(self) -> Sequence[int]:
-        return sorted({round_rows(rows) for rows in range(1, LARGE_BATCH + 1)})
+    def first_sizes(self, most_rows: int) -> Sequence[int]:
+        return sorted({round_rows(rows) for rows in range(1, min(most_rows, LARGEST_FIRST) + 1)})
 
 
 def widens_bfloat16(config: Qwen3Config) -> bool:

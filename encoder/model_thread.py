@@ -42,11 +42,18 @@ class ModelThread:
     Args:
         open_text_encoder: opens the model; called on the thread with a progress callback.
         stall_s: a call that takes longer makes the thread unready until it returns.
+        most_rows: of a batch.
     """
 
-    def __init__(self, open_text_encoder: Callable[[Callable[[int, int], None]], TextEncoder], stall_s: float) -> None:
+    def __init__(
+        self,
+        open_text_encoder: Callable[[Callable[[int, int], None]], TextEncoder],
+        stall_s: float,
+        most_rows: int,
+    ) -> None:
         self._open_text_encoder = open_text_encoder
         self._stall_s = stall_s
+        self._most_rows = most_rows
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self._closed = False
         self._busy_since: dict[object, float] = {}  # by batch: one runs, another may wait behind it
@@ -112,8 +119,7 @@ class ModelThread:
             *(info.parameter_bytes / 1e9, info.compute_dtype, info.device, info.blas),
         )
         started = time.perf_counter()
-        for rows in encoder.forward.first_sizes():
-            _warm(encoder, rows)
+        _warm_all(encoder, self._most_rows)
         mx.clear_cache()
         logger.info("warm in %.1f s", time.perf_counter() - started)
         return encoder
@@ -133,6 +139,20 @@ class _LoadingLog:
         if time.perf_counter() >= self._next:
             self._next += PROGRESS_EVERY_S
             logger.info("loading: %.2f of %.2f GB", done / 1e9, total / 1e9)
+
+
+def _warm_all(encoder: TextEncoder, most_rows: int) -> None:
+    """Run the model at all sizes that are worth it. Errors: whatever it raises within a window."""
+    for rows in encoder.forward.first_sizes(most_rows):
+        try:
+            _warm(encoder, rows)
+        except (
+            Exception
+        ) as error:  # RuntimeError, MemoryError: a GPU may have no room for a large batch beside the model
+            if rows <= WINDOW:
+                raise
+            logger.warning("a batch of %d tokens does not run: %s. Set max_batch_tokens below that.", rows, error)
+            return
 
 
 def _warm(encoder: TextEncoder, rows: int) -> None:

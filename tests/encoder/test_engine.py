@@ -11,6 +11,7 @@ import pytest
 
 from encoder.engine import Engine
 from encoder.errors import DeadlineExceeded, InvalidField, ModelFailure, NotReady, QueueFull, RequestTooLarge
+from encoder.forward import PackedForward
 from encoder.limits import Limits
 from encoder.preset import Preset
 from encoder.presets import LAST_HIDDEN_STATE, get_preset
@@ -358,6 +359,36 @@ async def test_only_little_text_is_tokenized_on_the_event_loop(
     await engine.tokenize(prompts, replace(SHORT, prefix=prefix))
 
     assert [thread is threading.current_thread() for thread in threads] == [on_the_loop]
+
+
+@pytest.mark.parametrize(
+    ("largest", "starts"), [pytest.param(600, True, id="batch"), pytest.param(500, False, id="window")]
+)
+async def test_only_what_a_prompt_needs_must_run_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, largest: int, starts: bool
+) -> None:
+    """A GPU may have room for the model and a prompt, and none for a large batch."""
+    run, sizes = TextEncoder.run, []
+
+    def run_what_fits(encoder: TextEncoder, jobs: list[Job], ending: Ending = lambda: None) -> object:
+        sizes.append(sum(job.computed_rows for job in jobs))
+        if sizes[-1] > largest:
+            raise RuntimeError("out of memory")
+        return run(encoder, jobs, ending)
+
+    monkeypatch.setattr(TextEncoder, "run", run_what_fits)
+    monkeypatch.setattr(PackedForward, "first_sizes", lambda self, most_rows: (512, 544, most_rows - 1, most_rows))
+    engine = Engine("demo", cache_dir=tmp_path, limits=Limits(max_batch_tokens=1000))
+    try:
+        if starts:
+            await engine.start()
+            assert sizes == [512, 512, 544, 999]
+            assert "a batch of 999 tokens does not run: out of memory" in caplog.text
+        else:
+            with pytest.raises(RuntimeError, match="out of memory"):
+                await engine.start()
+    finally:
+        await engine.close()
 
 
 async def test_nothing_is_served_before_the_model_is_loaded() -> None:

@@ -95,12 +95,17 @@ def test_few_sizes_hold_any_number_of_rows_with_little_filling() -> None:
     assert len({size for size in sizes.values() if size <= 4096}) == 80
 
 
-def test_every_size_up_to_a_large_batch_runs_before_the_first_request(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("most_rows", "largest"), [(4096, 4096), (1000, 1024), (100_000, 4096)])
+def test_every_size_up_to_a_large_batch_runs_before_the_first_request(
+    tmp_path: Path, most_rows: int, largest: int
+) -> None:
     write_checkpoint(tmp_path, num_hidden_layers=LAYERS)
     model = load(tmp_path, mx.float32)
     forward = FusedForward(model, 0, MlxKernels(model.config))
 
-    assert {forward.tokens([rows]) for rows in range(1, 4097)} == set(forward.first_sizes())
+    sizes = forward.first_sizes(most_rows)
+    assert {forward.tokens([rows]) for rows in range(1, min(most_rows, 4096) + 1)} == set(sizes)
+    assert max(sizes) == largest
 
 
 def test_layers_are_taken_over_one_by_one_and_counted_when_they_run(tmp_path: Path) -> None:
