@@ -14,8 +14,7 @@ T = TypeVar("T")
 async def unless_disconnected(request: Request, work: Awaitable[T]) -> T:
     """The result of `work`, which is cancelled when the client goes away first. Call after the body has been read.
 
-    The work stays in the task of its request: one more for it, and the way there and back, take as long as finding a
-    result in the cache.
+    The work stays in the task of its request, and is spared the way into another and back.
 
     Errors: ClientDisconnected, and whatever `work` raises.
     """

@@ -47,7 +47,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.settings, app.state.engine, app.state.metrics = settings, engine, Metrics(engine)
     app.state.closed = None
-    app.router.routes[:0] = routes.router.routes  # as they stand: to include a router puts layers around each route
+    # First, as routes are looked at in order; and as they stand: to include a router puts layers around each route.
+    app.router.routes[:0] = routes.router.routes
     app.include_router(dropins.router)
     app.include_router(operations.router)
     errors.install(app)

@@ -9,11 +9,14 @@ import os
 import sys
 
 SWITCH_S = 0.001  # Python's 5 ms let the event loop keep the model's thread from a GPU that waits
-# By their names in glibc's mallopt(3) and in the environment, where a user may set them. A service that has freed a
-# result soon needs memory for another, and pages new from the kernel cost more than the copy into them.
+# glibc's parameters by the variables in which a user may set them, and as mallopt(3) takes them. A service that has
+# freed a result soon needs memory for another, and pages new from the kernel cost more than the copy into them.
 MALLOC = {
-    "M_TRIM_THRESHOLD": (-1, 128 * 2**20),  # bytes free at the end of a heap that are kept
-    "M_MMAP_THRESHOLD": (-3, 32 * 2**20),  # bytes from which on a block is a mapping of its own; the most there is
+    "MALLOC_TRIM_THRESHOLD_": (-1, 128 * 2**20),  # bytes free at the end of a heap that are kept
+    "MALLOC_MMAP_THRESHOLD_": (
+        -3,
+        32 * 2**20,
+    ),  # bytes from which on a block is a mapping of its own; the most there is
 }
 
 
@@ -29,6 +32,6 @@ def tune_process() -> None:
 
 def _keep_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's; other C libraries have none
-    for name, (parameter, value) in MALLOC.items():
-        if mallopt is not None and f"{name.replace('M_', 'MALLOC_')}_" not in os.environ:
+    for variable, (parameter, value) in MALLOC.items():
+        if mallopt is not None and variable not in os.environ:
             mallopt(parameter, value)

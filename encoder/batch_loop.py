@@ -100,7 +100,7 @@ class BatchLoop:
             ran = await self._model_thread.run(encoder, [entry.job for entry in batch], ending.set)
         finally:
             ending.set()
-        self._running_prompts -= len(batch)
+            self._running_prompts -= len(batch)
         started_at, finished_at = max(given_at, self._last_finished_at), time.perf_counter()
         self._last_finished_at = finished_at
         self._count(batch, finished_at - started_at)

@@ -125,11 +125,11 @@ class Batcher:
         tokens, depth = self.count_tokens(lengths), lead.job.depth
         half = math.ceil((len(self._waiting) + running) / 2)
         for entry in sorted(window[1:], key=lambda entry: abs(entry.length - lead.length)):
+            if len(batch) >= half and tokens >= self.batch_rows and entry.request != lead.request:
+                continue
             joined_tokens, joined_depth = self.count_tokens([*lengths, entry.length]), max(depth, entry.job.depth)
             apart = self._cost(tokens, depth) + self._cost(self.count_tokens([entry.length]), entry.job.depth)
-            is_small = len(batch) < half or tokens < self.batch_rows or entry.request == lead.request
-            is_cheaper = self._cost(joined_tokens, joined_depth) <= apart
-            if is_small and is_cheaper and joined_tokens <= self.max_batch_tokens:
+            if joined_tokens <= self.max_batch_tokens and self._cost(joined_tokens, joined_depth) <= apart:
                 batch.append(entry)
                 lengths.append(entry.length)
                 tokens, depth = joined_tokens, joined_depth

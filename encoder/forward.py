@@ -112,7 +112,7 @@ class FusedForward:
         return round_rows(sum(lengths))
 
     def first_sizes(self, most_rows: int) -> Sequence[int]:
-        return sorted({round_rows(rows) for rows in range(1, min(most_rows, LARGEST_FIRST) + 1)})
+        return sorted({round_rows(rows) for rows in range(1, min(max(most_rows, WINDOW), LARGEST_FIRST) + 1)})
 
 
 def widens_bfloat16(config: Qwen3Config) -> bool:

@@ -146,10 +146,9 @@ def _warm_all(encoder: TextEncoder, most_rows: int) -> None:
     for rows in encoder.forward.first_sizes(most_rows):
         try:
             _warm(encoder, rows)
-        except Exception as error:  # as above
+        except Exception as error:  # whatever MLX raises where a GPU has no room for a large batch beside the model
             if rows <= WINDOW:
                 raise
-            # A GPU may have no room for a large batch beside the model.
             logger.warning("a batch of %d tokens does not run: %s. Set max_batch_tokens below that.", rows, error)
             return
 

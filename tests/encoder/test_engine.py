@@ -179,7 +179,7 @@ class Held:
         return request
 
 
-async def test_a_batch_is_given_to_the_model_when_the_one_before_is_described(engine: Engine) -> None:
+async def test_a_batch_is_given_to_the_model_when_the_one_before_is_about_to_end(engine: Engine) -> None:
     """A GPU still works on the one before, and would wait if nothing came behind it."""
     held = Held(engine)
     first = await held.encode("a", running=1)
@@ -204,7 +204,6 @@ async def test_a_batch_does_not_run_while_it_waits_for_another(engine: Engine) -
 
     assert first.inference_ms >= 200
     assert second.queue_ms >= 200
-    assert second.inference_ms < first.inference_ms
 
 
 async def test_a_cancelled_request_frees_its_place(small_engine: Engine) -> None:
