@@ -6,7 +6,7 @@ from typing import Any, NoReturn, TypeVar
 
 import msgpack
 from pydantic import BaseModel
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from app import wire
 from app.errors import BodyTimeout, BodyTooLarge, ClientDisconnected, MalformedBody, UnsupportedMediaType
@@ -65,15 +65,18 @@ async def _read(request: Request, max_bytes: int, timeout_s: float) -> bytes:
     body = bytearray()
     try:
         async with asyncio.timeout(timeout_s):
-            async for chunk in request.stream():
-                body += chunk
+            more = True
+            while more:
+                part = await request.receive()
+                if part["type"] == "http.disconnect":
+                    raise ClientDisconnected("The client went away while it sent the body.")
+                body += part.get("body", b"")
+                more = part.get("more_body", False)
                 if len(body) > max_bytes:
                     _refuse(max_bytes, "more")
     except TimeoutError as error:
         message = f"The body did not arrive within {timeout_s:g} s."
         raise BodyTimeout(message, "Send it faster, or smaller.", {"connection": "close"}) from error
-    except ClientDisconnect as error:
-        raise ClientDisconnected("The client went away while it sent the body.") from error
     return bytes(body)
 
 

@@ -13,7 +13,7 @@ ServiceError: what HTTP itself can get wrong; the encoder's own errors are in `e
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
 from fastapi import FastAPI
@@ -149,11 +149,22 @@ def error_body(
 
 def install(app: FastAPI) -> None:
     """Answer every error that a route raises by the table."""
-    app.add_exception_handler(ServiceError, _on_known)
-    app.add_exception_handler(EncoderError, _on_known)
-    app.add_exception_handler(ValidationError, _on_validation)
-    app.add_exception_handler(RequestValidationError, _on_validation)
-    app.add_exception_handler(HTTPException, _on_http)
+    for cls, handler in HANDLERS.items():
+        app.add_exception_handler(cls, handler)
+    app.add_exception_handler(Exception, _on_bug)
+
+
+async def answer_error(request: Request, error: Exception) -> Response:
+    """What FastAPI answers where `install` has been called. Errors: the same again where nothing is known of it."""
+    for cls in type(error).__mro__:
+        if cls in HANDLERS:
+            return await HANDLERS[cls](request, error)
+    raise error
+
+
+async def _on_bug(request: Request, error: Exception) -> Response:
+    """Starlette raises the error again when this has been sent, and RequestContext logs it."""
+    return error_response(error)
 
 
 async def _on_known(request: Request, error: Exception) -> Response:
@@ -185,3 +196,12 @@ async def _on_http(request: Request, error: Exception) -> Response:
 def _allowed(methods: str) -> str:
     names = {name.strip() for name in methods.split(",") if name.strip()} | {"OPTIONS"}
     return ", ".join(sorted(names | ({"HEAD"} if "GET" in names else set())))
+
+
+HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
+    ServiceError: _on_known,
+    EncoderError: _on_known,
+    ValidationError: _on_validation,
+    RequestValidationError: _on_validation,
+    HTTPException: _on_http,
+}

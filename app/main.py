@@ -6,17 +6,34 @@ import logging
 from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import dropins, errors, operations, routes
 from app.metrics import Metrics
 from app.middleware import Head, HostCheck, KeyCheck, RequestContext
 from app.profile import Profiler
+from app.prompt_routes import PromptRoutes
 from app.settings import Settings, is_loopback
 from encoder import EncoderError, Engine
 
 logger = logging.getLogger(__name__)
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class App(FastAPI):
+    """FastAPI, and what a request meets before it.
+
+    Attributes:
+        front: what it meets first.
+    """
+
+    front: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI application."""
+        scope["app"] = self
+        await self.front(scope, receive, send)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -39,7 +56,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         stall_s=settings.stall_s,
         measure_passes=settings.profile,
     )
-    app = FastAPI(
+    app = App(
         title="Qwen3 text encoder",
         description="Prompts in, the hidden states that diffusion models are conditioned on out.",
         lifespan=lifespan,
@@ -47,23 +64,19 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.settings, app.state.engine, app.state.metrics = settings, engine, Metrics(engine)
     app.state.closed = None
-    # First, as routes are looked at in order; and as they stand: to include a router puts layers around each route.
-    app.router.routes[:0] = routes.router.routes
-    app.include_router(dropins.router)
-    app.include_router(operations.router)
+    for router in (routes.router, dropins.router, operations.router):
+        app.include_router(router)
     errors.install(app)
-    _surround(app, settings)
+    app.front = _front(app, settings)
     return app
 
 
-def _surround(app: FastAPI, settings: Settings) -> None:
-    """Add the middleware; what is added last meets a request first."""
-    app.add_middleware(Head)
-    app.add_middleware(KeyCheck, api_key=settings.api_key.get_secret_value() if settings.api_key else None)
-    app.add_middleware(HostCheck, allowed=allowed_hosts(settings))
-    app.add_middleware(RequestContext, observe=app.state.metrics.observe_request)
-    if settings.profile:
-        app.add_middleware(Profiler)
+def _front(app: App, settings: Settings) -> ASGIApp:
+    """The middleware, and the short way for prompts."""
+    front: ASGIApp = PromptRoutes(super(App, app).__call__, routes.router)
+    front = KeyCheck(Head(front), settings.api_key.get_secret_value() if settings.api_key else None)
+    front = RequestContext(HostCheck(front, allowed_hosts(settings)), app.state.metrics.observe_request)
+    return Profiler(front) if settings.profile else front
 
 
 def allowed_hosts(settings: Settings) -> frozenset[str]:

@@ -1,13 +1,13 @@
 """What happens to every request before and after its route, in plain ASGI.
 
-RequestContext (id, time, log, last resort for errors) → HostCheck → KeyCheck → Head → the routes.
+RequestContext (id, time, log, last resort for errors) → HostCheck → KeyCheck → Head → PromptRoutes → FastAPI.
 """
 
 import hmac
 import logging
+import random
 import re
 import time
-import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -69,7 +69,7 @@ class RequestContext:
 
 def request_id(wanted: str) -> str:
     """The client's own id where it is harmless in headers and logs, else a new one."""
-    return wanted if REQUEST_ID.fullmatch(wanted) else uuid.uuid4().hex
+    return wanted if REQUEST_ID.fullmatch(wanted) else f"{random.getrandbits(128):032x}"
 
 
 class HostCheck:

@@ -7,7 +7,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 
 import numpy as np
@@ -29,24 +29,26 @@ class Profile:
         self.stages: dict[str, float] = {}
         self.notes: list[str] = []
 
-    def add(self, name: str, started: float) -> None:
-        """A stage that began at `started`, in seconds of time.perf_counter, ends now."""
-        self.stages[name] = self.stages.get(name, 0.0) + (time.perf_counter() - started) * 1e3
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Measures its block, and adds that to what the stage has taken before."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.stages[name] = self.stages.get(name, 0.0) + (time.perf_counter() - started) * 1e3
 
 
 _current: ContextVar[Profile | None] = ContextVar("profile", default=None)
 
 
-@contextmanager
-def stage(name: str) -> Iterator[None]:
+_UNMEASURED = nullcontext()
+
+
+def stage(name: str) -> AbstractContextManager[None]:
     """Measures its block as a stage of the current request."""
     profile = _current.get()
-    started = time.perf_counter()
-    try:
-        yield
-    finally:
-        if profile is not None:
-            profile.add(name, started)
+    return _UNMEASURED if profile is None else profile.stage(name)
 
 
 def record(result: EncodeResult) -> None:

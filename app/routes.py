@@ -1,11 +1,12 @@
-"""The routes that work on prompts. Each reads as the path of a request: body, preset, engine, reply."""
+"""The routes that work on prompts. Each reads as the path of a request: body, preset, engine, reply.
+
+Each takes the request and gives the response (app/prompt_routes.py).
+"""
 
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.routing import APIRoute
 from starlette.responses import Response
-from starlette.routing import request_response
 
 from app import wire
 from app.body import read_body
@@ -18,16 +19,7 @@ from app.schemas import EncodeLayersRequest, EncodeRequest, TokenizeRequest
 from app.state import catalog_of, engine_of
 from encoder import EncodeResult, Engine, Preset, TokenizedPrompt
 
-
-class PlainRoute(APIRoute):
-    """A route whose function takes the request itself: FastAPI describes it, and has nothing to read or to solve."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.app = request_response(self.endpoint)
-
-
-router = APIRouter(tags=["prompts"], route_class=PlainRoute)
+router = APIRouter(tags=["prompts"])
 
 
 @router.post("/encode", **ENCODE)

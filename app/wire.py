@@ -47,7 +47,7 @@ class Tensor:
     def tobytes(self) -> memoryview:
         """The bytes as they travel; a view, no copy, where the array already lies in that order."""
         array = np.ascontiguousarray(self.array, dtype=NUMPY_DTYPES[self.dtype])
-        return array.reshape(-1).view(np.uint8).data
+        return array.data.cast("B") if array.size else memoryview(b"")
 
     def float32(self) -> NDArray[Any]:
         """The numbers as float32; exact for every dtype on the wire."""

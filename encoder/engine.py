@@ -128,7 +128,7 @@ class Engine:
     async def close(self) -> None:
         """End the model thread; requests that still wait fail with NotReady."""
         self.drain()
-        await self._batch_loop.close()
+        self._batch_loop.close()
         for lookup in self._lookups:
             lookup.cancel()
         for entry in list(self._in_flight.values()):
@@ -284,6 +284,7 @@ class Engine:
 
     def _finish(self, entry: Entry, outcome: PromptEmbeds | EncoderError) -> None:
         if isinstance(outcome, PromptEmbeds) and entry.store:
+            outcome = outcome.own()
             self._cache.put(entry.job, outcome)
         self._settle(entry, outcome)
 

@@ -5,7 +5,7 @@
 which.
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Protocol
 
 import mlx.core as mx
@@ -33,14 +33,20 @@ ONE_PROOF = (1,)  # that the model runs: a CPU is as fast at the first pass of a
 class Forward(Protocol):
     """The forward pass for one batch.
 
-    `returns_late` says whether most of a pass has run when the call returns, or nearly nothing: MLX computes when it is
-    asked for a result.
+    `runs_on` says whether the device still works on a pass when the call returns, and has but little of it left: then
+    the next pass may be begun, so that the device need not wait for it.
     """
 
-    returns_late: bool
+    runs_on: bool
 
-    def __call__(self, jobs: Sequence[Job], taps: Sequence[Tap]) -> Mapping[Tap, Rows]:
-        """For each tap, the computed rows of each job; a rectangle may have more rows."""
+    def __call__(
+        self, jobs: Sequence[Job], taps: Sequence[Tap], meanwhile: Callable[[], None] = lambda: None
+    ) -> Mapping[Tap, Rows]:
+        """For each tap, the computed rows of each job; a rectangle may have more rows.
+
+        Args:
+            meanwhile: where the pass runs on, called once the device has so much work that it need not wait for more.
+        """
 
     def tokens(self, lengths: Sequence[int]) -> int:
         """Rows that run for a batch of such lengths."""
@@ -56,13 +62,15 @@ class Forward(Protocol):
 class PlainForward:
     """One rectangle, padded on the right to one of few lengths."""
 
-    returns_late = False
+    runs_on = False
 
     def __init__(self, model: Qwen3, pad_token_id: int) -> None:
         self.model = model
         self.pad_token_id = pad_token_id
 
-    def __call__(self, jobs: Sequence[Job], taps: Sequence[Tap]) -> Mapping[Tap, Rows]:
+    def __call__(
+        self, jobs: Sequence[Job], taps: Sequence[Tap], meanwhile: Callable[[], None] = lambda: None
+    ) -> Mapping[Tap, Rows]:
         input_ids, mask, position_ids = pad(jobs, self.pad_token_id)
         hidden_states = self.model.hidden_states_at(taps, input_ids, mask=mask, position_ids=position_ids)
         return dict(zip(taps, hidden_states, strict=True))
@@ -78,14 +86,16 @@ class PlainForward:
 class PackedForward:
     """All rows one after the other, on several streams with one thread each. Takes the model's weights over."""
 
-    returns_late = True
+    runs_on = False
 
     def __init__(self, model: Qwen3, pad_token_id: int, kind: type[Layers]) -> None:
         set_threads(1)
         self.packed = PackedQwen3(model, count_streams(model.config, available_cpus()), kind)
         self.pad_token_id = pad_token_id
 
-    def __call__(self, jobs: Sequence[Job], taps: Sequence[Tap]) -> Mapping[Tap, Rows]:
+    def __call__(
+        self, jobs: Sequence[Job], taps: Sequence[Tap], meanwhile: Callable[[], None] = lambda: None
+    ) -> Mapping[Tap, Rows]:
         return self.packed.hidden_states_at(taps, jobs, self.pad_token_id)
 
     def tokens(self, lengths: Sequence[int]) -> int:
@@ -99,14 +109,16 @@ class PackedForward:
 class FusedForward:
     """All rows one after the other, in few operations. Takes the model's weights over."""
 
-    returns_late = True
+    runs_on = True
 
     def __init__(self, model: Qwen3, pad_token_id: int, kernels: Kernels) -> None:
         self.fused = FusedQwen3(model, kernels)
         self.pad_token_id = pad_token_id
 
-    def __call__(self, jobs: Sequence[Job], taps: Sequence[Tap]) -> Mapping[Tap, Rows]:
-        return self.fused.hidden_states_at(taps, jobs, self.pad_token_id)
+    def __call__(
+        self, jobs: Sequence[Job], taps: Sequence[Tap], meanwhile: Callable[[], None] = lambda: None
+    ) -> Mapping[Tap, Rows]:
+        return self.fused.hidden_states_at(taps, jobs, self.pad_token_id, meanwhile)
 
     def tokens(self, lengths: Sequence[int]) -> int:
         return round_rows(sum(lengths))

@@ -15,7 +15,7 @@ Shape letters: T packed rows, D hidden size, H attention heads, K key-value head
 
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -34,6 +34,7 @@ os.environ.setdefault("MLX_USE_CUDA_GRAPHS", "0")
 FEWEST_ROWS = 16  # keeps matrix products on their fast kernels
 STEPS = 16  # sizes of a pass between one power of two and the next
 LAYERS_AT_ONCE = 4  # the GPU starts on these while the host goes on to the next
+LAYERS_MEANWHILE = 8  # that the GPU has when the host turns to something else
 ROWS_AHEAD = 16384  # rows times layers that the host may be ahead: each holds 100 KB with Qwen3-4B's dims
 
 
@@ -119,9 +120,13 @@ class FusedQwen3:
             mx.clear_cache()  # else MLX keeps what the layer was read into
 
     def hidden_states_at(
-        self, taps: Sequence[Tap], jobs: Sequence[Job], pad_token_id: int
+        self, taps: Sequence[Tap], jobs: Sequence[Job], pad_token_id: int, meanwhile: Callable[[], None] = lambda: None
     ) -> dict[Tap, list[mx.array]]:
-        """For each tap, the computed rows of each job, (computed_rows, D). No layer after the deepest tap runs."""
+        """For each tap, the computed rows of each job, (computed_rows, D). No layer after the deepest tap runs.
+
+        Args:
+            meanwhile: called once the GPU has the first layers, if there are so many.
+        """
         packed = pack(jobs, pad_token_id)
         turns = _turns(packed.position_ids, self.config)
         x = self.model.embed_tokens(packed.input_ids)  # (T, D)
@@ -136,6 +141,8 @@ class FusedQwen3:
             if depth % LAYERS_AT_ONCE == 0:
                 mx.async_eval(x)
                 running.append(x)
+            if depth == LAYERS_MEANWHILE:
+                meanwhile()
             if len(running) * LAYERS_AT_ONCE * len(x) > ROWS_AHEAD:
                 mx.eval(running.popleft())
         normed = {tap: self.model.norm(outputs[tap.depth]) if tap.normed else outputs[tap.depth] for tap in taps}

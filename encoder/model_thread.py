@@ -8,14 +8,15 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import mlx.core as mx
 
 from encoder.errors import EncoderError, ModelFailure, NotReady
 from encoder.forward import WINDOW
-from encoder.text_encoder import TextEncoder
+from encoder.text_encoder import Begun, TextEncoder
 from encoder.types import Job, Pass, PromptEmbeds, Tap
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,15 @@ T = TypeVar("T")
 # GPU MLX's own default is nearly all of its memory.
 MLX_CACHE_BYTES = {"cpu": 4 * 2**20, "gpu": 2**30}
 PROGRESS_EVERY_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Running:
+    """A batch that has been begun: what of it, or why it could not be, and when, in seconds of time.perf_counter."""
+
+    jobs: Sequence[Job]
+    begun: Begun | Exception
+    begun_at: float
 
 
 class Ran(NamedTuple):
@@ -56,32 +66,55 @@ class ModelThread:
         self._most_rows = most_rows
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self._closed = False
-        self._busy_since: dict[object, float] = {}  # by batch: one runs, another may wait behind it
+        self._busy_since: dict[int, float] = {}  # by batch: one ends, another may have begun behind it
         self._suspect = False  # the last batch failed: prove the model before calling it ready
 
     async def start(self) -> TextEncoder:
         """Load and warm the model. Errors: CheckpointError, ModelFailure."""
         return await self._call(self._load)
 
-    async def run(self, encoder: TextEncoder, jobs: Sequence[Job], ending: Callable[[], object]) -> Ran:
-        """Run a batch. If it raises, its jobs run one by one, so that none can fail the others.
+    def submit(self, function: Callable[[], None]) -> None:
+        """Have the thread call it when it has done what it was told before."""
+        self._thread.submit(function).add_done_callback(_log_error)
+
+    def begin(self, encoder: TextEncoder, jobs: Sequence[Job], meanwhile: Callable[[], None]) -> Running:
+        """Begin a batch. On the thread.
 
         Args:
-            ending: called on the event loop when this one is about to end; the next, given then, runs at once after it.
+            meanwhile: called once, as soon as the device has work: what else the thread has to do.
         """
-        batch = object()
-        self._busy_since[batch] = time.perf_counter()
-        loop = asyncio.get_running_loop()
+        begun_at = time.perf_counter()
+        self._busy_since[id(jobs)] = begun_at
+        todo = [meanwhile]
+
+        def do() -> None:
+            if todo:
+                todo.pop()()
+
         try:
-            return await self._call(_run, encoder, jobs, lambda: loop.call_soon_threadsafe(ending))
+            begun: Begun | Exception = encoder.begin(jobs, do)
         except Exception as error:  # RuntimeError, ValueError, MemoryError: whatever MLX raises means the same here
-            logger.exception("a batch of %d prompts failed", len(jobs))
+            begun = error
+        do()
+        return Running(jobs, begun, begun_at)
+
+    def end(self, encoder: TextEncoder, running: Running) -> Ran:
+        """Wait for a batch and take its results. On the thread.
+
+        If it fails, its jobs run one by one, so that none can fail the others.
+        """
+        try:
+            if isinstance(running.begun, Exception):
+                raise running.begun
+            return Ran(encoder.end(running.begun), running.begun.measured)
+        except Exception as error:  # as above
+            logger.exception("a batch of %d prompts failed", len(running.jobs))
             self._suspect = True
-            if len(jobs) == 1:
+            if len(running.jobs) == 1:
                 return Ran([ModelFailure(f"The forward pass failed: {error}. The log has the details.")], None)
         finally:
-            del self._busy_since[batch]
-        alone = [await self.run(encoder, [job], ending) for job in jobs]
+            del self._busy_since[id(running.jobs)]
+        alone = [self.end(encoder, self.begin(encoder, [job], lambda: None)) for job in running.jobs]
         return Ran([outcome for ran in alone for outcome in ran.outcomes], alone[-1].last_pass)
 
     async def probe(self, encoder: TextEncoder) -> None:
@@ -89,7 +122,7 @@ class ModelThread:
 
         Errors: NotReady with the reason.
         """
-        if self._busy_since and time.perf_counter() - min(self._busy_since.values()) > self._stall_s:
+        if any(time.perf_counter() - since > self._stall_s for since in list(self._busy_since.values())):
             raise NotReady(f"A forward pass has not returned for more than {self._stall_s:g} s.", 10)
         if self._suspect:
             try:
@@ -125,8 +158,9 @@ class ModelThread:
         return encoder
 
 
-def _run(encoder: TextEncoder, jobs: Sequence[Job], ending: Callable[[], object]) -> Ran:
-    return Ran(encoder.run(jobs, ending), encoder.last_pass)
+def _log_error(done: "Future[None]") -> None:
+    if not done.cancelled() and (error := done.exception()) is not None:
+        logger.error("the model's thread has met a bug", exc_info=error)
 
 
 class _LoadingLog:

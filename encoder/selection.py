@@ -4,6 +4,8 @@ Takes each job's own rows and taps, combines them, settles the padding rows, cas
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import mlx.core as mx
@@ -14,32 +16,79 @@ from encoder.errors import EncoderError, InvalidField, ModelFailure
 from encoder.finite import is_finite
 from encoder.types import Job, PromptEmbeds, Rows, Tap
 
+LARGE_BYTES = 2**20  # of a result that leaves MLX by itself
 # NumPy has no bfloat16.
 NUMPY_DTYPES = {"bfloat16": np.uint16, "float16": np.float16, "float32": np.float32}
 
 
-def select(hidden_states: Mapping[Tap, Rows], jobs: Sequence[Job]) -> list[PromptEmbeds | EncoderError]:
-    """The result of each job, or the error that concerns it alone. Evaluates; call on the model thread.
+@dataclass(frozen=True, slots=True, eq=False)
+class Selection:
+    """What a batch's jobs get, on its way: MLX has been told to compute it.
+
+    Attributes:
+        jobs: of the batch.
+        taken: the rows of each job at each of its taps, as the model gave them.
+        embeds: of each job, combined and cast.
+        groups: the jobs, by index, that are checked and moved out of MLX together.
+        joined: the embeds of each group, in one line.
+        finite: for each group, whether all its numbers are; bool.
+    """
+
+    jobs: Sequence[Job]
+    taken: list[list[mx.array]]
+    embeds: list[mx.array]
+    groups: list[list[int]]
+    joined: list[mx.array]
+    finite: mx.array
+
+
+def select(hidden_states: Mapping[Tap, Rows], jobs: Sequence[Job], at_once: bool | None = None) -> Selection:
+    """Tell MLX what to compute, and don't wait for it. Call on the model thread, as `export`.
 
     Args:
         hidden_states: for every tap that a job wants, the rows of each job in the order of `jobs`: (B, L, D), or B
             times (rows, D).
+        at_once: check all jobs of a dtype together and move them out of MLX together. A GPU does unless told otherwise:
+            each operation has its price there, and so has each way from it. A CPU would only need more memory.
     """
     taken = [_take(hidden_states, row, job) for row, job in enumerate(jobs)]
     embeds = [
         combine([x.astype(getattr(mx, job.dtype)) for x in own], job) for own, job in zip(taken, jobs, strict=True)
     ]
-    arrays = to_numpy(embeds, jobs, at_once=mx.default_device().type == mx.DeviceType.gpu)
-    return [
-        _not_finite(own, job) if array is None else _export(array, job)
-        for array, own, job in zip(arrays, taken, jobs, strict=True)
-    ]
+    if at_once is None:
+        at_once = mx.default_device().type == mx.DeviceType.gpu
+    groups = _alike(jobs) if at_once else [[index] for index in range(len(jobs))]
+    joined = [mx.concatenate([embeds[index].reshape(-1) for index in group]) for group in groups]
+    finite = mx.stack([is_finite(x) for x in joined])
+    mx.async_eval(joined, finite)
+    return Selection(jobs, taken, embeds, groups, joined, finite)
+
+
+def export(selection: Selection) -> list[PromptEmbeds | EncoderError]:
+    """Wait for a selection, and take the result of each job out of MLX, or the error that concerns it alone.
+
+    Each goes by itself, but small ones of a group together: to copy those one by one takes the thread as many turns
+    with the others of Python's, while a GPU may wait for it. `PromptEmbeds.own` is for whoever keeps one.
+    """
+    jobs, embeds = selection.jobs, selection.embeds
+    outcomes: dict[int, PromptEmbeds | EncoderError] = {}
+    for group, x, all_finite in zip(selection.groups, selection.joined, np.array(selection.finite), strict=True):
+        whole = np.array(x.view(mx.uint8), copy=False).view(NUMPY_DTYPES[jobs[group[0]].dtype])
+        ends = np.cumsum([embeds[index].size for index in group])
+        for index, own in zip(group, np.split(whole, ends[:-1]), strict=True):
+            if all_finite or is_finite(embeds[index]).item():
+                shares = len(group) > 1 and own.nbytes < LARGE_BYTES
+                numbers = (own if shares else own.copy()).reshape(embeds[index].shape)
+                outcomes[index] = _prompt_embeds(numbers, jobs[index], shares)
+            else:
+                outcomes[index] = _not_finite(selection.taken[index], jobs[index])
+    return [outcomes[index] for index in range(len(jobs))]
 
 
 def _take(hidden_states: Mapping[Tap, Rows], row: int, job: Job) -> list[mx.array]:
     """The computed rows of one job at each of its taps: n of (rows, D)."""
     rows = min(job.computed_rows, job.delivered_rows)
-    taken = [hidden_states[tap][row][:rows] for tap in job.taps]
+    taken = [x if len(x) == rows else x[:rows] for x in (hidden_states[tap][row] for tap in job.taps)]
     return [_unit_rms(x) for x in taken] if job.unit_rms else taken
 
 
@@ -53,7 +102,9 @@ def combine(taken: list[mx.array], job: Job) -> mx.array:
     """
     if job.bundle > 1:
         taken = [mx.concatenate(taken[i : i + job.bundle], axis=-1) for i in range(0, len(taken), job.bundle)]
-    placed = [_place_padding(x, job)[job.dropped_rows :] for x in taken]
+    placed = [_place_padding(x, job) for x in taken]
+    if job.dropped_rows:
+        placed = [x[job.dropped_rows :] for x in placed]
     match job.combine:
         case "concat":
             return mx.concatenate(placed, axis=-1)
@@ -87,29 +138,6 @@ def _not_finite(taken: Sequence[mx.array], job: Job) -> EncoderError:
     return ModelFailure("The hidden states hold NaN or infinity. Check the checkpoint, or compute in float32.")
 
 
-def to_numpy(embeds: Sequence[mx.array], jobs: Sequence[Job], at_once: bool) -> list[NDArray[Any] | None]:
-    """The array of each job, None where a number in it is not finite. Evaluates.
-
-    Each is in memory of its own: what keeps one must not keep the whole batch.
-
-    Args:
-        at_once: check all of a dtype together and move them out of MLX together. Each operation on a GPU has its price,
-            and so has each way from it; a CPU would only need more memory.
-    """
-    groups = _alike(jobs) if at_once else [[index] for index in range(len(jobs))]
-    joined = [mx.concatenate([embeds[index].reshape(-1) for index in group]) for group in groups]
-    finite = mx.stack([is_finite(x) for x in joined])
-    mx.async_eval(joined, finite)
-    arrays: list[NDArray[Any] | None] = [None] * len(jobs)
-    for group, x, all_finite in zip(groups, joined, np.array(finite), strict=True):
-        numbers = np.array(x.view(mx.uint8), copy=False).view(NUMPY_DTYPES[jobs[group[0]].dtype])
-        ends = np.cumsum([embeds[index].size for index in group])
-        for index, own in zip(group, np.split(numbers, ends[:-1]), strict=True):
-            if all_finite or is_finite(embeds[index]).item():
-                arrays[index] = own.copy().reshape(embeds[index].shape)
-    return arrays
-
-
 def _alike(jobs: Sequence[Job]) -> list[list[int]]:
     """The jobs of each dtype, by index."""
     groups: dict[str, list[int]] = {}
@@ -118,13 +146,17 @@ def _alike(jobs: Sequence[Job]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _export(hidden_states: NDArray[Any], job: Job) -> PromptEmbeds:
-    attention_mask = _attention_mask(job)
-    for array in (hidden_states, attention_mask):
-        array.setflags(write=False)  # replies send this very memory, several at a time where the cache has it
-    return PromptEmbeds(hidden_states, attention_mask, job.dtype, rows_axis=1 if job.combine == "stack" else 0)
+def _prompt_embeds(hidden_states: NDArray[Any], job: Job, shares: bool) -> PromptEmbeds:
+    hidden_states.setflags(write=False)  # replies send this very memory, several at a time where the cache has it
+    body = len(job.input_ids) - job.tail_rows
+    attention_mask = _attention_mask(job.delivered_rows, body, job.tail_rows, job.dropped_rows)
+    rows_axis = 1 if job.combine == "stack" else 0
+    return PromptEmbeds(hidden_states, attention_mask, job.dtype, rows_axis, shares)
 
 
-def _attention_mask(job: Job) -> NDArray[np.bool_]:
-    position, body = np.arange(job.delivered_rows), len(job.input_ids) - job.tail_rows
-    return ((position < body) | (position >= job.delivered_rows - job.tail_rows))[job.dropped_rows :]
+@lru_cache(maxsize=1024)  # prompts have few lengths, and a batch many prompts
+def _attention_mask(delivered_rows: int, body_rows: int, tail_rows: int, dropped_rows: int) -> NDArray[np.bool_]:
+    position = np.arange(delivered_rows)
+    mask = ((position < body_rows) | (position >= delivered_rows - tail_rows))[dropped_rows:]
+    mask.setflags(write=False)
+    return mask

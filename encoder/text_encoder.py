@@ -7,7 +7,7 @@ import logging
 import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +23,7 @@ from encoder.forward import choose_forward, widens_bfloat16
 from encoder.padding import padded_lengths
 from encoder.preset import Preset, check_preset
 from encoder.qwen3 import Qwen3
-from encoder.selection import select
+from encoder.selection import Selection, export, select
 from encoder.tokenizer import tokenize
 from encoder.types import DType, Job, ModelInfo, Pass, PromptEmbeds, Tap, TokenizedPrompt
 
@@ -31,6 +31,21 @@ log = logging.getLogger(__name__)
 
 COMPUTE_DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
 VERSIONED = ("mlx", "numpy", "safetensors", "tokenizers")
+
+
+@dataclass(slots=True, eq=False)
+class Begun:
+    """A batch that the device works on.
+
+    Attributes:
+        selection: what comes of it.
+        computed_at: where passes are measured, when its forward pass had run, in seconds of time.perf_counter.
+        measured: the pass, where they are; complete once the batch has ended.
+    """
+
+    selection: Selection
+    computed_at: float = 0.0
+    measured: Pass | None = None
 
 
 class TextEncoder:
@@ -45,8 +60,7 @@ class TextEncoder:
         presets: all that will be asked for; none means any, and all layers are loaded.
         progress: called with bytes done and bytes in total while the weights load.
     Attributes:
-        measures_passes: whether `run` waits between its steps to measure them; False unless set.
-        last_pass: the last one measured.
+        measures_passes: whether a batch waits between its steps to measure them; False unless set.
     Errors: CheckpointError.
     """
 
@@ -80,7 +94,6 @@ class TextEncoder:
         self.parameter_bytes = sum(array.nbytes for array in dict(tree_flatten(self.model.parameters())).values())
         self.forward = choose_forward(self.model, checkpoint.tokenizer.pad_token_id, dtype)
         self.measures_passes = False
-        self.last_pass: Pass | None = None
 
     @classmethod
     def open(
@@ -157,42 +170,51 @@ class TextEncoder:
             bundle=preset.bundle,
         )
 
-    def run(
-        self, jobs: Sequence[Job], ending: Callable[[], object] = lambda: None
-    ) -> list[PromptEmbeds | EncoderError]:
+    def run(self, jobs: Sequence[Job]) -> list[PromptEmbeds | EncoderError]:
         """Steps 3 to 5 for one batch: each job's result, or the error that concerns it alone.
 
         The forward pass runs to the deepest layer that a job wants, and each takes its own.
+        """
+        outcomes = self.end(self.begin(jobs))
+        return [outcome.own() if isinstance(outcome, PromptEmbeds) else outcome for outcome in outcomes]
+
+    def begin(self, jobs: Sequence[Job], meanwhile: Callable[[], None] = lambda: None) -> Begun:
+        """The first half of `run`: give the device all that there is to do, and wait for as little of it as can be.
 
         Args:
-            ending: called when most of the pass has run, where the way to run it tells.
+            meanwhile: called as soon as the device has work, where the forward pass can tell: what else there is to do.
         """
         taps = list(dict.fromkeys(tap for job in jobs for tap in job.taps))
         if self.measures_passes:
-            return self._run_measured(jobs, taps, ending)
-        hidden_states = self.forward(jobs, taps)
-        if self.forward.returns_late:
-            ending()
-        return select(hidden_states, jobs)
+            return self._begin_measured(jobs, taps)
+        return Begun(select(self.forward(jobs, taps, meanwhile), jobs))
 
-    def _run_measured(
-        self, jobs: Sequence[Job], taps: Sequence[Tap], ending: Callable[[], object]
-    ) -> list[PromptEmbeds | EncoderError]:
+    def end(self, begun: Begun) -> list[PromptEmbeds | EncoderError]:
+        """The second half: wait for the results and take them. Small ones may share memory."""
+        outcomes = export(begun.selection)
+        if begun.measured:
+            begun.measured = replace(begun.measured, selection_ms=(time.perf_counter() - begun.computed_at) * 1e3)
+        return outcomes
+
+    def _begin_measured(self, jobs: Sequence[Job], taps: Sequence[Tap]) -> Begun:
         started = time.perf_counter()
         hidden_states = self.forward(jobs, taps)
         mx.eval(list(hidden_states.values()))
-        ending()
-        computed = time.perf_counter()
-        results = select(hidden_states, jobs)
-        self.last_pass = Pass(
+        computed_at = time.perf_counter()
+        measured = Pass(
             prompts=len(jobs),
             real_tokens=sum(len(job.input_ids) for job in jobs),
             computed_tokens=self.forward.tokens([job.computed_rows for job in jobs]),
             layers=max(tap.depth for tap in taps),
-            forward_ms=(computed - started) * 1e3,
-            selection_ms=(time.perf_counter() - computed) * 1e3,
+            forward_ms=(computed_at - started) * 1e3,
+            selection_ms=0.0,
         )
-        return results
+        return Begun(select(hidden_states, jobs), computed_at, measured)
+
+    @property
+    def runs_on(self) -> bool:
+        """Whether the next batch may be begun before one has ended, see `Forward`; not while passes are measured."""
+        return self.forward.runs_on and not self.measures_passes
 
     @property
     def layers_run(self) -> int:

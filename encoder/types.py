@@ -4,7 +4,7 @@ Shape letters: B batch, L sequence length, D hidden size, n number of hidden sta
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import mlx.core as mx
@@ -92,12 +92,22 @@ class PromptEmbeds:
         attention_mask: (L,) bool, True where a row belongs to a real token.
         dtype: of the numbers in hidden_states.
         rows_axis: of hidden_states.
+        shares: whether hidden_states lie in memory that others of a batch lie in, too.
     """
 
     hidden_states: NDArray[np.generic]
     attention_mask: NDArray[np.bool_]
     dtype: DType
     rows_axis: int = 0
+    shares: bool = False
+
+    def own(self) -> "PromptEmbeds":
+        """The same in memory of its own: whoever keeps one result must not keep a whole batch."""
+        if not self.shares:
+            return self
+        hidden_states = self.hidden_states.copy()
+        hidden_states.setflags(write=False)
+        return replace(self, hidden_states=hidden_states, shares=False)
 
 
 @dataclass(frozen=True, slots=True)

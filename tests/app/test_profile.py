@@ -79,14 +79,14 @@ def test_who_joins_a_pass_is_told_its_own_wait(
     profiled: RunningServer, client: httpx.Client, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The pass had run before the request came, and that time is not the request's."""
-    run, started, release = TextEncoder.run, threading.Event(), threading.Event()
+    begin, started, release = TextEncoder.begin, threading.Event(), threading.Event()
 
-    def run_when_released(encoder: TextEncoder, jobs: Sequence[Job], ending: Any) -> Any:
+    def begin_when_released(encoder: TextEncoder, jobs: Sequence[Job], meanwhile: Any) -> Any:
         started.set()
         release.wait()
-        return run(encoder, jobs, ending)
+        return begin(encoder, jobs, meanwhile)
 
-    monkeypatch.setattr(TextEncoder, "run", run_when_released)
+    monkeypatch.setattr(TextEncoder, "begin", begin_when_released)
     body = {"prompt": "a cat that two ask for", "preset": "flux2-klein"}
     with ThreadPoolExecutor() as pool:
         first = pool.submit(client.post, "/encode", json=body)
@@ -147,7 +147,7 @@ def test_without_the_setting_nothing_is_measured(start_server: Start, caplog: py
     with start_server() as server:
         server.wait_until_ready()
         response = httpx.post(f"{server.url}/encode", json={"prompt": "a cat"})
-        assert server.app.state.engine._loaded().last_pass is None
+        assert not server.app.state.engine._loaded().measures_passes
 
     assert "server-timing" not in response.headers
     assert not [record for record in caplog.records if record.name == "app.profile"]

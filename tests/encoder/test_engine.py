@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,16 +11,24 @@ import numpy as np
 import pytest
 
 from encoder.engine import Engine
-from encoder.errors import DeadlineExceeded, InvalidField, ModelFailure, NotReady, QueueFull, RequestTooLarge
+from encoder.errors import (
+    DeadlineExceeded,
+    EncoderError,
+    InvalidField,
+    ModelFailure,
+    NotReady,
+    QueueFull,
+    RequestTooLarge,
+)
 from encoder.forward import PackedForward
 from encoder.limits import Limits
 from encoder.preset import Preset
 from encoder.presets import LAST_HIDDEN_STATE, get_preset
-from encoder.text_encoder import TextEncoder
+from encoder.text_encoder import Begun, TextEncoder
 from encoder.types import EncodeResult, Job, PromptEmbeds, TokenizedPrompt
 
 pytestmark = pytest.mark.anyio
-Ending = Callable[[], object]
+Meanwhile = Callable[[], None]
 
 KLEIN = replace(get_preset("flux2-klein"), max_sequence_length=64)  # a short window, to be quick
 Z_IMAGE = replace(get_preset("ollama/z-image"), max_sequence_length=64)
@@ -51,21 +60,21 @@ async def small_engine(tmp_path: Path) -> AsyncIterator[Engine]:
 
 
 class Gate:
-    """Holds the model thread until it is opened, so that a test can fill the queue behind it."""
+    """Holds the model's thread until it is opened, so that a test can fill the queue behind it."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._open = asyncio.Event()
+        self._open = threading.Event()
 
     async def __aenter__(self) -> "Gate":
-        thread = self._engine._model_thread
-        run = thread.run
+        encoder = self._engine._loaded()
+        begin = encoder.begin
 
-        async def run_when_open(encoder: TextEncoder, jobs: list[Job], ending: Ending) -> object:
-            await self._open.wait()
-            return await run(encoder, jobs, ending)
+        def begin_when_open(jobs: Sequence[Job], meanwhile: Meanwhile = lambda: None) -> Begun:
+            self._open.wait(30)
+            return begin(jobs, meanwhile)
 
-        thread.run = run_when_open  # type: ignore[method-assign,assignment]
+        encoder.begin = begin_when_open  # type: ignore[method-assign]
         self.first = asyncio.create_task(self._engine.encode(["x"], SHORT))
         while not self._engine.stats().running_prompts:
             assert not self.first.done()
@@ -151,59 +160,123 @@ async def test_what_waits_together_runs_together(engine: Engine) -> None:
 
 
 @dataclass
-class Held:
-    """Batches that are about to end and do not before they are released."""
+class Traced:
+    """What the model's thread does, in order, and a gate behind each batch that has been begun.
+
+    Attributes:
+        steps: "begin" or "end", and the prompts of the batch.
+    """
 
     engine: Engine
-    batches: list[int] = field(default_factory=list)  # prompts in each
-    release: threading.Event = field(default_factory=threading.Event)
+    runs_on: bool
+    steps: list[tuple[str, int]] = field(default_factory=list)
+    go_on: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
         encoder = self.engine._loaded()
-        run = encoder.run
+        begin, end = encoder.begin, encoder.end
+        encoder.forward.runs_on = self.runs_on
 
-        def run_until_released(jobs: list[Job], ending: Ending = lambda: None) -> list[object]:
-            self.batches.append(len(jobs))
-            outcomes = run(jobs, ending)
-            self.release.wait(30)
-            return outcomes
+        def begin_traced(jobs: Sequence[Job], meanwhile: Meanwhile = lambda: None) -> Begun:
+            self.steps.append(("begin", len(jobs)))
+            begun = begin(jobs, meanwhile)
+            self.go_on.wait(30)
+            return begun
 
-        encoder.run = run_until_released  # type: ignore[method-assign,assignment]
+        def end_traced(begun: Begun) -> list[object]:
+            self.steps.append(("end", len(begun.selection.jobs)))
+            return end(begun)
 
-    async def encode(self, prompt: str, running: int) -> "asyncio.Task[EncodeResult]":
-        """Ask, and return when so many prompts have been given to the model."""
-        request = asyncio.create_task(self.engine.encode([prompt], SHORT))
+        encoder.begin, encoder.end = begin_traced, end_traced  # type: ignore[method-assign,assignment]
+
+    async def encode_in_turn(self) -> list[EncodeResult]:
+        """One prompt that runs alone, and three that come while it does."""
+        first = asyncio.create_task(self.engine.encode(["a"], SHORT))
         async with asyncio.timeout(30):
-            while self.engine.stats().running_prompts < running:
+            while not self.steps:
                 await asyncio.sleep(0.001)
-        return request
+        others = asyncio.create_task(self.engine.encode(["b", "c", "d"], SHORT))
+        await queued(self.engine, 3)
+        self.go_on.set()
+        return list(await asyncio.gather(first, others))
 
 
-async def test_a_batch_is_given_to_the_model_when_the_one_before_is_about_to_end(engine: Engine) -> None:
-    """A GPU still works on the one before, and would wait if nothing came behind it."""
-    held = Held(engine)
-    first = await held.encode("a", running=1)
-    second = await held.encode("b", running=2)
-    third = asyncio.create_task(engine.encode(["c"], SHORT))
-    await queued(engine, 1)
+async def test_a_batch_is_begun_before_the_results_of_the_one_before_are_taken(engine: Engine) -> None:
+    """Where the device works on by itself, it need not wait for them; the last batch waits for no other."""
+    traced = Traced(engine, runs_on=True)
+    alone, together = await traced.encode_in_turn()
 
-    assert not first.done() and not second.done()
-    held.release.set()
-    await asyncio.gather(first, second, third)
-    assert held.batches == [1, 1, 1]
+    assert traced.steps == [("begin", 1), ("begin", 3), ("end", 1), ("end", 3)]
+    assert [len(result.embeds) for result in (alone, together)] == [1, 3]
     assert engine.stats().running_prompts == 0
 
 
-async def test_a_batch_does_not_run_while_it_waits_for_another(engine: Engine) -> None:
-    """That wait is part of its time in the queue."""
-    held = Held(engine)
-    requests = [await held.encode("a", running=1), await held.encode("b", running=2)]
-    await asyncio.sleep(0.2)
-    held.release.set()
-    first, second = await asyncio.gather(*requests)
+async def test_where_the_device_does_not_work_on_batches_run_one_after_the_other(engine: Engine) -> None:
+    """The later a batch is formed, the more has come that it can take."""
+    traced = Traced(engine, runs_on=False)
+    await traced.encode_in_turn()
 
-    assert first.inference_ms >= 200
-    assert second.queue_ms >= 200
+    assert traced.steps == [("begin", 1), ("end", 1), ("begin", 3), ("end", 3)]
+
+
+async def test_while_passes_are_measured_none_is_begun_within_another(engine: Engine) -> None:
+    """Each would be taken for a part of the other."""
+    engine._loaded().measures_passes = True
+    traced = Traced(engine, runs_on=True)
+    await traced.encode_in_turn()
+
+    assert traced.steps == [("begin", 1), ("end", 1), ("begin", 3), ("end", 3)]
+
+
+@pytest.mark.parametrize("ill", [1, 3], ids=["the-first", "the-second"])
+async def test_a_batch_that_fails_does_not_fail_the_one_beside_it(engine: Engine, ill: int) -> None:
+    """One has been begun, and the other has not been ended."""
+    traced = Traced(engine, runs_on=True)
+    end = engine._loaded().end
+
+    def end_unless_ill(begun: Begun) -> object:
+        outcomes = end(begun)
+        if len(begun.selection.jobs) == ill:
+            raise RuntimeError("device lost")
+        return outcomes
+
+    engine._loaded().end = end_unless_ill  # type: ignore[method-assign,assignment]
+    if ill == 1:
+        with pytest.raises(ModelFailure, match="device lost"):
+            await traced.encode_in_turn()
+        traced.go_on.set()
+        assert len((await engine.encode(["b", "c", "d"], SHORT)).embeds) == 3
+    else:
+        assert [len(result.embeds) for result in await traced.encode_in_turn()] == [1, 3]
+
+
+async def test_what_runs_within_another_batch_is_not_counted_twice(engine: Engine) -> None:
+    """Batches follow one another in the times that requests are told, and in the rate that a full queue promises."""
+    traced = Traced(engine, runs_on=True)
+    started = time.perf_counter()
+    alone, together = await traced.encode_in_turn()
+
+    assert alone.inference_ms + together.inference_ms <= (time.perf_counter() - started) * 1e3
+    assert together.queue_ms > 0
+
+
+async def test_a_batch_that_has_been_begun_is_ended_before_the_thread_is(tmp_path: Path) -> None:
+    """Else MLX's streams would go while the device works on."""
+    engine = Engine("demo", cache_dir=tmp_path)
+    await engine.start()
+    traced = Traced(engine, runs_on=True)
+    request = asyncio.create_task(engine.encode(["a"], SHORT))
+    async with asyncio.timeout(30):
+        while not traced.steps:
+            await asyncio.sleep(0.001)
+    closing = asyncio.create_task(engine.close())
+    await asyncio.sleep(0.05)
+    traced.go_on.set()
+    await closing
+
+    assert traced.steps == [("begin", 1), ("end", 1)]
+    with pytest.raises(NotReady, match="closed"):
+        await request
 
 
 async def test_a_cancelled_request_frees_its_place(small_engine: Engine) -> None:
@@ -261,25 +334,27 @@ async def test_closing_fails_what_still_waits(tmp_path: Path) -> None:
     waiting = asyncio.create_task(engine.encode(["a cat"], KLEIN))
     await queued(engine, 1)
 
-    await engine.close()
-
+    closing = asyncio.create_task(engine.close())
     with pytest.raises(NotReady, match="closed"):
         await waiting
     with pytest.raises(NotReady, match="closed"):
         await gate.first
 
+    gate.open()
+    await closing
+
 
 async def test_a_batch_that_raises_runs_its_prompts_one_by_one(engine: Engine) -> None:
     """An out-of-memory error of a large batch must not fail prompts that fit alone."""
     encoder = engine._loaded()
-    run = encoder.run
+    begin = encoder.begin
 
-    def run_if_alone(jobs: list[Job], ending: Ending = lambda: None) -> list[object]:
+    def begin_if_alone(jobs: Sequence[Job], meanwhile: Meanwhile = lambda: None) -> Begun:
         if len(jobs) > 1:
             raise RuntimeError("out of memory")
-        return run(jobs, ending)
+        return begin(jobs, meanwhile)
 
-    encoder.run = run_if_alone  # type: ignore[method-assign,assignment]
+    encoder.begin = begin_if_alone  # type: ignore[method-assign]
 
     result = await engine.encode(["a cat", "a dog"], KLEIN)
 
@@ -288,15 +363,15 @@ async def test_a_batch_that_raises_runs_its_prompts_one_by_one(engine: Engine) -
 
 async def test_after_a_failure_readiness_is_proved_by_running_the_model(engine: Engine) -> None:
     encoder = engine._loaded()
-    run = encoder.run
+    begin = encoder.begin
     broken = True
 
-    def run_unless_broken(jobs: list[Job], ending: Ending = lambda: None) -> list[object]:
+    def begin_unless_broken(jobs: Sequence[Job], meanwhile: Meanwhile = lambda: None) -> Begun:
         if broken:
             raise RuntimeError("device lost")
-        return run(jobs, ending)
+        return begin(jobs, meanwhile)
 
-    encoder.run = run_unless_broken  # type: ignore[method-assign,assignment]
+    encoder.begin = begin_unless_broken  # type: ignore[method-assign]
     with pytest.raises(ModelFailure, match="device lost"):
         await engine.encode(["a cat"], KLEIN)
     with pytest.raises(NotReady, match="device lost"):
@@ -312,16 +387,16 @@ async def test_a_stalled_forward_pass_makes_the_engine_unready(tmp_path: Path) -
     engine = Engine("demo", cache_dir=tmp_path, stall_s=0.0)
     await engine.start()
     encoder = engine._loaded()
-    run = encoder.run
+    begin = encoder.begin
     reached, release = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
 
-    def run_slowly(jobs: list[Job], ending: Ending = lambda: None) -> list[object]:
+    def begin_slowly(jobs: Sequence[Job], meanwhile: Meanwhile = lambda: None) -> Begun:
         loop.call_soon_threadsafe(reached.set)
         release.wait()
-        return run(jobs, ending)
+        return begin(jobs, meanwhile)
 
-    encoder.run = run_slowly  # type: ignore[method-assign,assignment]
+    encoder.begin = begin_slowly  # type: ignore[method-assign]
     request = asyncio.create_task(engine.encode(["a cat"], KLEIN))
     await reached.wait()
 
@@ -369,11 +444,11 @@ async def test_only_what_a_prompt_needs_must_run_at_the_start(
     """A GPU may have room for the model and a prompt, and none for a large batch."""
     run, sizes = TextEncoder.run, []
 
-    def run_what_fits(encoder: TextEncoder, jobs: list[Job], ending: Ending = lambda: None) -> object:
+    def run_what_fits(encoder: TextEncoder, jobs: Sequence[Job]) -> list[PromptEmbeds | EncoderError]:
         sizes.append(sum(job.computed_rows for job in jobs))
         if sizes[-1] > largest:
             raise RuntimeError("out of memory")
-        return run(encoder, jobs, ending)
+        return run(encoder, jobs)
 
     monkeypatch.setattr(TextEncoder, "run", run_what_fits)
     monkeypatch.setattr(PackedForward, "first_sizes", lambda self, most_rows: (512, 544, most_rows - 1, most_rows))

@@ -119,6 +119,23 @@ def test_layers_are_taken_over_one_by_one_and_counted_when_they_run(tmp_path: Pa
     assert model.layers == [] and model.layers_run == 2
 
 
+@pytest.mark.parametrize(("layers", "after"), [(3, [2]), (1, [])])
+def test_the_host_turns_to_something_else_once_the_gpu_has_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layers: int, after: list[int]
+) -> None:
+    """Once, with layers still to come: what is left to do then takes the GPU's time from nobody."""
+    monkeypatch.setattr("encoder.fused.LAYERS_MEANWHILE", 2)
+    write_checkpoint(tmp_path, num_hidden_layers=LAYERS)
+    model = load(tmp_path, mx.float32)
+    found: list[int] = []
+    jobs, taps = [make_job(5)], [Tap(layers, normed=False)]
+    forward = FusedForward(model, 0, MlxKernels(model.config))
+    forward(jobs, taps, lambda: found.append(model.layers_run))
+
+    assert forward.runs_on
+    assert found == after
+
+
 def test_a_batch_of_many_rows_waits_for_the_gpu_and_gives_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

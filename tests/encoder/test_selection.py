@@ -1,6 +1,6 @@
 """Rows of one batch to the embeds of each job, on hidden states whose numbers say where they come from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from encoder import Preset, PromptEmbeds, TextEncoder
 from encoder.errors import EncoderError, InvalidField, ModelFailure
 from encoder.finite import is_finite
-from encoder.selection import select, to_numpy
-from encoder.types import Combine, Job, Tap
+from encoder.selection import LARGE_BYTES, export, select
+from encoder.types import Combine, Job, Rows, Tap
 from tests.checkpoints import write_checkpoint
 
 FIRST, SECOND = Tap(1, normed=False), Tap(2, normed=True)
@@ -41,8 +41,14 @@ def numbered(length: int, batch: int = 1) -> dict[Tap, mx.array]:
     return {FIRST: mx.array(1000 + x), SECOND: mx.array(2000 + x)}
 
 
+def selected(
+    hidden_states: Mapping[Tap, Rows], jobs: Sequence[Job], at_once: bool | None = None
+) -> list[PromptEmbeds | EncoderError]:
+    return export(select(hidden_states, jobs, at_once))
+
+
 def one(job: Job, length: int = 4) -> PromptEmbeds:
-    [result] = select(numbered(length), [job])
+    [result] = selected(numbered(length), [job])
     assert isinstance(result, PromptEmbeds)
     return result
 
@@ -55,7 +61,7 @@ def rows_of(embeds: PromptEmbeds) -> list[float]:
 def test_each_job_gets_its_own_rows_taps_and_order() -> None:
     """Neighbours in a batch want different things."""
     jobs = [make_job(2, taps=(SECOND, FIRST)), make_job(3, dropped_rows=1)]
-    both, dropped = select(numbered(4, batch=2), jobs)
+    both, dropped = selected(numbered(4, batch=2), jobs)
 
     assert isinstance(both, PromptEmbeds) and isinstance(dropped, PromptEmbeds)
     np.testing.assert_allclose(both.hidden_states, [[2000, 2000.1, 1000, 1000.1], [2001, 2001.1, 1001, 1001.1]])
@@ -64,7 +70,7 @@ def test_each_job_gets_its_own_rows_taps_and_order() -> None:
 
 def test_jobs_of_one_batch_may_want_different_dtypes() -> None:
     jobs = [make_job(2, dtype=dtype) for dtype in ("float32", "bfloat16", "float16")]
-    singles, brains, halves = select({FIRST: mx.array(np.tile([[1.5, -2.0]], (3, 2, 1)))}, jobs)
+    singles, brains, halves = selected({FIRST: mx.array(np.tile([[1.5, -2.0]], (3, 2, 1)))}, jobs)
 
     assert isinstance(singles, PromptEmbeds) and isinstance(brains, PromptEmbeds) and isinstance(halves, PromptEmbeds)
     assert singles.hidden_states.dtype == np.float32
@@ -73,31 +79,67 @@ def test_jobs_of_one_batch_may_want_different_dtypes() -> None:
     assert brains.hidden_states.tolist() == [[0x3FC0, 0xC000]] * 2
 
 
-@pytest.mark.parametrize("at_once", [True, False])
-def test_arrays_leave_mlx_unchanged_and_each_in_memory_of_its_own(at_once: bool) -> None:
-    """The cache counts bytes by result: who keeps one must not keep the memory of others."""
-    numbers = [np.arange(6, dtype=np.float32).reshape(2, 3), np.zeros((0, 3), np.float32), np.ones((5, 3), np.float16)]
-    jobs = [make_job(len(array), dtype=array.dtype.name) for array in numbers]
-    arrays = to_numpy([mx.array(array) for array in numbers], jobs, at_once)
+def memory_of(embeds: PromptEmbeds) -> int:
+    """Bytes that live as long as this result does."""
+    memory: Any = embeds.hidden_states
+    while isinstance(memory.base, np.ndarray):
+        memory = memory.base
+    return int(memory.nbytes)
 
-    for array, expected in zip(arrays, numbers, strict=True):
-        assert array is not None
-        np.testing.assert_array_equal(array, expected)
-        assert array.dtype == expected.dtype
-        memory = array
-        while isinstance(memory.base, np.ndarray):
-            memory = memory.base
-        assert memory.base is None
-        assert memory.nbytes == array.nbytes
+
+def numbers(job: Job) -> dict[Tap, list[mx.array]]:
+    """Of one job, all different."""
+    rows = np.arange(job.computed_rows * 256, dtype=np.float32).reshape(-1, 256)
+    return {FIRST: [mx.array(rows)]}
+
+
+LARGE = LARGE_BYTES // 1024  # rows of 256 numbers in float32
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_results_leave_mlx_unchanged_and_can_be_had_in_memory_of_their_own(at_once: bool) -> None:
+    """The cache counts bytes by result: who keeps one must not keep the memory of others."""
+    jobs = [make_job(rows, dtype=dtype) for rows, dtype in ((2, "float32"), (0, "float32"), (5, "float16"))]
+    states = {FIRST: [numbers(job)[FIRST][0] for job in jobs]}
+
+    for embeds, rows, job in zip(selected(states, jobs, at_once), states[FIRST], jobs, strict=True):
+        assert isinstance(embeds, PromptEmbeds)
+        own = embeds.own()
+        expected = np.array(rows.astype(getattr(mx, job.dtype)))
+        for result in (embeds, own):
+            np.testing.assert_array_equal(result.hidden_states, expected)
+            assert result.hidden_states.dtype == job.dtype
+            assert not result.hidden_states.flags.writeable
+        assert own.attention_mask is embeds.attention_mask
+        assert memory_of(own) == own.hidden_states.nbytes
+        assert not own.shares
+
+
+def test_small_results_of_a_batch_leave_mlx_together_and_large_ones_alone() -> None:
+    jobs = [make_job(2), make_job(3), make_job(LARGE)]
+    small, other, large = selected({FIRST: [numbers(job)[FIRST][0] for job in jobs]}, jobs, at_once=True)
+
+    assert isinstance(small, PromptEmbeds) and isinstance(other, PromptEmbeds) and isinstance(large, PromptEmbeds)
+    assert (small.shares, other.shares, large.shares) == (True, True, False)
+    assert np.shares_memory(small.own().hidden_states, small.hidden_states) is False
+    assert memory_of(large) == large.hidden_states.nbytes
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_result_that_shares_memory_with_no_other_is_not_copied_again(at_once: bool) -> None:
+    [alone] = selected(numbers(make_job(2)), [make_job(2)], at_once)
+
+    assert isinstance(alone, PromptEmbeds)
+    assert alone.own() is alone
 
 
 def test_rows_may_come_without_a_rectangle() -> None:
     """A packed forward pass hands out each job's rows by themselves."""
     rectangle = numbered(4, batch=2)
     jobs = [make_job(2), make_job(4)]
-    packed = select({tap: [x[0, :2], x[1]] for tap, x in rectangle.items()}, jobs)
+    packed = selected({tap: [x[0, :2], x[1]] for tap, x in rectangle.items()}, jobs)
 
-    for ours, expected in zip(packed, select(rectangle, jobs), strict=True):
+    for ours, expected in zip(packed, selected(rectangle, jobs), strict=True):
         assert isinstance(ours, PromptEmbeds) and isinstance(expected, PromptEmbeds)
         np.testing.assert_array_equal(ours.hidden_states, expected.hidden_states)
 
@@ -209,21 +251,21 @@ def test_numbers_that_are_not_finite_fail_their_own_job_alone(
 ) -> None:
     """A neighbour in the batch has done nothing."""
     states = {FIRST: mx.array([[[1.0, 2.0]], [[1.0, number]]])}
-    well, ill = select(states, [make_job(1, dtype=dtype), make_job(1, dtype=dtype)])
+    well, ill = selected(states, [make_job(1, dtype=dtype), make_job(1, dtype=dtype)])
 
     assert isinstance(well, PromptEmbeds)
     assert isinstance(ill, error)
 
 
 @pytest.mark.parametrize("at_once", [True, False])
-def test_only_an_array_that_is_not_finite_does_not_leave_mlx(at_once: bool) -> None:
+def test_only_a_result_that_is_not_finite_does_not_leave_mlx(at_once: bool) -> None:
     """Whether they are checked together or one by one."""
-    numbers = [[1.0, 2.0], [1.0, float("nan")], [3.0], [float("inf")], [4.0]]
+    rows = [[1.0, 2.0], [1.0, float("nan")], [3.0], [float("inf")], [4.0]]
     jobs = [make_job(1, dtype=dtype) for dtype in ("float32", "float32", "float16", "float32", "float16")]
-    embeds = [mx.array(x, dtype=getattr(mx, job.dtype)) for x, job in zip(numbers, jobs, strict=True)]
-    arrays = to_numpy(embeds, jobs, at_once)
+    outcomes = selected({FIRST: [mx.array([row]) for row in rows]}, jobs, at_once)
 
-    assert [None if array is None else array.tolist() for array in arrays] == [[1.0, 2.0], None, [3.0], None, [4.0]]
+    found = [outcome.hidden_states.tolist() if isinstance(outcome, PromptEmbeds) else None for outcome in outcomes]
+    assert found == [[[1.0, 2.0]], None, [[3.0]], None, [[4.0]]]
 
 
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16], ids=str)
@@ -256,7 +298,7 @@ def test_a_result_cannot_be_written_to() -> None:
 def test_numbers_of_rows_that_are_not_delivered_do_not_matter() -> None:
     """Filling rows of a rectangle hold whatever the model made of them."""
     states = {FIRST: mx.array([[[1.0, 2.0], [float("nan"), 0.0]]])}
-    [result] = select(states, [make_job(1)])
+    [result] = selected(states, [make_job(1)])
 
     assert isinstance(result, PromptEmbeds)
 
