@@ -30,7 +30,7 @@ class Selection:
         taken: the rows of each job at each of its taps, as the model gave them.
         embeds: of each job, combined and cast.
         groups: the jobs, by index, that are checked and moved out of MLX together.
-        joined: the embeds of each group, in one line.
+        joined: the bytes of each group's embeds, in one line.
         finite: for each group, whether all its numbers are; bool.
     """
 
@@ -58,8 +58,9 @@ def select(hidden_states: Mapping[Tap, Rows], jobs: Sequence[Job], at_once: bool
     if at_once is None:
         at_once = mx.default_device().type == mx.DeviceType.gpu
     groups = _alike(jobs) if at_once else [[index] for index in range(len(jobs))]
-    joined = [mx.concatenate([embeds[index].reshape(-1) for index in group]) for group in groups]
-    finite = mx.stack([is_finite(x) for x in joined])
+    numbers = [mx.concatenate([embeds[index].reshape(-1) for index in group]) for group in groups]
+    joined = [x.view(mx.uint8) for x in numbers]  # now: what is asked for later stands behind the next batch
+    finite = mx.stack([is_finite(x) for x in numbers])
     mx.async_eval(joined, finite)
     return Selection(jobs, taken, embeds, groups, joined, finite)
 
@@ -73,7 +74,7 @@ def export(selection: Selection) -> list[PromptEmbeds | EncoderError]:
     jobs, embeds = selection.jobs, selection.embeds
     outcomes: dict[int, PromptEmbeds | EncoderError] = {}
     for group, x, all_finite in zip(selection.groups, selection.joined, np.array(selection.finite), strict=True):
-        whole = np.array(x.view(mx.uint8), copy=False).view(NUMPY_DTYPES[jobs[group[0]].dtype])
+        whole = np.array(x, copy=False).view(NUMPY_DTYPES[jobs[group[0]].dtype])
         ends = np.cumsum([embeds[index].size for index in group])
         for index, own in zip(group, np.split(whole, ends[:-1]), strict=True):
             if all_finite or is_finite(embeds[index]).item():

@@ -115,6 +115,15 @@ def test_results_leave_mlx_unchanged_and_can_be_had_in_memory_of_their_own(at_on
         assert not own.shares
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_what_is_taken_is_computed_with_the_batch(at_once: bool) -> None:
+    """An operation asked for when results are taken would stand behind the batch that has been begun meanwhile."""
+    jobs = [make_job(2), make_job(3, dtype="bfloat16")]
+    selection = select({FIRST: [numbers(job)[FIRST][0] for job in jobs]}, jobs, at_once)
+
+    assert [x.dtype for x in selection.joined] == [mx.uint8, mx.uint8]
+
+
 def test_small_results_of_a_batch_leave_mlx_together_and_large_ones_alone() -> None:
     jobs = [make_job(2), make_job(3), make_job(LARGE)]
     small, other, large = selected({FIRST: [numbers(job)[FIRST][0] for job in jobs]}, jobs, at_once=True)
