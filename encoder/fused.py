@@ -35,7 +35,8 @@ FEWEST_ROWS = 16  # keeps matrix products on their fast kernels
 STEPS = 16  # sizes of a pass between one power of two and the next
 LAYERS_AT_ONCE = 4  # the GPU starts on these while the host goes on to the next
 LAYERS_MEANWHILE = 8  # that the GPU has when the host turns to something else
-ROWS_AHEAD = 16384  # rows times layers that the host may be ahead: each holds 100 KB with Qwen3-4B's dims
+# Rows times layers that the host may be ahead, in this pass and the one before: each holds 100 KB with Qwen3-4B's dims.
+ROWS_AHEAD = 16384
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,7 @@ class FusedQwen3:
         self.model = model
         self.kernels = kernels
         self.layers: list[FusedLayer] = []
+        self.running: deque[mx.array] = deque()  # rows of this pass and of those before, each after LAYERS_AT_ONCE more
         while model.layers:  # one at a time, so that no more than one layer is in memory twice
             self.layers.append(_join(model.layers.pop(0)))
             mx.clear_cache()  # else MLX keeps what the layer was read into
@@ -132,7 +134,6 @@ class FusedQwen3:
         x = self.model.embed_tokens(packed.input_ids)  # (T, D)
         wanted = {tap.depth for tap in taps}
         outputs = {0: x}
-        running: deque[mx.array] = deque()
         for depth, layer in enumerate(self.layers[: max(wanted)], start=1):
             x = self._layer(x, layer, turns, packed.tiles)
             self.model.layers_run += 1
@@ -140,11 +141,11 @@ class FusedQwen3:
                 outputs[depth] = x
             if depth % LAYERS_AT_ONCE == 0:
                 mx.async_eval(x)
-                running.append(x)
+                self.running.append(x)
             if depth == LAYERS_MEANWHILE:
                 meanwhile()
-            if len(running) * LAYERS_AT_ONCE * len(x) > ROWS_AHEAD:
-                mx.eval(running.popleft())
+            while sum(map(len, self.running)) * LAYERS_AT_ONCE > ROWS_AHEAD:
+                mx.eval(self.running.popleft())
         normed = {tap: self.model.norm(outputs[tap.depth]) if tap.normed else outputs[tap.depth] for tap in taps}
         return {tap: [rows[span] for span in packed.spans] for tap, rows in normed.items()}
 
