@@ -5,8 +5,10 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -24,6 +26,7 @@ from encoder.forward import PackedForward
 from encoder.limits import Limits
 from encoder.preset import Preset
 from encoder.presets import LAST_HIDDEN_STATE, get_preset
+from encoder.selection import select
 from encoder.text_encoder import Begun, TextEncoder
 from encoder.types import EncodeResult, Job, PromptEmbeds, TokenizedPrompt
 
@@ -113,6 +116,21 @@ async def test_a_prompt_asked_for_again_comes_from_the_cache(engine: Engine) -> 
     assert engine.stats().batches == 1
 
 
+async def test_the_cache_does_not_keep_the_memory_of_a_whole_batch(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU small results leave MLX together; what nobody keeps is sent from there."""
+    monkeypatch.setattr("encoder.text_encoder.select", partial(select, at_once=True))
+    passing = await engine.encode(["a", "b"], SHORT, cache_policy="bypass")
+    kept = await engine.encode(["a", "b"], SHORT)
+    found = await engine.encode(["b", "a"], SHORT)
+
+    assert [embeds.shares for embeds in passing.embeds] == [True, True]
+    assert [embeds.shares for embeds in [*kept.embeds, *found.embeds]] == [False] * 4
+    assert found.cache == "hit"
+    np.testing.assert_array_equal(found.embeds[1].hidden_states, passing.embeds[0].hidden_states)
+
+
 async def test_another_dtype_or_layer_is_not_the_cached_result(engine: Engine) -> None:
     await engine.encode(["a cat"], KLEIN)
 
@@ -164,11 +182,13 @@ class Traced:
     """What the model's thread does, in order, and a gate behind each batch that has been begun.
 
     Attributes:
+        runs_on: as a GPU does, whose forward pass also tells when there is time for something else.
         steps: "begin" or "end", and the prompts of the batch.
     """
 
     engine: Engine
     runs_on: bool
+    tells: bool = True
     steps: list[tuple[str, int]] = field(default_factory=list)
     go_on: threading.Event = field(default_factory=threading.Event)
 
@@ -181,6 +201,8 @@ class Traced:
             self.steps.append(("begin", len(jobs)))
             begun = begin(jobs, meanwhile)
             self.go_on.wait(30)
+            if self.runs_on and self.tells:
+                meanwhile()
             return begun
 
         def end_traced(begun: Begun) -> list[object]:
@@ -201,14 +223,40 @@ class Traced:
         return list(await asyncio.gather(first, others))
 
 
-async def test_a_batch_is_begun_before_the_results_of_the_one_before_are_taken(engine: Engine) -> None:
+@pytest.mark.parametrize("tells", [True, False])
+async def test_a_batch_is_begun_before_the_results_of_the_one_before_are_taken(engine: Engine, tells: bool) -> None:
     """Where the device works on by itself, it need not wait for them; the last batch waits for no other."""
-    traced = Traced(engine, runs_on=True)
+    traced = Traced(engine, runs_on=True, tells=tells)
     alone, together = await traced.encode_in_turn()
 
     assert traced.steps == [("begin", 1), ("begin", 3), ("end", 1), ("end", 3)]
     assert [len(result.embeds) for result in (alone, together)] == [1, 3]
     assert engine.stats().running_prompts == 0
+
+
+async def test_no_batch_takes_more_than_half_of_what_waits_and_runs(engine: Engine) -> None:
+    """What runs is about to be answered, and to come again: two of a request run, and two come by themselves."""
+    traced = Traced(engine, runs_on=True)
+    running = asyncio.create_task(engine.encode(["a" * 20, "b" * 20], SHORT))
+    async with asyncio.timeout(30):
+        while not traced.steps:
+            await asyncio.sleep(0.001)
+    waiting = [asyncio.create_task(engine.encode([letter * 20], SHORT)) for letter in "cd"]
+    await queued(engine, 2)
+    traced.go_on.set()
+    await asyncio.gather(running, *waiting)
+
+    assert traced.steps == [("begin", 2), ("begin", 2), ("end", 2), ("end", 2)]
+
+
+async def test_what_comes_as_the_thread_comes_to_rest_is_run(engine: Engine) -> None:
+    """The event loop has not heard yet that the thread looks at the queue no more."""
+    engine._batch_loop._working = True
+    request = asyncio.create_task(engine.encode(["a"], SHORT))
+    await queued(engine, 1)
+    engine._batch_loop._rest()
+
+    assert len((await request).embeds) == 1
 
 
 async def test_where_the_device_does_not_work_on_batches_run_one_after_the_other(engine: Engine) -> None:
@@ -260,11 +308,20 @@ async def test_what_runs_within_another_batch_is_not_counted_twice(engine: Engin
     assert together.queue_ms > 0
 
 
-async def test_a_batch_that_has_been_begun_is_ended_before_the_thread_is(tmp_path: Path) -> None:
+async def test_a_batch_that_has_been_begun_is_ended_before_the_thread_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Else MLX's streams would go while the device works on."""
     engine = Engine("demo", cache_dir=tmp_path)
     await engine.start()
     traced = Traced(engine, runs_on=True)
+    clear_streams = mx.clear_streams
+
+    def clear_traced() -> None:
+        traced.steps.append(("clear streams", 0))
+        clear_streams()
+
+    monkeypatch.setattr(mx, "clear_streams", clear_traced)
     request = asyncio.create_task(engine.encode(["a"], SHORT))
     async with asyncio.timeout(30):
         while not traced.steps:
@@ -274,7 +331,7 @@ async def test_a_batch_that_has_been_begun_is_ended_before_the_thread_is(tmp_pat
     traced.go_on.set()
     await closing
 
-    assert traced.steps == [("begin", 1), ("end", 1)]
+    assert traced.steps == [("begin", 1), ("end", 1), ("clear streams", 0)]
     with pytest.raises(NotReady, match="closed"):
         await request
 

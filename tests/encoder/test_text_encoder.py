@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import tokenizers
 from numpy.typing import NDArray
 
 from encoder import EncoderError, InvalidField, ModelFailure, Preset, PromptEmbeds, TextEncoder, get_preset
+from encoder.selection import select
 from encoder.types import DType, Job
 from tests.checkpoints import write_checkpoint
 from tests.reference import Weights, flux2_klein, hidden_states, relative_error, z_image
@@ -221,6 +223,19 @@ def test_flux2_klein_runs_27_layers(text_encoder: TextEncoder) -> None:
 def test_on_a_cpu_no_batch_is_begun_within_another(tmp_path: Path, compute_dtype: str) -> None:
     """What has been computed when a pass is described is done, and what has not is still to come whole."""
     assert not TextEncoder.open("demo", cache_dir=tmp_path, compute_dtype=compute_dtype).runs_on
+
+
+def test_results_that_are_asked_for_without_a_service_lie_in_memory_of_their_own(
+    text_encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU small ones leave MLX together, and nobody knows what becomes of them."""
+    monkeypatch.setattr("encoder.text_encoder.select", partial(select, at_once=True))
+    preset = get_preset("last-hidden-state")
+    jobs = text_encoder.plan(text_encoder.tokenize(["a cat", "a dog"], preset), preset, "float32")
+    together = text_encoder.end(text_encoder.begin(jobs))
+
+    assert [embeds.shares for embeds in together if isinstance(embeds, PromptEmbeds)] == [True, True]
+    assert [embeds.shares for embeds in text_encoder.encode(["a cat", "a dog"], preset)] == [False, False]
 
 
 def test_stack_holds_what_concat_joins(text_encoder: TextEncoder) -> None:
