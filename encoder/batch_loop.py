@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from threading import Lock
 
 from encoder.batcher import Batcher, Entry
-from encoder.errors import EncoderError
+from encoder.errors import EncoderError, NotReady
 from encoder.limits import Limits
 from encoder.model_thread import ModelThread, Ran, Running
 from encoder.text_encoder import TextEncoder
@@ -79,7 +79,9 @@ class BatchLoop:
         self._batcher.check(entries)
 
     def put(self, entries: Sequence[Entry]) -> None:
-        """Queue all entries of a request, or none of them. Errors: as `check`, and QueueFull."""
+        """Queue all entries of a request, or none of them. Errors: as `check`, QueueFull, and NotReady once closed."""
+        if self._closed:
+            raise NotReady("The service was closed.", 10)
         with self._lock:
             self._batcher.put(entries, self._retry_after_s())
         self._go_on()

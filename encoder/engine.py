@@ -14,7 +14,7 @@ import mlx.core as mx
 from encoder.batch_loop import BatchLoop
 from encoder.batcher import Entry
 from encoder.cache import ResultCache
-from encoder.errors import DeadlineExceeded, EncoderError, NotReady, QueueFull
+from encoder.errors import DeadlineExceeded, EncoderError, NotReady, Overloaded
 from encoder.limits import Limits
 from encoder.model_thread import ModelThread
 from encoder.preset import Preset
@@ -95,7 +95,8 @@ class Engine:
         self._cache = ResultCache(cache_bytes, disk_cache_dir, disk_cache_bytes)
         self._lookups: set[asyncio.Task[None]] = set()
         self._batch_loop = BatchLoop(self._model_thread, self.limits, self._finish)
-        self._in_flight: dict[Job, Entry] = {}  # waiting or running, for others who want the same
+        self._unsettled: set[Entry] = set()  # looked for, waiting or running
+        self._in_flight: dict[Job, Entry] = {}  # those of them that others who want the same may join
         self._requests = 0  # accepted and not yet answered
         self._idle = asyncio.Event()
         self._idle.set()
@@ -131,7 +132,7 @@ class Engine:
         self._batch_loop.close()
         for lookup in self._lookups:
             lookup.cancel()
-        for entry in list(self._in_flight.values()):
+        for entry in list(self._unsettled):
             self._settle(entry, NotReady("The service was closed.", 10))
         await self._model_thread.close()
         await self._cache.close()
@@ -238,6 +239,7 @@ class Engine:
 
     def _find_or_run(self, entries: Sequence[Entry], policy: CachePolicy) -> None:
         self._batch_loop.check(entries)  # before anybody can join them, who would get the same error for less
+        self._unsettled.update(entries)
         if policy == "use":
             self._in_flight.update((entry.job, entry) for entry in entries)
         if policy == "use" and self._cache.has_disk:  # in a task of its own: others may join, and outstay this request
@@ -263,7 +265,7 @@ class Engine:
         """Queue all of them, or fail all of them."""
         try:
             self._batch_loop.put(entries)
-        except QueueFull as error:
+        except Overloaded as error:
             for entry in entries:
                 self._settle(entry, error)
         else:
@@ -294,6 +296,7 @@ class Engine:
             entry.done.set_result(outcome)
 
     def _forget(self, entry: Entry) -> None:
+        self._unsettled.discard(entry)
         if self._in_flight.get(entry.job) is entry:
             del self._in_flight[entry.job]
 

@@ -28,7 +28,7 @@ from encoder.preset import Preset
 from encoder.presets import LAST_HIDDEN_STATE, get_preset
 from encoder.selection import select
 from encoder.text_encoder import Begun, TextEncoder
-from encoder.types import EncodeResult, Job, PromptEmbeds, TokenizedPrompt
+from encoder.types import CachePolicy, EncodeResult, Job, PromptEmbeds, TokenizedPrompt
 
 pytestmark = pytest.mark.anyio
 Meanwhile = Callable[[], None]
@@ -384,11 +384,13 @@ async def test_draining_answers_what_was_accepted_and_refuses_the_rest(engine: E
     assert len((await accepted).embeds) == 1
 
 
-async def test_closing_fails_what_still_waits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("policy", ["use", "refresh", "bypass"])
+async def test_closing_fails_what_still_waits(tmp_path: Path, policy: CachePolicy) -> None:
+    """Others may join it or not."""
     engine = Engine("demo", cache_dir=tmp_path)
     await engine.start()
     gate = await Gate(engine).__aenter__()
-    waiting = asyncio.create_task(engine.encode(["a cat"], KLEIN))
+    waiting = asyncio.create_task(engine.encode(["a cat"], KLEIN, cache_policy=policy))
     await queued(engine, 1)
 
     closing = asyncio.create_task(engine.close())
@@ -399,6 +401,47 @@ async def test_closing_fails_what_still_waits(tmp_path: Path) -> None:
 
     gate.open()
     await closing
+
+
+async def test_what_is_still_tokenized_when_the_engine_closes_fails_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was accepted, and nobody will run it."""
+    engine = Engine("demo", cache_dir=tmp_path)
+    await engine.start()
+    reached, release = asyncio.Event(), threading.Event()
+    loop, tokenize = asyncio.get_running_loop(), TextEncoder.tokenize
+
+    def tokenize_late(encoder: TextEncoder, prompts: Sequence[str], preset: Preset) -> list[TokenizedPrompt]:
+        loop.call_soon_threadsafe(reached.set)
+        release.wait(30)
+        return tokenize(encoder, prompts, preset)
+
+    monkeypatch.setattr(TextEncoder, "tokenize", tokenize_late)
+    late = asyncio.create_task(engine.encode(["a cat " * 100], SHORT))
+    await reached.wait()
+    await engine.close()
+    release.set()
+
+    with pytest.raises(NotReady, match="closed"):
+        await late
+    assert engine.stats().queued_prompts == 0
+
+
+async def test_a_refused_request_leaves_nothing_behind(small_engine: Engine) -> None:
+    """However it was refused."""
+    async with Gate(small_engine) as gate:
+        with pytest.raises(RequestTooLarge):
+            await small_engine.encode(["a" * 60, "b" * 60], SHORT)
+        waiting = asyncio.create_task(small_engine.encode(["a" * 60], SHORT))
+        await queued(small_engine, 1)
+        with pytest.raises(QueueFull):
+            await small_engine.encode(["b" * 60], SHORT)
+        gate.open()
+        await waiting
+    await gate.first
+
+    assert not small_engine._unsettled and not small_engine._in_flight
 
 
 async def test_a_batch_that_raises_runs_its_prompts_one_by_one(engine: Engine) -> None:
