@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
+from functools import partial
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -73,7 +74,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 def _front(app: App, settings: Settings) -> ASGIApp:
     """The middleware, and the short way for prompts."""
-    front: ASGIApp = PromptRoutes(super(App, app).__call__, routes.router)
+    front: ASGIApp = PromptRoutes(partial(FastAPI.__call__, app), routes.router)
     front = KeyCheck(Head(front), settings.api_key.get_secret_value() if settings.api_key else None)
     front = RequestContext(HostCheck(front, allowed_hosts(settings)), app.state.metrics.observe_request)
     return Profiler(front) if settings.profile else front

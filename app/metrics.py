@@ -17,7 +17,7 @@ TOKENS = (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 GAUGES = {
     "queued_prompts": "Prompts that wait for the model.",
     "queued_tokens": "Padded tokens that wait for the model.",
-    "running_prompts": "Prompts in the forward pass of this moment.",
+    "running_prompts": "Prompts that the model has been given and whose results have not come back.",
     "cache_bytes": "Memory of cached results, in bytes.",
     "cache_entries": "Results cached in memory.",
     "disk_cache_bytes": "Size of the folder of cached results, in bytes, when it was last counted.",

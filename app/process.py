@@ -13,10 +13,7 @@ SWITCH_S = 0.001  # Python's 5 ms let the event loop keep the model's thread fro
 # freed a result soon needs memory for another, and pages new from the kernel cost more than the copy into them.
 MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": (-1, 128 * 2**20),  # bytes free at the end of a heap that are kept
-    "MALLOC_MMAP_THRESHOLD_": (
-        -3,
-        32 * 2**20,
-    ),  # bytes from which on a block is a mapping of its own; the most there is
+    "MALLOC_MMAP_THRESHOLD_": (-3, 32 * 2**20),  # bytes from which on a block is a mapping of its own; the largest
 }
 
 

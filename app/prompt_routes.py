@@ -35,6 +35,6 @@ class PromptRoutes:
         request = Request(scope, receive)
         try:
             response = await route.endpoint(request)
-        except Exception as error:
+        except Exception as error:  # what the table of errors does not know goes on to RequestContext
             response = await answer_error(request, error)
         await response(scope, receive, send)

@@ -1,6 +1,6 @@
 """A bounded queue, measured in tokens, from which batches are taken. Step 2 of the path.
 
-Batches by token count. Knows nothing of tensors, threads or HTTP. Used from the event loop alone, so it has no lock.
+Batches by token count. Knows nothing of tensors, threads or HTTP; has no lock of its own, see encoder/batch_loop.py.
 """
 
 import math

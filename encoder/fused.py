@@ -37,6 +37,7 @@ LAYERS_AT_ONCE = 4  # the GPU starts on these while the host goes on to the next
 LAYERS_MEANWHILE = 8  # that the GPU has when the host turns to something else
 # Rows times layers that the host may be ahead, in this pass and the one before: each holds 100 KB with Qwen3-4B's dims.
 ROWS_AHEAD = 16384
+HANDED_OVER = 16  # times that are looked at for this: so many of fewer than 256 rows each are never too far ahead
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,8 @@ class FusedQwen3:
         self.model = model
         self.kernels = kernels
         self.layers: list[FusedLayer] = []
-        self.running: deque[mx.array] = deque()  # rows of this pass and of those before, each after LAYERS_AT_ONCE more
+        # The rows as they were handed over, after LAYERS_AT_ONCE more layers each time, of this pass and those before.
+        self.running: deque[mx.array] = deque(maxlen=HANDED_OVER)
         while model.layers:  # one at a time, so that no more than one layer is in memory twice
             self.layers.append(_join(model.layers.pop(0)))
             mx.clear_cache()  # else MLX keeps what the layer was read into
@@ -139,12 +141,13 @@ class FusedQwen3:
             self.model.layers_run += 1
             if depth in wanted:
                 outputs[depth] = x
-            if depth % LAYERS_AT_ONCE == 0:
+            hands_over = depth % LAYERS_AT_ONCE == 0
+            if hands_over:
                 mx.async_eval(x)
                 self.running.append(x)
             if depth == LAYERS_MEANWHILE:
                 meanwhile()
-            while sum(map(len, self.running)) * LAYERS_AT_ONCE > ROWS_AHEAD:
+            while hands_over and sum(map(len, self.running)) * LAYERS_AT_ONCE > ROWS_AHEAD:
                 mx.eval(self.running.popleft())
         normed = {tap: self.model.norm(outputs[tap.depth]) if tap.normed else outputs[tap.depth] for tap in taps}
         return {tap: [rows[span] for span in packed.spans] for tap, rows in normed.items()}

@@ -17,7 +17,7 @@ from encoder.checkpoint import load_weights, open_checkpoint
 from encoder.config import Qwen3Config
 from encoder.cuda_kernels import DTYPE, TILE_ROWS, CudaKernels, MlxKernels, build_kernels
 from encoder.forward import FusedForward, PlainForward, choose_forward
-from encoder.fused import FusedQwen3, pack, round_rows
+from encoder.fused import HANDED_OVER, LAYERS_AT_ONCE, ROWS_AHEAD, FusedQwen3, pack, round_rows
 from encoder.qwen3 import Qwen3
 from encoder.types import Job, Tap
 from tests.checkpoints import write_checkpoint
@@ -155,6 +155,18 @@ def test_a_batch_of_many_rows_waits_for_the_gpu_and_gives_the_same(
     for tap in TAPS:
         for rows, others in zip(waited[tap], expected[tap], strict=True):
             np.testing.assert_array_equal(np.array(rows), np.array(others))
+
+
+def test_of_many_small_passes_few_are_remembered(tmp_path: Path) -> None:
+    """Each time the host hands over, it looks at all that it remembers, and what it remembers holds memory."""
+    write_checkpoint(tmp_path, num_hidden_layers=LAYERS)
+    model = load(tmp_path, mx.float32)
+    fused = FusedQwen3(model, MlxKernels(model.config))
+    for _ in range(20):
+        fused.hidden_states_at(TAPS, [make_job(5)], 0)
+
+    assert len(fused.running) == HANDED_OVER
+    assert LAYERS_AT_ONCE * HANDED_OVER * 256 >= ROWS_AHEAD  # larger ones are waited for before they are forgotten
 
 
 @pytest.mark.skipif(HAS_GPU, reason="what a CPU runs")
