@@ -54,7 +54,7 @@ async def test_the_result_comes_back_and_nothing_goes_on_waiting_for_the_client(
     client, before = Client(), asyncio.all_tasks()
 
     async def work() -> str:
-        await client.watched.wait()
+        await asyncio.wait_for(client.watched.wait(), 30)
         return "result"
 
     assert await unless_disconnected(client.request, work()) == "result"
@@ -79,7 +79,8 @@ async def test_a_client_that_went_before_anybody_looked_is_noticed() -> None:
     client, work = Client(), Work()
     client.gone.set()
     with pytest.raises(ClientDisconnected):
-        await unless_disconnected(client.request, work())
+        async with asyncio.timeout(30):
+            await unless_disconnected(client.request, work())
     assert work.stopped
 
 
@@ -94,7 +95,7 @@ async def test_an_error_comes_back_as_it_is() -> None:
 async def test_a_client_that_goes_stops_the_work(at_once: None) -> None:
     client, work = Client(), Work()
     waiting = asyncio.create_task(unless_disconnected(client.request, work()))
-    await client.watched.wait()
+    await asyncio.wait_for(client.watched.wait(), 30)
     client.gone.set()
     with pytest.raises(ClientDisconnected):
         await waiting
@@ -104,7 +105,7 @@ async def test_a_client_that_goes_stops_the_work(at_once: None) -> None:
 async def test_a_cancelled_request_stops_the_work_and_is_no_client_that_went(at_once: None) -> None:
     client, work = Client(), Work()
     waiting = asyncio.create_task(unless_disconnected(client.request, work()))
-    await client.watched.wait()
+    await asyncio.wait_for(client.watched.wait(), 30)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
@@ -123,7 +124,7 @@ async def test_a_client_that_goes_as_its_answer_comes_cancels_nothing_that_follo
         return result
 
     serving = asyncio.create_task(serve())
-    await client.watched.wait()
+    await asyncio.wait_for(client.watched.wait(), 30)
     if first == "the client":
         client.gone.set()
     answer.set_result("result")
@@ -136,7 +137,7 @@ async def test_a_client_that_goes_as_its_answer_comes_cancels_nothing_that_follo
 async def test_a_request_that_is_cancelled_as_its_client_goes_ends_as_cancelled(at_once: None) -> None:
     client, work = Client(), Work()
     waiting = asyncio.create_task(unless_disconnected(client.request, work()))
-    await client.watched.wait()
+    await asyncio.wait_for(client.watched.wait(), 30)
     client.gone.set()
     waiting.cancel()
     await asyncio.sleep(0)

@@ -220,7 +220,7 @@ class Traced:
         others = asyncio.create_task(self.engine.encode(["b", "c", "d"], SHORT))
         await queued(self.engine, 3)
         self.go_on.set()
-        return list(await asyncio.gather(first, others))
+        return list(await asyncio.wait_for(asyncio.gather(first, others), 30))
 
 
 @pytest.mark.parametrize("tells", [True, False])
@@ -256,7 +256,7 @@ async def test_what_comes_as_the_thread_comes_to_rest_is_run(engine: Engine) -> 
     await queued(engine, 1)
     engine._batch_loop._rest()
 
-    assert len((await request).embeds) == 1
+    assert len((await asyncio.wait_for(request, 30)).embeds) == 1
 
 
 async def test_where_the_device_does_not_work_on_batches_run_one_after_the_other(engine: Engine) -> None:
@@ -394,10 +394,9 @@ async def test_closing_fails_what_still_waits(tmp_path: Path, policy: CachePolic
     await queued(engine, 1)
 
     closing = asyncio.create_task(engine.close())
-    with pytest.raises(NotReady, match="closed"):
-        await waiting
-    with pytest.raises(NotReady, match="closed"):
-        await gate.first
+    for request in (waiting, gate.first):
+        with pytest.raises(NotReady, match="closed"):
+            await asyncio.wait_for(request, 30)
 
     gate.open()
     await closing
@@ -424,7 +423,7 @@ async def test_what_is_still_tokenized_when_the_engine_closes_fails_at_once(
     release.set()
 
     with pytest.raises(NotReady, match="closed"):
-        await late
+        await asyncio.wait_for(late, 30)
     assert engine.stats().queued_prompts == 0
 
 
