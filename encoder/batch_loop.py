@@ -17,7 +17,7 @@ from threading import Lock
 from encoder.batcher import Batcher, Entry
 from encoder.errors import EncoderError, NotReady
 from encoder.limits import Limits
-from encoder.model_thread import ModelThread, Ran, Running
+from encoder.model_thread import ModelThread, Outcome, Running
 from encoder.text_encoder import TextEncoder
 from encoder.types import PromptEmbeds
 
@@ -153,23 +153,25 @@ class BatchLoop:
 
     def _end(self, batch: Batch) -> None:
         ran = self._model_thread.end(self._encoder, batch.running)
+        results = zip(batch.entries, ran.outcomes, strict=True)
+        outcomes = [_kept(outcome) if entry.store else outcome for entry, outcome in results]
         started_at, finished_at = max(batch.running.begun_at, self._last_finished_at), time.perf_counter()
         self._last_finished_at = finished_at
         for entry in batch.entries:
             entry.started_at, entry.finished_at, entry.last_pass = started_at, finished_at, ran.last_pass
-        self._tell(self._deliver, batch.entries, ran, finished_at - started_at)
+        self._tell(self._deliver, batch.entries, outcomes, finished_at - started_at)
 
     def _tell(self, function: Callable[..., None], *arguments: object) -> None:
         """Have the event loop call it, unless that has ended because the thread hung for too long."""
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(function, *arguments)
 
-    def _deliver(self, entries: list[Entry], ran: Ran, seconds: float) -> None:
+    def _deliver(self, entries: list[Entry], outcomes: list[Outcome], seconds: float) -> None:
         """On the event loop again."""
         with self._lock:
             self._running_prompts -= len(entries)
         self._count(entries, seconds)
-        for entry, outcome in zip(entries, ran.outcomes, strict=True):
+        for entry, outcome in zip(entries, outcomes, strict=True):
             self._finish(entry, outcome)
 
     def _count(self, entries: list[Entry], seconds: float) -> None:
@@ -182,3 +184,8 @@ class BatchLoop:
 
     def _retry_after_s(self) -> int:
         return min(LONGEST_RETRY_S, max(1, math.ceil(self._batcher.queued_tokens / self._rate)))
+
+
+def _kept(outcome: Outcome) -> Outcome:
+    """What the cache will keep, a large result in memory of its own: on the event loop others wait to be answered."""
+    return outcome.own() if isinstance(outcome, PromptEmbeds) and outcome.is_large else outcome

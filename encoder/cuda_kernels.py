@@ -107,16 +107,14 @@ class CudaKernels:
         self.qkv_width = self.width + 2 * config.num_key_value_heads * config.head_dim
         self.heads = config.num_attention_heads
         self.intermediate_size = config.intermediate_size
-        digest = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(SOURCES.glob("*.cuh")))).hexdigest()
         constants = (
-            f"// {digest}: should MLX keep what it compiles, then not past a change of the sources\n"
             f"using T = __nv_bfloat16; constexpr float EPS = {config.rms_norm_eps:e}f;"
             f"constexpr int HIDDEN = {config.hidden_size}, F = {config.intermediate_size}, D = {config.head_dim},"
             f"H = {config.num_attention_heads}, K = {config.num_key_value_heads};\n"
         )
-        self._finish_heads = _kernel("finish_heads", ["x", "qkv", "q_norm", "k_norm", "turns"], constants)
-        self._attend = _kernel("attend", ["qkv", "tiles"], constants)
-        self._swiglu = _kernel("swiglu", ["x", "gate_up"], constants)
+        self._finish_heads = cuda_kernel("finish_heads", ["x", "qkv", "q_norm", "k_norm", "turns"], constants)
+        self._attend = cuda_kernel("attend", ["qkv", "tiles"], constants)
+        self._swiglu = cuda_kernel("swiglu", ["x", "gate_up"], constants)
 
     def finish_heads(self, x: mx.array, qkv: mx.array, q_norm: mx.array, k_norm: mx.array, turns: mx.array) -> mx.array:
         rows = x.shape[0]
@@ -171,12 +169,21 @@ def build_kernels(config: Qwen3Config) -> CudaKernels | None:
     return kernels
 
 
-def _kernel(name: str, inputs: list[str], constants: str) -> Any:
-    """Its source is included, not handed over: MLX copies and hashes what it is given in every call."""
+def cuda_kernel(name: str, inputs: list[str], constants: str = "", call: str | None = None) -> Any:
+    """The kernel of a name in encoder/cuda, which gives `out`; compiled when it first runs.
+
+    Its source is included, not handed over: MLX copies and hashes what it is given in every call.
+
+    Args:
+        constants: what the source expects to be defined.
+        call: what it is called with before `out`, if not with the inputs.
+    """
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(SOURCES.glob("*.cuh")))).hexdigest()
+    unlike = f"// {digest}: should MLX keep what it compiles, then not past a change of the sources\n"
     return mx.fast.cuda_kernel(
         name=f"qwen3_{name}",
         input_names=inputs,
         output_names=["out"],
-        header=f'{constants}#include "{(SOURCES / name).as_posix()}.cuh"\n',
-        source=f"{name}({', '.join(inputs)}, out);",
+        header=f'{unlike}{constants}#include "{(SOURCES / name).as_posix()}.cuh"\n',
+        source=f"{name}({call or ', '.join(inputs)}, out);",
     )

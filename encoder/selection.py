@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from encoder.errors import EncoderError, InvalidField, ModelFailure
 from encoder.finite import is_finite
-from encoder.types import Job, PromptEmbeds, Rows, Tap
+from encoder.leaving import Leaving, leave
+from encoder.types import LARGE_BYTES, Job, PromptEmbeds, Rows, Tap
 
-LARGE_BYTES = 2**20  # of a result that leaves MLX by itself
 # NumPy has no bfloat16.
 NUMPY_DTYPES = {"bfloat16": np.uint16, "float16": np.float16, "float32": np.float32}
 
@@ -30,7 +30,7 @@ class Selection:
         taken: the rows of each job at each of its taps, as the model gave them.
         embeds: of each job, combined and cast.
         groups: the jobs, by index, that are checked and moved out of MLX together.
-        joined: the bytes of each group's embeds, in one line.
+        leaving: the bytes of each group's embeds, in one line.
         finite: for each group, whether all its numbers are; bool.
     """
 
@@ -38,7 +38,7 @@ class Selection:
     taken: list[list[mx.array]]
     embeds: list[mx.array]
     groups: list[list[int]]
-    joined: list[mx.array]
+    leaving: list[Leaving]
     finite: mx.array
 
 
@@ -59,26 +59,27 @@ def select(hidden_states: Mapping[Tap, Rows], jobs: Sequence[Job], at_once: bool
         at_once = mx.default_device().type == mx.DeviceType.gpu
     groups = _alike(jobs) if at_once else [[index] for index in range(len(jobs))]
     numbers = [mx.concatenate([embeds[index].reshape(-1) for index in group]) for group in groups]
-    joined = [x.view(mx.uint8) for x in numbers]  # now: what is asked for later stands behind the next batch
+    leaving = [leave(x.view(mx.uint8)) for x in numbers]  # now: what is asked for later stands behind the next batch
     finite = mx.stack([is_finite(x) for x in numbers])
-    mx.async_eval(joined, finite)
-    return Selection(jobs, taken, embeds, groups, joined, finite)
+    mx.async_eval([each.done for each in leaving], finite)
+    return Selection(jobs, taken, embeds, groups, leaving, finite)
 
 
 def export(selection: Selection) -> list[PromptEmbeds | EncoderError]:
     """Wait for a selection, and take the result of each job out of MLX, or the error that concerns it alone.
 
-    Each goes by itself, but small ones of a group together: to copy those one by one takes the thread as many turns
-    with the others of Python's, while a GPU may wait for it. `PromptEmbeds.own` is for whoever keeps one.
+    What has left for memory of ours stays there. What MLX holds is copied, each result by itself, but small ones of a
+    group together: one by one they would take the thread as many turns with the others of Python's, while a GPU may
+    wait for it. `PromptEmbeds.own` is for whoever keeps one.
     """
     jobs, embeds = selection.jobs, selection.embeds
     outcomes: dict[int, PromptEmbeds | EncoderError] = {}
-    for group, x, all_finite in zip(selection.groups, selection.joined, np.array(selection.finite), strict=True):
-        whole = np.array(x, copy=False).view(NUMPY_DTYPES[jobs[group[0]].dtype])
+    for group, leaving, all_finite in zip(selection.groups, selection.leaving, np.array(selection.finite), strict=True):
+        whole = leaving.wait().view(NUMPY_DTYPES[jobs[group[0]].dtype])
         ends = np.cumsum([embeds[index].size for index in group])
         for index, own in zip(group, np.split(whole, ends[:-1]), strict=True):
             if all_finite or is_finite(embeds[index]).item():
-                shares = len(group) > 1 and own.nbytes < LARGE_BYTES
+                shares = leaving.host is not None or (len(group) > 1 and own.nbytes < LARGE_BYTES)
                 numbers = (own if shares else own.copy()).reshape(embeds[index].shape)
                 outcomes[index] = _prompt_embeds(numbers, jobs[index], shares)
             else:

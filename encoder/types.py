@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 DType = Literal["bfloat16", "float16", "float32"]
 Combine = Literal["concat", "interleave", "stack", "stack_rows"]
+
+LARGE_BYTES = 2**20  # of a result
 PaddingRows = Literal["cut", "zero", "live"]
 CachePolicy = Literal["use", "refresh", "bypass"]  # "refresh" reads nothing and keeps the result, "bypass" does neither
 Mask = mx.array | Literal["causal", "none"]
@@ -92,7 +94,7 @@ class PromptEmbeds:
         attention_mask: (L,) bool, True where a row belongs to a real token.
         dtype: of the numbers in hidden_states.
         rows_axis: of hidden_states.
-        shares: whether hidden_states lie in memory that others of a batch lie in, too.
+        shares: whether hidden_states lie in memory that others of a batch lie in, too, or that is used again.
     """
 
     hidden_states: NDArray[np.generic]
@@ -100,6 +102,11 @@ class PromptEmbeds:
     dtype: DType
     rows_axis: int = 0
     shares: bool = False
+
+    @property
+    def is_large(self) -> bool:
+        """Whether to copy it is more than the event loop should do."""
+        return self.hidden_states.nbytes >= LARGE_BYTES
 
     def own(self) -> "PromptEmbeds":
         """The same in memory of its own: whoever keeps one result must not keep a whole batch."""

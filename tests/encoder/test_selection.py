@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from encoder import Preset, PromptEmbeds, TextEncoder
 from encoder.errors import EncoderError, InvalidField, ModelFailure
 from encoder.finite import is_finite
-from encoder.selection import LARGE_BYTES, export, select
-from encoder.types import Combine, Job, Rows, Tap
+from encoder.selection import export, select
+from encoder.types import LARGE_BYTES, Combine, Job, Rows, Tap
 from tests.checkpoints import write_checkpoint
 
 FIRST, SECOND = Tap(1, normed=False), Tap(2, normed=True)
@@ -121,7 +121,7 @@ def test_what_is_taken_is_computed_with_the_batch(at_once: bool) -> None:
     jobs = [make_job(2), make_job(3, dtype="bfloat16")]
     selection = select({FIRST: [numbers(job)[FIRST][0] for job in jobs]}, jobs, at_once)
 
-    assert [x.dtype for x in selection.joined] == [mx.uint8, mx.uint8]
+    assert [leaving.done.dtype for leaving in selection.leaving] == [mx.uint8, mx.uint8]
 
 
 def test_small_results_of_a_batch_leave_mlx_together_and_large_ones_alone() -> None:
