@@ -40,7 +40,7 @@ BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install serve test test-parity bench bench-gpu bench-soak bench-readme lint format types imports check load \
+.PHONY: help install serve test test-parity bench bench-gpu bench-micro bench-soak bench-readme lint format types imports check load \
 	clean
 
 help: ## list the targets
@@ -63,6 +63,9 @@ bench: $(VENV_PARITY) ## measure everything on this CPU, beside PyTorch, diffuse
 
 bench-soak: $(VENV) ## measure the memory over SOAK_REQUESTS (20,000) mixed requests
 	$(BIN)/python -m benchmarks.soak --requests $(SOAK_REQUESTS) --output benchmarks/results/soak.json
+
+bench-micro: $(VENV) ## measure single steps of a request with pyperf
+	$(BIN)/python -m benchmarks.micro --quiet --processes 5
 
 bench-readme: $(VENV) ## put the tables of benchmarks/results/ into the README
 	$(BIN)/python -m benchmarks.report

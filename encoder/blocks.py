@@ -4,6 +4,7 @@ import ctypes
 import weakref
 from collections import deque
 from collections.abc import Callable
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ class Block(NamedTuple):
 
 
 class Blocks:
-    """Blocks taken by one thread, and let go of by any.
+    """Blocks that any thread may take, and let go of.
 
     Args:
         allocate: the address of so many bytes; None where there are none.
@@ -32,26 +33,30 @@ class Blocks:
         self._allocate = allocate
         self._free = free
         self._most_bytes = most_bytes
+        self._lock = Lock()  # for the next two
         self._idle: list[Block] = []
-        self._returned: deque[Block] = deque()  # filled by whichever thread drops the last view, without a lock
         self.nbytes = 0  # of all blocks
+        self._returned: deque[Block] = deque()  # no lock: the last view may go while this very thread has it
 
     def take(self, nbytes: int) -> NDArray[np.uint8] | None:
         """So many bytes, until the array and all its views are gone; None where there is no room for them."""
-        while self._returned:
-            self._idle.append(self._returned.popleft())
-        block = min(
-            (block for block in self._idle if block.nbytes >= nbytes), key=lambda block: block.nbytes, default=None
-        )
-        if block is not None:
-            self._idle.remove(block)
-        else:
-            block = self._new(max(LEAST_BYTES, 1 << (nbytes - 1).bit_length()))
+        with self._lock:
+            block = self._find(nbytes)
         if block is None:
             return None
         memory = (ctypes.c_uint8 * block.nbytes).from_address(block.address)
         weakref.finalize(memory, self._returned.append, block).atexit = False
         return np.ndarray((nbytes,), np.uint8, memoryview(memory))
+
+    def _find(self, nbytes: int) -> Block | None:
+        while self._returned:
+            self._idle.append(self._returned.popleft())
+        fitting = [block for block in self._idle if block.nbytes >= nbytes]
+        if not fitting:
+            return self._new(max(LEAST_BYTES, 1 << (nbytes - 1).bit_length()))
+        block = min(fitting, key=lambda block: block.nbytes)
+        self._idle.remove(block)
+        return block
 
     def _new(self, nbytes: int) -> Block | None:
         if self.nbytes - sum(block.nbytes for block in self._idle) + nbytes > self._most_bytes:

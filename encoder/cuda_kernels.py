@@ -29,7 +29,10 @@ class Kernels(Protocol):
     """What a layer does beside matrix products.
 
     The products are with rows x (T, D) before their RMSNorm, whose weight is in the matrices; these divide by x's RMS.
+    `traceable` says whether mx.compile can trace them: they look at no number while they are described.
     """
+
+    traceable: bool
 
     def finish_heads(self, x: mx.array, qkv: mx.array, q_norm: mx.array, k_norm: mx.array, turns: mx.array) -> mx.array:
         """x's norm on all heads, then RMSNorm and RoPE of queries and keys: (T, (H+2K)*d) to the same.
@@ -53,6 +56,8 @@ class Kernels(Protocol):
 
 class MlxKernels:
     """In MLX's own operations, computed in float32."""
+
+    traceable = False  # `attend` reads its tiles
 
     def __init__(self, config: Qwen3Config) -> None:
         self.config = config
@@ -101,6 +106,8 @@ class CudaKernels:
 
     Errors: what cannot be compiled raises RuntimeError when it is evaluated.
     """
+
+    traceable = True
 
     def __init__(self, config: Qwen3Config) -> None:
         self.width = config.num_attention_heads * config.head_dim

@@ -8,7 +8,8 @@ docs/decisions/0005-fused-forward-on-cuda.md:
 - q, k and v are one matrix product, gate and up another; what is added to the rows is added inside a product. The
   norms' weights are multiplied into the matrices, so that a product takes the rows as they are.
 - All between two products is one kernel (encoder/cuda_kernels.py).
-- The host hands over a few layers at a time: one prompt takes it nearly as long as the GPU.
+- The host describes a layer once for each shape, and hands over a few layers at a time: one prompt takes it nearly as
+  long as the GPU.
 
 Shape letters: T packed rows, D hidden size, H attention heads, K key-value heads, d head_dim, F intermediate size.
 """
@@ -37,6 +38,7 @@ LAYERS_AT_ONCE = 4  # the GPU starts on these while the host goes on to the next
 LAYERS_MEANWHILE = 8  # that the GPU has when the host turns to something else
 # Rows times layers that the host may be ahead, in this pass and the one before: each holds 100 KB with Qwen3-4B's dims.
 ROWS_AHEAD = 16384
+TILES_STEP = 8  # of how many tiles a pass has, above so many: a shape more is a description more
 HANDED_OVER = 16  # times that are looked at for this: so many of fewer than 256 rows each are never too far ahead
 
 
@@ -46,7 +48,7 @@ class Packed:
 
     Attributes:
         input_ids, position_ids: (T,) int32.
-        tiles: (n, 5) int32, as `Kernels.attend` takes them.
+        tiles: (n, 5) int32, as `Kernels.attend` takes them; the last ones may have no rows.
         spans: the rows of each job.
     """
 
@@ -81,6 +83,8 @@ def pack(jobs: Sequence[Job], pad_token_id: int) -> Packed:
         tiles += _tiles(start, rows, tokens)
     filling = round_rows(len(input_ids)) - len(input_ids)
     tiles += _tiles(len(input_ids), filling, 0)
+    if len(tiles) > TILES_STEP:
+        tiles += [(0, 0, 0, 0, 0)] * (-len(tiles) % TILES_STEP)
     return Packed(
         mx.array(np.array(input_ids + [pad_token_id] * filling, dtype=np.int32)),
         mx.array(np.array(position_ids + [0] * filling, dtype=np.int32)),
@@ -117,6 +121,7 @@ class FusedQwen3:
         self.model = model
         self.kernels = kernels
         self.layers: list[FusedLayer] = []
+        self._run_layer: dict[tuple[int, int], Callable[..., mx.array]] = {}  # by rows and tiles
         # The rows as they were handed over, after LAYERS_AT_ONCE more layers each time, of this pass and those before.
         self.running: deque[mx.array] = deque(maxlen=HANDED_OVER)
         while model.layers:  # one at a time, so that no more than one layer is in memory twice
@@ -133,11 +138,12 @@ class FusedQwen3:
         """
         packed = pack(jobs, pad_token_id)
         turns = _turns(packed.position_ids, self.config)
+        run_layer = self._layer_for(len(packed.input_ids), len(packed.tiles))
         x = self.model.embed_tokens(packed.input_ids)  # (T, D)
         wanted = {tap.depth for tap in taps}
         outputs = {0: x}
         for depth, layer in enumerate(self.layers[: max(wanted)], start=1):
-            x = self._layer(x, layer, turns, packed.tiles)
+            x = run_layer(x, turns, packed.tiles, *layer)
             self.model.layers_run += 1
             if depth in wanted:
                 outputs[depth] = x
@@ -152,8 +158,16 @@ class FusedQwen3:
         normed = {tap: self.model.norm(outputs[tap.depth]) if tap.normed else outputs[tap.depth] for tap in taps}
         return {tap: [rows[span] for span in packed.spans] for tap, rows in normed.items()}
 
-    def _layer(self, x: mx.array, layer: FusedLayer, turns: mx.array, tiles: mx.array) -> mx.array:
-        kernels = self.kernels
+    def _layer_for(self, rows: int, tiles: int) -> Callable[..., mx.array]:
+        """`_layer` as MLX keeps it for this shape; by shape, as it would look through all that one function has had."""
+        if not self.kernels.traceable:
+            return self._layer
+        if (rows, tiles) not in self._run_layer:
+            self._run_layer[rows, tiles] = mx.compile(self._layer)
+        return self._run_layer[rows, tiles]
+
+    def _layer(self, x: mx.array, turns: mx.array, tiles: mx.array, *weights: mx.array) -> mx.array:
+        kernels, layer = self.kernels, FusedLayer(*weights)
         qkv = kernels.finish_heads(x, x @ layer.qkv, layer.q_norm, layer.k_norm, turns)  # (T, (H+2K)*d)
         x = mx.addmm(x, kernels.attend(qkv, tiles), layer.o)  # (T, D)
         return mx.addmm(x, kernels.swiglu(x, x @ layer.gate_up), layer.down)

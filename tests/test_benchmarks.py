@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import micro
 from benchmarks.checkpoints import read_prompts
 from benchmarks.mixed import mixed_requests
 from benchmarks.report import ROOT, Row, between_marks, compare, render, render_all, report
@@ -80,3 +81,14 @@ def test_mixed_requests_are_the_same_in_every_run_and_none_is_asked_twice() -> N
     assert requests == mixed_requests(prompts, 500)
     assert len({asked.prompt for asked in requests}) == 500
     assert {asked.preset for asked in requests} == {"z-image", "last-hidden-state", "flux2-klein"}
+
+
+@pytest.mark.parametrize("step", micro.STEPS)
+def test_each_step_that_is_measured_by_itself_runs(step: str) -> None:
+    assert micro.seconds(micro.STEPS[step], loops=2) > 0
+
+
+@pytest.mark.parametrize("step", micro.ASYNC_STEPS)
+def test_each_asynchronous_step_that_is_measured_by_itself_runs(step: str) -> None:
+    """Each checks what it is answered, so that no error is measured."""
+    assert micro.seconds_on_loop(micro.ASYNC_STEPS[step], loops=2) > 0

@@ -82,8 +82,47 @@ def test_every_row_is_in_one_tile_and_sees_its_own_prompt_alone() -> None:
     assert len(packed.input_ids) == round_rows(len(packed.input_ids))
     for first, rows, first_key, keys, place in tiles:
         jobs = [job for job, span in zip(ALL_KINDS, packed.spans, strict=True) if span.start <= first < span.stop]
-        assert (0 < rows <= TILE_ROWS and first - place == first_key) or not jobs
-        assert keys == sum(len(job.input_ids) for job in jobs)  # filling rows see nothing
+        assert (0 < rows <= TILE_ROWS and first - place == first_key) or not jobs or not rows
+        assert keys == sum(len(job.input_ids) for job in jobs if rows)  # filling rows see nothing
+
+
+def test_a_batch_has_few_numbers_of_tiles() -> None:
+    """Each is a shape of its own, for which MLX has a layer described."""
+    tiles = {len(pack([make_job(5)] * prompts, pad_token_id=0).tiles) for prompts in range(1, 100)}
+
+    assert tiles <= {*range(1, 9), *range(16, 105, 8)}
+
+
+class Traced(MlxKernels):
+    """Takes no notice of who sees whom, and counts how often it is described."""
+
+    def __init__(self, config: Qwen3Config, traceable: bool) -> None:
+        super().__init__(config)
+        self.traceable = traceable
+        self.described = 0
+
+    def attend(self, qkv: mx.array, tiles: mx.array) -> mx.array:
+        self.described += 1
+        return qkv[:, : self.config.num_attention_heads * self.config.head_dim] + tiles.sum()
+
+
+def test_a_layer_is_described_once_for_each_shape_and_gives_the_same(tmp_path: Path) -> None:
+    """That takes Python as long as a short prompt takes a GPU."""
+    write_checkpoint(tmp_path, num_hidden_layers=LAYERS)
+    batches = [[make_job(5)], [make_job(6)], [make_job(100)], [make_job(5)]]
+    results, described = [], []
+    for traceable in (True, False):
+        model = load(tmp_path, mx.float32)
+        kernels = Traced(model.config, traceable)
+        fused = FusedQwen3(model, kernels)
+        results.append([fused.hidden_states_at(TAPS, jobs, 0) for jobs in batches])
+        described.append(kernels.described)
+
+    assert described == [2, LAYERS * len(batches)]
+    for traced, plain in zip(*results, strict=True):
+        for tap in TAPS:
+            for rows, others in zip(traced[tap], plain[tap], strict=True):
+                np.testing.assert_allclose(np.array(rows), np.array(others), rtol=1e-5, atol=1e-5)
 
 
 def test_few_sizes_hold_any_number_of_rows_with_little_filling() -> None:
