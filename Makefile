@@ -40,8 +40,8 @@ BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install serve test test-parity bench bench-gpu bench-micro bench-soak bench-readme lint format types imports check load \
-	clean
+.PHONY: help install serve test test-parity bench bench-gpu bench-micro bench-soak bench-readme lint format types \
+	imports check load clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))

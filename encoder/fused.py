@@ -34,11 +34,11 @@ os.environ.setdefault("MLX_USE_CUDA_GRAPHS", "0")
 
 FEWEST_ROWS = 16  # keeps matrix products on their fast kernels
 STEPS = 16  # sizes of a pass between one power of two and the next
+TILES_STEP = 8  # passes of more tiles have a multiple of so many: each shape is described by itself
 LAYERS_AT_ONCE = 4  # the GPU starts on these while the host goes on to the next
 LAYERS_MEANWHILE = 8  # that the GPU has when the host turns to something else
 # Rows times layers that the host may be ahead, in this pass and the one before: each holds 100 KB with Qwen3-4B's dims.
 ROWS_AHEAD = 16384
-TILES_STEP = 8  # of how many tiles a pass has, above so many: a shape more is a description more
 HANDED_OVER = 16  # times that are looked at for this: so many of fewer than 256 rows each are never too far ahead
 
 

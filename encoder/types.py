@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 DType = Literal["bfloat16", "float16", "float32"]
 Combine = Literal["concat", "interleave", "stack", "stack_rows"]
-
-LARGE_BYTES = 2**20  # of a result
 PaddingRows = Literal["cut", "zero", "live"]
 CachePolicy = Literal["use", "refresh", "bypass"]  # "refresh" reads nothing and keeps the result, "bypass" does neither
 Mask = mx.array | Literal["causal", "none"]
+
+LARGE_BYTES = 2**20  # of a result
 Rows = mx.array | Sequence[mx.array]  # (B, L, D), or B times (rows, D)
 
 

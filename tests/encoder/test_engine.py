@@ -23,6 +23,7 @@ from encoder.errors import (
     RequestTooLarge,
 )
 from encoder.forward import PackedForward
+from encoder.leaving import Leaving
 from encoder.limits import Limits
 from encoder.preset import Preset
 from encoder.presets import LAST_HIDDEN_STATE, get_preset
@@ -129,6 +130,27 @@ async def test_the_cache_does_not_keep_the_memory_of_a_whole_batch(
     assert [embeds.shares for embeds in [*kept.embeds, *found.embeds]] == [False] * 4
     assert found.cache == "hit"
     np.testing.assert_array_equal(found.embeds[1].hidden_states, passing.embeds[0].hidden_states)
+
+
+async def test_a_large_result_that_is_kept_is_copied_by_the_models_thread(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a GPU has written it into memory that is used again. On the event loop others wait to be answered."""
+    monkeypatch.setattr("encoder.selection.leave", lambda x: Leaving(x, np.array(x)))
+    monkeypatch.setattr("encoder.types.LARGE_BYTES", 1)
+    own, copied_on = PromptEmbeds.own, []
+
+    def noted(embeds: PromptEmbeds) -> PromptEmbeds:
+        copied_on.extend([threading.current_thread().name] if embeds.shares else [])
+        return own(embeds)
+
+    monkeypatch.setattr(PromptEmbeds, "own", noted)
+    passing = await engine.encode(["a"], SHORT, cache_policy="bypass")
+    assert (passing.embeds[0].shares, copied_on) == (True, [])
+
+    kept = await engine.encode(["a"], SHORT)
+    assert (kept.embeds[0].shares, copied_on) == (False, ["model_0"])
+    np.testing.assert_array_equal(kept.embeds[0].hidden_states, passing.embeds[0].hidden_states)
 
 
 async def test_another_dtype_or_layer_is_not_the_cached_result(engine: Engine) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from encoder import Preset, PromptEmbeds, TextEncoder
 from encoder.errors import EncoderError, InvalidField, ModelFailure
 from encoder.finite import is_finite
+from encoder.leaving import Leaving
 from encoder.selection import export, select
 from encoder.types import LARGE_BYTES, Combine, Job, Rows, Tap
 from tests.checkpoints import write_checkpoint
@@ -132,6 +133,26 @@ def test_small_results_of_a_batch_leave_mlx_together_and_large_ones_alone() -> N
     assert (small.shares, other.shares, large.shares) == (True, True, False)
     assert np.shares_memory(small.own().hidden_states, small.hidden_states) is False
     assert memory_of(large) == large.hidden_states.nbytes
+
+
+def test_what_a_gpu_has_written_to_the_host_stays_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also a large one: it is sent from there, and copied if somebody keeps it."""
+    hosts: list[np.ndarray[Any, Any]] = []
+
+    def leave(x: mx.array) -> Leaving:
+        hosts.append(np.array(x))
+        return Leaving(x, hosts[-1])
+
+    monkeypatch.setattr("encoder.selection.leave", leave)
+    jobs = [make_job(2), make_job(3, dtype="float16"), make_job(LARGE)]
+    states = [numbers(job)[FIRST][0] for job in jobs]
+
+    for embeds, rows, job in zip(selected({FIRST: states}, jobs, at_once=True), states, jobs, strict=True):
+        assert isinstance(embeds, PromptEmbeds)
+        assert any(np.shares_memory(embeds.hidden_states, host) for host in hosts)
+        assert embeds.shares
+        np.testing.assert_array_equal(embeds.hidden_states, np.array(rows.astype(getattr(mx, job.dtype))))
+    assert len(hosts) == 2  # one for each dtype
 
 
 @pytest.mark.parametrize("at_once", [True, False])
