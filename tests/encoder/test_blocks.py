@@ -71,6 +71,14 @@ def test_a_block_is_used_again_when_its_last_view_is_gone(heap: Heap) -> None:
     assert heap.allocated == [LEAST_BYTES] * 2
 
 
+def test_a_block_that_came_back_is_given_to_one_alone(heap: Heap) -> None:
+    blocks = blocks_of(heap)
+    taken(blocks, 100)
+    first, second = taken(blocks, 100), taken(blocks, 100)
+
+    assert not np.shares_memory(first, second)
+
+
 def test_a_block_may_come_back_from_another_thread(heap: Heap) -> None:
     """The event loop has sent the last reply."""
     blocks = blocks_of(heap)

@@ -132,12 +132,15 @@ async def test_the_cache_does_not_keep_the_memory_of_a_whole_batch(
     np.testing.assert_array_equal(found.embeds[1].hidden_states, passing.embeds[0].hidden_states)
 
 
+@pytest.mark.parametrize(("large_bytes", "thread"), [(1, "model_0"), (2**20, "MainThread")])
 async def test_a_large_result_that_is_kept_is_copied_by_the_models_thread(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, large_bytes: int, thread: str
 ) -> None:
-    """Where a GPU has written it into memory that is used again. On the event loop others wait to be answered."""
+    """Where a GPU has written it into memory that is used again. On the event loop others wait to be answered, and
+    many small ones take the thread as many turns with it.
+    """
     monkeypatch.setattr("encoder.selection.leave", lambda x: Leaving(x, np.array(x)))
-    monkeypatch.setattr("encoder.types.LARGE_BYTES", 1)
+    monkeypatch.setattr("encoder.types.LARGE_BYTES", large_bytes)
     own, copied_on = PromptEmbeds.own, []
 
     def noted(embeds: PromptEmbeds) -> PromptEmbeds:
@@ -149,7 +152,7 @@ async def test_a_large_result_that_is_kept_is_copied_by_the_models_thread(
     assert (passing.embeds[0].shares, copied_on) == (True, [])
 
     kept = await engine.encode(["a"], SHORT)
-    assert (kept.embeds[0].shares, copied_on) == (False, ["model_0"])
+    assert (kept.embeds[0].shares, copied_on) == (False, [thread])
     np.testing.assert_array_equal(kept.embeds[0].hidden_states, passing.embeds[0].hidden_states)
 
 

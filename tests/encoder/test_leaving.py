@@ -26,6 +26,16 @@ def test_on_a_cpu_bytes_are_read_where_they_are() -> None:
     assert np.shares_memory(left.wait(), np.array(x, copy=False))
 
 
+def test_where_a_gpu_is_not_what_computes_nothing_is_asked_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leaving, "page_locked", pytest.fail)
+    device = mx.default_device()
+    mx.set_default_device(mx.cpu)
+    try:
+        assert leave(some_bytes(3)).host is None
+    finally:
+        mx.set_default_device(device)
+
+
 @pytest.mark.skipif(HAS_GPU, reason="what a machine without a GPU does")
 def test_without_a_gpu_there_is_no_page_locked_memory() -> None:
     assert page_locked() is None
