@@ -8,6 +8,7 @@ import gc
 import os
 import sys
 
+COLLECT_AFTER = 10_000  # new objects; no request leaves any behind that only the collector finds
 SWITCH_S = 0.001  # Python's 5 ms let the event loop keep the model's thread from a GPU that waits
 # glibc's parameters by the variables in which a user may set them, and as mallopt(3) takes them. A service that has
 # freed a result soon needs memory for another, and pages new from the kernel cost more than the copy into them.
@@ -22,6 +23,7 @@ def tune_process() -> None:
     sys.setswitchinterval(SWITCH_S)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one text at a time: its own threads only add a way
     gc.collect()
+    gc.set_threshold(COLLECT_AFTER, *gc.get_threshold()[1:])
     gc.freeze()  # modules and routes stay; else a full collection looks at all of them, 50 ms in which nobody is served
     if sys.platform == "linux":
         _keep_memory()

@@ -38,6 +38,51 @@ tune_process()
 print(json.dumps([before, len(gc.get_objects())]))
 """
 
+ANSWER = """
+import gc, http.client, json, threading
+from app.listen import listening_socket
+from app.main import create_app
+from app.process import tune_process
+from app.server import Server
+from app.settings import Settings
+
+settings, loaded = Settings(model="demo", port=0, log_level="warning"), threading.Event()
+with listening_socket(settings) as sock:
+    server = Server(create_app(settings), sock, loaded.set)
+    thread = threading.Thread(target=server.run, args=([sock],))
+    thread.start()
+    assert loaded.wait(60)
+    tune_process()
+    connection = http.client.HTTPConnection(*sock.getsockname())
+
+    def ask(times):
+        for number in range(times):
+            for body, status in (
+                ({"prompt": f"a cat {number}"}, 200),
+                ({"prompt": f"a cat {number}", "preset": "z-image"}, 200),
+                ({"prompts": [f"a dog {number} {other}" for other in range(64)]}, 200),
+                ({"prompt": number}, 422),
+            ):
+                headers = {"content-type": "application/json", "cache-control": "no-store"}
+                connection.request("POST", "/encode", json.dumps(body), headers)
+                reply = connection.getresponse()
+                reply.read()
+                assert reply.status == status, reply.status
+
+    ask(10)
+    gc.collect()
+    before = sum(generation["collections"] for generation in gc.get_stats())
+    ask(25)
+    collections = sum(generation["collections"] for generation in gc.get_stats()) - before
+    gc.collect()
+    gc.disable()
+    ask(25)
+    left = gc.collect()
+    server.should_exit = True
+    thread.join()
+print(json.dumps([collections, left]))
+"""
+
 
 def output(script: str, *arguments: str, **environment: str) -> Any:
     command = [sys.executable, "-c", script, *arguments]
@@ -82,3 +127,11 @@ def test_what_was_imported_is_not_collected_again() -> None:
     before, after = output(COLLECT)
 
     assert after < 0.01 * before
+
+
+def test_requests_leave_nothing_to_the_collector_and_hardly_ever_wait_for_it() -> None:
+    """A result that only it could find would stay in memory until it comes."""
+    collections, left = output(ANSWER)
+
+    assert collections <= 2  # of 100 requests
+    assert left <= 10
