@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import HostNotAllowed, Unauthorized, error_response
@@ -40,7 +39,7 @@ class RequestContext:
             await self.app(scope, receive, send)
             return
         started = time.perf_counter()
-        scope["request_id"] = request_id(Headers(scope=scope).get("x-request-id", ""))
+        scope["request_id"] = request_id(header(scope, b"x-request-id"))
         status, seconds = 499, 0.0
 
         async def send_with_context(message: Message) -> None:
@@ -67,6 +66,11 @@ class RequestContext:
         logger.info("%s %s %d %.1f ms request=%s", scope["method"], path, status, seconds * 1e3, scope["request_id"])
 
 
+def header(scope: Scope, name: bytes) -> str:
+    """The first header of a name in lower case, or nothing; Starlette's Headers would copy them all for one."""
+    return next((value for key, value in scope["headers"] if key == name), b"").decode("latin-1")
+
+
 def request_id(wanted: str) -> str:
     """The client's own id where it is harmless in headers and logs, else a new one."""
     return wanted if REQUEST_ID.fullmatch(wanted) else f"{random.getrandbits(128):032x}"
@@ -85,7 +89,7 @@ class HostCheck:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and self.allowed:
-            host = host_name(Headers(scope=scope).get("host", ""))
+            host = host_name(header(scope, b"host"))
             if host and host not in self.allowed:  # browsers always send one; HTTP/1.0 need not
                 error = HostNotAllowed(
                     f"host: {host[:100]!a} is not this service.",
@@ -127,7 +131,7 @@ class KeyCheck:
         await error_response(error)(scope, receive, send)
 
     def _has_key(self, scope: Scope) -> bool:
-        scheme, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
+        scheme, _, token = header(scope, b"authorization").partition(" ")
         expected = (self.api_key or "").encode()
         given = token.strip().encode("latin-1")  # a header's bytes
         return hmac.compare_digest(given, expected) and scheme.lower() == "bearer"

@@ -66,12 +66,11 @@ def demo() -> TextEncoder:
 def queue() -> Step:
     """AT_ONCE prompts come, and leave in batches."""
     job = Job((1,) * 40, 40, 40, dropped_rows=0, taps=(Tap(35, normed=False),), combine="concat", dtype="bfloat16")
-    done: Any = None  # nobody waits
 
     def step() -> None:
         batcher = Batcher(max_queue_tokens=65_536, max_batch_tokens=4096, count_tokens=sum, batch_rows=400)
         for _ in range(AT_ONCE):
-            batcher.put([Entry(job, 40, done)], retry_after_s=1)
+            batcher.put([Entry(job, 40)], retry_after_s=1)
         while batcher.take_batch():
             pass
 

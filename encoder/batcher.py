@@ -20,16 +20,16 @@ WINDOW = 64  # waiting entries looked at for one batch, so that forming it stays
 class Entry:
     """A job that waits or runs.
 
-    `length` is in tokens, live padding included, and at least 1; `waiters` counts the requests that want its result,
-    `request` is the number of the one that queued it; `store` says whether the result may be kept, `from_disk` whether
-    it was found there and never ran; times are in seconds of time.perf_counter, 0 while not known; `last_pass` is the
-    pass it ran in, where those are measured.
+    `length` is in tokens, live padding included, and at least 1; `outcome` is None until it is settled; `waiters` are
+    told then, one for each request that wants it, `request` is the number of the one that queued it; `store` says
+    whether the result may be kept, `from_disk` whether it was found there and never ran; times are in seconds of
+    time.perf_counter, 0 while not known; `last_pass` is the pass it ran in, where those are measured.
     """
 
     job: Job
     length: int
-    done: "Future[PromptEmbeds | EncoderError]"
-    waiters: int = 0
+    outcome: PromptEmbeds | EncoderError | None = None
+    waiters: "list[Future[None]]" = field(default_factory=list)
     request: int = 0
     store: bool = True
     from_disk: bool = False

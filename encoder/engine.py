@@ -6,7 +6,6 @@ Everything here runs on the event loop, so nothing needs a lock; the model runs 
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -186,8 +185,7 @@ class Engine:
             jobs = encoder.plan(tokenized, preset, dtype)
             self.limits.check_output(jobs, encoder.config.hidden_size)
             tokenization_ms = (time.perf_counter() - started) * 1e3
-            result = await self._results(jobs, timeout_s, cache_policy)
-            return replace(result, prompts=tokenized, tokenization_ms=tokenization_ms)
+            return await self._results(tokenized, tokenization_ms, jobs, timeout_s, cache_policy)
         finally:
             self._requests -= 1
             if not self._requests:
@@ -204,13 +202,20 @@ class Engine:
             self._recent.put(prompts, preset, tokenized)
         return tokenized
 
-    async def _results(self, jobs: list[Job], timeout_s: float, policy: CachePolicy) -> EncodeResult:
+    async def _results(
+        self,
+        tokenized: list[TokenizedPrompt],
+        tokenization_ms: float,
+        jobs: list[Job],
+        timeout_s: float,
+        policy: CachePolicy,
+    ) -> EncodeResult:
         """Memory, then others' work in flight, then the disk, then the queue. Equal jobs of one request run once."""
         asked_at = time.perf_counter()
         distinct = list(dict.fromkeys(jobs))
         use = policy == "use"
         cached = self._cache.get(distinct) if use else {}
-        missing = [job for job in distinct if job not in cached]
+        missing = [job for job in distinct if job not in cached] if cached else distinct
         joined = [self._in_flight[job] for job in missing if use and job in self._in_flight]
         new = [self._new_entry(job, policy) for job in missing if not use or job not in self._in_flight]
         for name, group in (("cache_hits", cached), ("cache_coalesced", joined)):
@@ -224,9 +229,9 @@ class Engine:
         queue_ms, inference_ms, last_pass = _last_batch(entries, asked_at)
         return EncodeResult(
             embeds=[results[job] for job in jobs],
-            prompts=[],
+            prompts=tokenized,
             cache="miss" if any(not entry.from_disk for entry in new) else "coalesced" if computed else "hit",
-            tokenization_ms=0.0,
+            tokenization_ms=tokenization_ms,
             queue_ms=queue_ms,
             inference_ms=inference_ms,
             layers_run=max((entry.job.depth for entry in computed), default=0),
@@ -234,8 +239,7 @@ class Engine:
         )
 
     def _new_entry(self, job: Job, policy: CachePolicy) -> Entry:
-        done = asyncio.get_running_loop().create_future()
-        return Entry(job, max(1, job.computed_rows), done, store=policy != "bypass")
+        return Entry(job, max(1, job.computed_rows), store=policy != "bypass")
 
     def _find_or_run(self, entries: Sequence[Entry], policy: CachePolicy) -> None:
         self._batch_loop.check(entries)  # before anybody can join them, who would get the same error for less
@@ -273,15 +277,22 @@ class Engine:
 
     async def _wait(self, entries: Sequence[Entry], timeout_s: float) -> None:
         """Wait for all entries. Whoever stops waiting last takes an entry out of the queue."""
-        for entry in entries:
-            entry.waiters += 1
+        unsettled = [entry for entry in entries if entry.outcome is None]
+        if not unsettled:
+            return
+        loop = asyncio.get_running_loop()
+        waiters = [loop.create_future() for _ in unsettled]
+        for entry, waiter in zip(unsettled, waiters, strict=True):
+            entry.waiters.append(waiter)
+        timer = loop.call_later(timeout_s, _tell, waiters)
         try:
-            if entries:
-                await asyncio.wait([entry.done for entry in entries], timeout=timeout_s)
+            for waiter in waiters:
+                await waiter
         finally:
-            for entry in entries:
-                entry.waiters -= 1
-                if not entry.waiters and self._batch_loop.discard(entry):
+            timer.cancel()
+            for entry, waiter in zip(unsettled, waiters, strict=True):
+                entry.waiters.remove(waiter)
+                if not entry.waiters and entry.outcome is None and self._batch_loop.discard(entry):
                     self._forget(entry)
 
     def _finish(self, entry: Entry, outcome: PromptEmbeds | EncoderError) -> None:
@@ -292,12 +303,13 @@ class Engine:
 
     def _settle(self, entry: Entry, outcome: PromptEmbeds | EncoderError) -> None:
         self._forget(entry)
-        if not entry.done.done():
-            entry.done.set_result(outcome)
+        if entry.outcome is None:
+            entry.outcome = outcome
+            _tell(entry.waiters)
 
     def _forget(self, entry: Entry) -> None:
         self._unsettled.discard(entry)
-        if self._in_flight.get(entry.job) is entry:
+        if entry.store and self._in_flight.get(entry.job) is entry:
             del self._in_flight[entry.job]
 
     def _loaded(self) -> TextEncoder:
@@ -322,10 +334,16 @@ def _last_batch(entries: Sequence[Entry], asked_at: float) -> tuple[float, float
     return (began_at - asked_at) * 1e3, (last.finished_at - began_at) * 1e3, last.last_pass
 
 
+def _tell(waiters: Sequence[asyncio.Future[None]]) -> None:
+    """That there is nothing more to wait for."""
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)
+
+
 def _result(entry: Entry, timeout_s: float) -> PromptEmbeds:
-    if not entry.done.done():
+    if entry.outcome is None:
         raise DeadlineExceeded(f"No result within {timeout_s:g} s. Send fewer prompts, or allow more time.")
-    outcome = entry.done.result()
-    if isinstance(outcome, EncoderError):
-        raise outcome
-    return outcome
+    if isinstance(entry.outcome, EncoderError):
+        raise entry.outcome
+    return entry.outcome

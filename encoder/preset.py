@@ -1,6 +1,7 @@
 """What a preset can say, and where it takes hidden states in a given model. The presets are in encoder/presets.py."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from encoder.errors import InvalidField
@@ -74,15 +75,22 @@ class Preset:
 
         Errors: InvalidField when an index does not exist there, or not exactly one of the two numberings is given.
         """
-        if (self.layers is None) == (self.hidden_states is None):
-            raise InvalidField("layers", "give exactly one of layers and hidden_states.")
-        if self.layers is not None:
-            return tuple(_layer_tap(index, num_hidden_layers) for index in self.layers)
-        return tuple(_hidden_state_tap(index, num_hidden_layers) for index in self.hidden_states or ())
+        return _taps(self.layers, self.hidden_states, num_hidden_layers)
 
     def depth(self, num_hidden_layers: int) -> int:
         """Decoder layers that must run. Errors: as of `taps`."""
         return max(tap.depth for tap in self.taps(num_hidden_layers))
+
+
+@lru_cache(maxsize=256)  # a request asks several times, and most ask for the same
+def _taps(
+    layers: tuple[int, ...] | None, hidden_states: tuple[int, ...] | None, num_hidden_layers: int
+) -> tuple[Tap, ...]:
+    if (layers is None) == (hidden_states is None):
+        raise InvalidField("layers", "give exactly one of layers and hidden_states.")
+    if layers is not None:
+        return tuple(_layer_tap(index, num_hidden_layers) for index in layers)
+    return tuple(_hidden_state_tap(index, num_hidden_layers) for index in hidden_states or ())
 
 
 def _layer_tap(index: int, num_hidden_layers: int) -> Tap:

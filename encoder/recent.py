@@ -26,9 +26,10 @@ class RecentTokens:
     def get(self, prompts: Sequence[str], preset: Preset) -> list[TokenizedPrompt] | None:
         """The tokens of an equal request, or None."""
         key = (preset, tuple(prompts))
-        if key in self._requests:
+        tokenized = self._requests.get(key)
+        if tokenized is not None:
             self._requests.move_to_end(key)
-        return self._requests.get(key)
+        return tokenized
 
     def put(self, prompts: Sequence[str], preset: Preset, tokenized: list[TokenizedPrompt]) -> None:
         """Keep the tokens of a request, unless it is long."""

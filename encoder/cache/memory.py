@@ -27,9 +27,10 @@ class MemoryCache:
 
     def get(self, job: Job) -> PromptEmbeds | None:
         """The result of an equal job, or None."""
-        if job in self._results:
+        result = self._results.get(job)
+        if result is not None:
             self._results.move_to_end(job)
-        return self._results.get(job)
+        return result
 
     def put(self, job: Job, result: PromptEmbeds) -> None:
         """Keep a result, in place of one that is there; a result larger than the whole cache is not kept."""

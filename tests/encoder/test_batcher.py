@@ -1,5 +1,4 @@
-import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -16,9 +15,7 @@ def batcher() -> Batcher:
 
 
 @pytest.fixture
-def make_entry() -> Iterator[MakeEntry]:
-    loop = asyncio.new_event_loop()
-
+def make_entry() -> MakeEntry:
     def make(length: int, depth: int = 1) -> Entry:
         job = Job(
             input_ids=(1,) * length,
@@ -29,10 +26,9 @@ def make_entry() -> Iterator[MakeEntry]:
             combine="concat",
             dtype="float32",
         )
-        return Entry(job, length, loop.create_future())
+        return Entry(job, length)
 
-    yield make
-    loop.close()
+    return make
 
 
 def lengths(entries: list[Entry]) -> list[int]:
