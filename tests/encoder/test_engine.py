@@ -374,6 +374,22 @@ async def test_a_cancelled_request_frees_its_place(small_engine: Engine) -> None
         assert small_engine.stats().queued_tokens == 0
 
 
+async def test_a_prompt_is_settled_once_and_for_all_who_still_wait(engine: Engine) -> None:
+    """One of them was cancelled a moment before and has not run since; a result comes when all have been told no."""
+    async with Gate(engine):
+        cancelled, waiting = (asyncio.create_task(engine.encode(["a cat"], KLEIN)) for _ in range(2))
+        await queued(engine, 1)
+        [entry] = [entry for entry in engine._unsettled if entry.waiters and entry.job.depth == 27]
+        cancelled.cancel()
+        engine._settle(entry, NotReady("The first answer.", 1))
+        engine._settle(entry, NotReady("The second answer.", 1))
+
+        with pytest.raises(NotReady, match="first"):
+            await waiting
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+
+
 async def test_a_coalesced_prompt_outlives_the_request_that_asked_first(engine: Engine) -> None:
     async with Gate(engine) as gate:
         first = asyncio.create_task(engine.encode(["a cat"], KLEIN))
