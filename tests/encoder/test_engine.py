@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -402,10 +403,21 @@ async def test_a_coalesced_prompt_outlives_the_request_that_asked_first(engine: 
         assert (await second).cache == "coalesced"
 
 
-async def test_a_request_past_its_deadline_fails_and_frees_its_place(engine: Engine) -> None:
-    async with Gate(engine):
+async def test_an_answered_request_leaves_no_timer_behind(engine: Engine) -> None:
+    """Its deadline may be minutes away, and a service answers thousands until then."""
+    timers: Any = asyncio.get_running_loop()
+    await engine.encode(["a cat"], KLEIN)
+    before = sum(not timer.cancelled() for timer in timers._scheduled)
+    await asyncio.gather(*(engine.encode([f"a dog {number}"], SHORT) for number in range(10)))
+
+    assert sum(not timer.cancelled() for timer in timers._scheduled) == before
+
+
+@pytest.mark.parametrize("prompts", [["a cat"], ["a cat", "a dog", "a horse"]])
+async def test_a_request_past_its_deadline_fails_and_frees_its_place(engine: Engine, prompts: list[str]) -> None:
+    async with Gate(engine), asyncio.timeout(30):
         with pytest.raises(DeadlineExceeded, match=r"No result within 0\.05 s"):
-            await engine.encode(["a cat"], KLEIN, timeout_s=0.05)
+            await engine.encode(prompts, KLEIN, timeout_s=0.05)
 
         assert engine.stats().queued_prompts == 0
 
