@@ -403,6 +403,21 @@ async def test_a_coalesced_prompt_outlives_the_request_that_asked_first(engine: 
         assert (await second).cache == "coalesced"
 
 
+async def test_a_prompt_that_is_computed_anew_ends_nothing_that_others_may_join(engine: Engine) -> None:
+    async with Gate(engine) as gate:
+        first = asyncio.create_task(engine.encode(["a cat"], KLEIN))
+        await queued(engine, 1)
+        anew = asyncio.create_task(engine.encode(["a cat"], KLEIN, cache_policy="refresh"))
+        await queued(engine, 2)
+        anew.cancel()
+        await queued(engine, 1)
+        joining = asyncio.create_task(engine.encode(["a cat"], KLEIN))
+        await asyncio.sleep(0.05)
+        gate.open()
+
+        assert [(await first).cache, (await joining).cache] == ["miss", "coalesced"]
+
+
 async def test_an_answered_request_leaves_no_timer_behind(engine: Engine) -> None:
     """Its deadline may be minutes away, and a service answers thousands until then."""
     timers: Any = asyncio.get_running_loop()
