@@ -26,6 +26,7 @@ import pyperf
 from fastapi import FastAPI
 
 from app import wire
+from app.collate import collate
 from app.main import create_app
 from app.settings import Settings
 from encoder.batcher import Batcher, Entry
@@ -93,9 +94,17 @@ def take(rows: int, layers: int) -> Step:
 
 def frame(rows: int, layers: int) -> Step:
     """The msgpack of a reply around its numbers."""
-    result = embeds(rows, layers)
-    states, mask = wire.Tensor(result.hidden_states, result.dtype), wire.Tensor(result.attention_mask, "bool")
-    return lambda: wire.pack_parts({"prompt_embeds": states, "attention_mask": mask})
+    hidden_states, attention_mask = collate([embeds(rows, layers)])
+    document = {
+        "model": "demo",
+        "preset": ZIMAGE.name,
+        "num_tokens": [30],
+        "truncated": [False],
+        "usage": {"prompt_tokens": 30, "layers_run": 35},
+        "hidden_states": hidden_states,
+        "attention_mask": attention_mask,
+    }
+    return lambda: wire.pack_parts(document)
 
 
 def name_model() -> Step:

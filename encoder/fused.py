@@ -121,7 +121,7 @@ class FusedQwen3:
         self.model = model
         self.kernels = kernels
         self.layers: list[FusedLayer] = []
-        self._run_layer: dict[tuple[int, int], Callable[..., mx.array]] = {}  # by rows and tiles
+        self._layers_by_shape: dict[tuple[int, int], Callable[..., mx.array]] = {}  # rows and tiles
         # The rows as they were handed over, after LAYERS_AT_ONCE more layers each time, of this pass and those before.
         self.running: deque[mx.array] = deque(maxlen=HANDED_OVER)
         while model.layers:  # one at a time, so that no more than one layer is in memory twice
@@ -162,9 +162,9 @@ class FusedQwen3:
         """`_layer` as MLX keeps it for this shape; by shape, as it would look through all that one function has had."""
         if not self.kernels.traceable:
             return self._layer
-        if (rows, tiles) not in self._run_layer:
-            self._run_layer[rows, tiles] = mx.compile(self._layer)
-        return self._run_layer[rows, tiles]
+        if (rows, tiles) not in self._layers_by_shape:
+            self._layers_by_shape[rows, tiles] = mx.compile(self._layer)
+        return self._layers_by_shape[rows, tiles]
 
     def _layer(self, x: mx.array, turns: mx.array, tiles: mx.array, *weights: mx.array) -> mx.array:
         kernels, layer = self.kernels, FusedLayer(*weights)

@@ -16,9 +16,9 @@ Combine = Literal["concat", "interleave", "stack", "stack_rows"]
 PaddingRows = Literal["cut", "zero", "live"]
 CachePolicy = Literal["use", "refresh", "bypass"]  # "refresh" reads nothing and keeps the result, "bypass" does neither
 Mask = mx.array | Literal["causal", "none"]
+Rows = mx.array | Sequence[mx.array]  # (B, L, D), or B times (rows, D)
 
 LARGE_BYTES = 2**20  # of a result
-Rows = mx.array | Sequence[mx.array]  # (B, L, D), or B times (rows, D)
 
 
 class Tap(NamedTuple):
