@@ -11,7 +11,7 @@ ARG BACKEND=cpu
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /src
 
-# encoder/panels.c is compiled when the package is installed.
+# encoder/qwen3/cpu/kernels/c/panels.c is compiled when the package is installed.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev \
@@ -21,8 +21,8 @@ RUN apt-get update \
 # What is built of them must go, or it passes for newer than the code.
 COPY pyproject.toml setup.py README.md LICENSE ./
 RUN python -m venv /opt/venv \
-    && mkdir app encoder \
-    && touch app/__init__.py encoder/__init__.py encoder/panels.c \
+    && mkdir -p app encoder/qwen3/cpu/kernels/c \
+    && touch app/__init__.py encoder/__init__.py encoder/qwen3/cpu/kernels/c/panels.c \
     && /opt/venv/bin/pip install ".[${BACKEND}]" \
     && rm -rf build *.egg-info
 
@@ -34,7 +34,7 @@ RUN /opt/venv/bin/pip install --no-deps --force-reinstall .
 RUN mkdir -p /var/cache/qwen3-encoder \
     && if [ "${BACKEND}" = cpu ]; then \
         XDG_CACHE_HOME=/var/cache /opt/venv/bin/python -c \
-            "from encoder.blas import activate; blas = activate(); print(blas); exit(blas.remedy)"; \
+            "from encoder.qwen3.cpu.blas import activate; blas = activate(); print(blas); exit(blas.remedy)"; \
     fi
 
 

@@ -37,6 +37,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 VENV := .venv/installed-$(BACKEND)
 VENV_PARITY := .venv-parity/installed-$(BACKEND)
 BIN := .venv/bin
+KERNELS := $(wildcard encoder/qwen3/cpu/kernels/c/*)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -102,13 +103,13 @@ clean: ## remove the environments and all that tools left behind
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A backend overwrites files of another, so a change of backend, or an install that broke off, starts from nothing.
-$(VENV): pyproject.toml setup.py encoder/panels.c encoder/panels_amx.h encoder/panels_layer.h
+$(VENV): pyproject.toml setup.py $(KERNELS)
 	$(call create,.venv)
 	.venv/bin/pip install --editable '.[$(EXTRA)dev]'
 	@touch $@
 
 # An environment of its own, so that .venv, in which `make test` runs, never has PyTorch.
-$(VENV_PARITY): pyproject.toml setup.py encoder/panels.c encoder/panels_amx.h encoder/panels_layer.h
+$(VENV_PARITY): pyproject.toml setup.py $(KERNELS)
 	$(call create,.venv-parity)
 	.venv-parity/bin/pip install --no-deps --retries 1 --extra-index-url $(TORCH_INDEX) $(TORCH)
 	.venv-parity/bin/pip install --editable '.[$(EXTRA)dev,parity]'

@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: the library of encoder/panels.c, for each instruction set of such machines.
+"""What pyproject.toml cannot say: the compiled kernels, for each instruction set of such machines.
 
 Without a C compiler the package installs all the same, and multiplies through its BLAS alone.
 """
@@ -21,9 +21,9 @@ sets = INSTRUCTION_SETS.get(platform.machine(), {}) if sys.platform == "linux" e
 setup(
     ext_modules=[
         Extension(
-            f"encoder.panels_{name}",
-            ["encoder/panels.c"],
-            depends=["encoder/panels_amx.h", "encoder/panels_layer.h"],
+            f"encoder.qwen3.cpu.kernels.panels_{name}",
+            ["encoder/qwen3/cpu/kernels/c/panels.c"],
+            depends=["encoder/qwen3/cpu/kernels/c/panels_amx.h", "encoder/qwen3/cpu/kernels/c/panels_layer.h"],
             extra_compile_args=["-std=gnu11", "-O3", "-fopenmp-simd", *flags],
             libraries=["m"],
             optional=True,

@@ -24,7 +24,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app import wire
-from app.validation import describe
+from app.request.validation import describe
 from encoder import (
     DeadlineExceeded,
     EncoderError,

@@ -9,11 +9,13 @@ from functools import partial
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app import dropins, errors, operations, routes
+from app import errors
 from app.metrics import Metrics
 from app.middleware import Head, HostCheck, KeyCheck, RequestContext
 from app.profile import Profiler
-from app.prompt_routes import PromptRoutes
+from app.routes import dropins, operations
+from app.routes import prompts as routes
+from app.routes.prompt_routes import PromptRoutes
 from app.settings import Settings, is_loopback
 from encoder import EncoderError, Engine
 

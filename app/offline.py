@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from app import wire
-from app.collate import collate, is_ragged
+from app.reply.collate import collate, is_ragged
 from app.settings import Settings, SettingsError
 from encoder import (
     Checkpoint,

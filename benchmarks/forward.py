@@ -4,9 +4,9 @@
 
 Dims of Qwen3-0.6B in float32, random weights. PyTorch gets a right-padded batch with its mask, in inference mode; the
 encoder gets the prompts as they are. `no compiler` is the encoder without fused operations, as on a machine that has no
-C++ compiler; with `nothing compiled` it lacks encoder/panels.c too, as where there was none when it was installed.
+C++ compiler; with `nothing compiled` it lacks kernels/c/panels.c too, as where there was none when it was installed.
 `BLAS products` are the linear layers' matrix products alone, of the same sizes, through the BLAS; `own products` are
-they through encoder/panels.c.
+they through kernels/c/panels.c.
 """
 
 import argparse
@@ -46,7 +46,7 @@ WITHOUT_COMPILER = {  # in words, and the ratio to reach
 }
 PRODUCTS = {  # in words, and the percentage to reach
     "BLAS products": ("the products through the BLAS, over ours", 88.0),
-    "own products": ("the products through encoder/panels.c, over ours", None),
+    "own products": ("the products through kernels/c/panels.c, over ours", None),
 }
 WITHOUT_PANELS = ("nothing compiled", "BLAS products")
 Run = Callable[[Sequence[int]], NDArray[Any] | None]
@@ -60,7 +60,7 @@ def measure(
     Args:
         threads: 0 means one for each CPU.
         lengths: single sequences to measure in place of the usual cases.
-        plain: whether to time encoder/qwen3.py too.
+        plain: whether to time encoder/qwen3/model.py too.
     """
     cases = _cases(lengths, plain)
     sides = sorted({side for case in cases for side in case.sides})
@@ -77,7 +77,7 @@ def measure(
 def _environment(side: str) -> dict[str, str]:
     environment = {"MLX_DISABLE_COMPILE": "1"} if side in WITHOUT_COMPILER else {}
     if side in WITHOUT_PANELS:
-        from encoder.blas import activate  # not above: whoever imports it gets its BLAS
+        from encoder.qwen3.cpu.blas import activate  # not above: whoever imports it gets its BLAS
 
         environment["LD_PRELOAD"] = activate().path or ""  # a BLAS that is there already is left alone
     return environment
@@ -100,7 +100,7 @@ def _cases(lengths: Sequence[int], plain: bool) -> list[Case]:
 
 def _products() -> list[str]:
     """Those that this machine can compute."""
-    from encoder.panels import has_panels  # as above
+    from encoder.qwen3.cpu.panels import has_panels  # as above
 
     return [side for side in PRODUCTS if side in WITHOUT_PANELS or has_panels()]
 
@@ -150,10 +150,10 @@ def load_encoder(folder: Path, threads: int, plain: bool) -> Run:
     import encoder  # isort: skip  # noqa: F401  # puts a fast BLAS under MLX, which must not be imported before
     import mlx.core as mx
 
-    from encoder.blas import set_threads
     from encoder.checkpoint import load_weights, open_checkpoint
-    from encoder.forward import Forward, PlainForward, choose_forward, widens_bfloat16
-    from encoder.qwen3 import Qwen3
+    from encoder.qwen3.cpu.blas import set_threads
+    from encoder.qwen3.forward import Forward, PlainForward, choose_forward, widens_bfloat16
+    from encoder.qwen3.model import Qwen3
     from encoder.types import Job, Tap
 
     checkpoint = open_checkpoint(str(folder))
@@ -181,9 +181,9 @@ def load_products(layers: int, threads: int) -> Run:
     import encoder  # isort: skip  # noqa: F401  # as above
     import mlx.core as mx
 
-    from encoder.blas import set_threads
-    from encoder.packed_blas import turn
-    from encoder.panels import has_panels, lay
+    from encoder.qwen3.cpu.blas import set_threads
+    from encoder.qwen3.cpu.packed_blas import turn
+    from encoder.qwen3.cpu.panels import has_panels, lay
 
     set_threads(1)
     streams = [mx.new_stream(mx.cpu) for _ in range(threads)]
@@ -235,7 +235,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--layers", type=int, default=28)
     parser.add_argument("--lengths", type=int, nargs="+", default=(), help="of single sequences")
-    parser.add_argument("--plain", action="store_true", help="time encoder/qwen3.py too")
+    parser.add_argument("--plain", action="store_true", help="time encoder/qwen3/model.py too")
     parser.add_argument("--output", type=Path, help="a JSON file")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)

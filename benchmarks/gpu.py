@@ -95,9 +95,9 @@ def load_encoder(folder: Path, plain: bool) -> Side:
     import mlx.core as mx
 
     from encoder.checkpoint import load_weights
-    from encoder.forward import PlainForward
-    from encoder.model_thread import MLX_CACHE_BYTES
-    from encoder.qwen3 import Qwen3
+    from encoder.qwen3.forward import PlainForward
+    from encoder.serving.model_thread import MLX_CACHE_BYTES
+    from encoder.qwen3.model import Qwen3
     from encoder.types import Job, Tap
 
     mx.set_cache_limit(MLX_CACHE_BYTES["gpu"])

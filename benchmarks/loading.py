@@ -99,7 +99,7 @@ def load(folder: Path, compute_dtype: str, quantize: str) -> None:
     from mlx.utils import tree_flatten
 
     from encoder.checkpoint import load_weights
-    from encoder.qwen3 import Qwen3
+    from encoder.qwen3.model import Qwen3
     from encoder.text_encoder import COMPUTE_DTYPES, resolve_compute_dtype
 
     checkpoint = encoder.open_checkpoint(str(folder))
@@ -145,7 +145,7 @@ def write_checkpoint(folder: Path, layers: int) -> int:
     """Write random bfloat16 weights; the bytes of all shards."""
     from safetensors.numpy import save_file
 
-    from encoder.checkpoint import demo
+    from encoder.checkpoint.readers import demo
 
     config = CONFIG | {"num_hidden_layers": layers}
     (folder / "config.json").write_text(json.dumps(config))

@@ -26,14 +26,14 @@ import pyperf
 from fastapi import FastAPI
 
 from app import wire
-from app.collate import collate
 from app.main import create_app
+from app.reply.collate import collate
 from app.settings import Settings
-from encoder.batcher import Batcher, Entry
-from encoder.cache.folder import ResultFolder
-from encoder.cache.key import model_identity, result_key
-from encoder.cache.memory import MemoryCache
-from encoder.selection import export, select
+from encoder.pipeline.selection import export, select
+from encoder.serving.batcher import Batcher, Entry
+from encoder.serving.cache.folder import ResultFolder
+from encoder.serving.cache.key import model_identity, result_key
+from encoder.serving.cache.memory import MemoryCache
 from encoder.types import Job, Tap
 
 KLEIN, ZIMAGE = get_preset("flux2-klein"), get_preset("z-image")

@@ -5,17 +5,14 @@ These are the public names. `TextEncoder` is synchronous; `Engine` serves many c
 
 import os
 
-from encoder.blas import Blas, activate
+from encoder.qwen3.cpu.blas import Blas, activate
 
 activate()  # before anything imports mlx.core, which binds cblas_sgemm to whatever is loaded by then
 # How far MLX looks for work. At its own 20 one CPU stream waits for the other in a batch of many short prompts: 40 of 8
 # to 48 tokens take 1.15 times as long.
 os.environ.setdefault("MLX_BFS_MAX_WIDTH", "200")
 
-from encoder.catalog import Catalog  # noqa: E402
 from encoder.checkpoint import Checkpoint, convert_checkpoint, open_checkpoint  # noqa: E402
-from encoder.depth import Depth, choose_depth  # noqa: E402
-from encoder.engine import Engine  # noqa: E402
 from encoder.errors import (  # noqa: E402
     CheckpointError,
     DeadlineExceeded,
@@ -29,10 +26,13 @@ from encoder.errors import (  # noqa: E402
     RequestError,
     RequestTooLarge,
 )
-from encoder.limits import Limits  # noqa: E402
-from encoder.preset import Preset, check_preset  # noqa: E402
-from encoder.preset_file import read_presets  # noqa: E402
-from encoder.presets import BUILT_IN, LAST_HIDDEN_STATE, PRESETS, get_preset  # noqa: E402
+from encoder.pipeline.limits import Limits  # noqa: E402
+from encoder.presets.built_in import BUILT_IN, LAST_HIDDEN_STATE, PRESETS, get_preset  # noqa: E402
+from encoder.presets.catalog import Catalog  # noqa: E402
+from encoder.presets.preset import Preset, check_preset  # noqa: E402
+from encoder.presets.preset_file import read_presets  # noqa: E402
+from encoder.qwen3.depth import Depth, choose_depth  # noqa: E402
+from encoder.serving.engine import Engine  # noqa: E402
 from encoder.text_encoder import TextEncoder  # noqa: E402
 from encoder.types import (  # noqa: E402
     CachePolicy,

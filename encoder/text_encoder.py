@@ -15,16 +15,16 @@ from pathlib import Path
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from encoder.blas import activate
 from encoder.checkpoint import Checkpoint, load_weights, open_checkpoint
-from encoder.depth import choose_depth
 from encoder.errors import CheckpointError, EncoderError, InvalidField
-from encoder.forward import choose_forward, widens_bfloat16
-from encoder.padding import padded_lengths
-from encoder.preset import Preset, check_preset
-from encoder.qwen3 import Qwen3
-from encoder.selection import Selection, export, select
-from encoder.tokenizer import tokenize
+from encoder.pipeline.selection import Selection, export, select
+from encoder.pipeline.tokenizer import tokenize
+from encoder.presets.preset import Preset, check_preset
+from encoder.qwen3.cpu.blas import activate
+from encoder.qwen3.depth import choose_depth
+from encoder.qwen3.forward import choose_forward, widens_bfloat16
+from encoder.qwen3.model import Qwen3
+from encoder.qwen3.plain import padded_lengths
 from encoder.types import DType, Job, ModelInfo, Pass, PromptEmbeds, Tap, TokenizedPrompt
 
 log = logging.getLogger(__name__)

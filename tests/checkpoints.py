@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from encoder.checkpoint import demo
+from encoder.checkpoint.readers import demo
 
 Array = NDArray[Any]
 RopePlace = Literal["rope_parameters", "rope_theta", "rope_scaling"]

@@ -3,12 +3,12 @@
 from collections import Counter
 from dataclasses import dataclass
 
-from encoder.checkpoint.dims import layer_of
-from encoder.checkpoint.fingerprint import fingerprint
-from encoder.checkpoint.weights import StoredTensor, Weights
-from encoder.config import Qwen3Config
+from encoder.checkpoint.tensors.dims import layer_of
+from encoder.checkpoint.tensors.fingerprint import fingerprint
+from encoder.checkpoint.tensors.weights import StoredTensor, Weights
 from encoder.errors import CheckpointError
-from encoder.tokenizer import Tokenizer
+from encoder.pipeline.tokenizer import Tokenizer
+from encoder.qwen3.config import Qwen3Config
 from encoder.types import DType
 
 

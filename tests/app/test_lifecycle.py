@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from app import wire
-from tests.app.test_operations import metric
+from tests.app.routes.test_operations import metric
 from tests.conftest import Start
 
 Spawn = Callable[..., "subprocess.Popen[str]"]

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from app import wire
-from encoder.blocks import LEAST_BYTES, Blocks
-from encoder.leaving import Leaving
-from encoder.selection import select
+from encoder.pipeline.selection import select
+from encoder.qwen3.cuda.blocks import LEAST_BYTES, Blocks
+from encoder.qwen3.cuda.to_host import Leaving
 from tests.conftest import RunningServer, Start
 
 LAYERS = [*range(0, 36, 3)]  # 0.8 MB: more than a Unix socket holds, so a reply waits in its block for its client
@@ -78,7 +78,7 @@ def test_replies_stay_what_they_are_while_their_memory_is_used_again(
     expected = [numbers(server, asked, slow=False) for asked in prompts]
     recycled = Recycled()
     monkeypatch.setattr("encoder.text_encoder.select", partial(select, at_once=True))
-    monkeypatch.setattr("encoder.selection.leave", recycled.leave)
+    monkeypatch.setattr("encoder.pipeline.selection.leave", recycled.leave)
     with start_server(uds=tmp_path / "socket") as running, ThreadPoolExecutor(CLIENTS) as clients:
         while not running.app.state.loading.done():
             time.sleep(0.02)

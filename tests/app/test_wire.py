@@ -9,8 +9,8 @@ import pytest
 from safetensors.numpy import load
 
 from app import wire
-from app.collate import collate, is_ragged
-from app.parts import JOIN_BELOW, joined
+from app.reply.collate import collate, is_ragged
+from app.reply.parts import JOIN_BELOW, joined
 from app.wire import Tensor, WireError
 from encoder import PromptEmbeds
 

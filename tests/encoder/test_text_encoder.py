@@ -14,7 +14,7 @@ import tokenizers
 from numpy.typing import NDArray
 
 from encoder import EncoderError, InvalidField, ModelFailure, Preset, PromptEmbeds, TextEncoder, get_preset
-from encoder.selection import select
+from encoder.pipeline.selection import select
 from encoder.types import DType, Job
 from tests.checkpoints import write_checkpoint
 from tests.reference import Weights, flux2_klein, hidden_states, relative_error, z_image

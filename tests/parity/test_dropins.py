@@ -11,8 +11,9 @@ import msgpack
 import numpy as np
 import pytest
 
-from app import torch_file, wire
-from app.dropins.chat import Chat
+from app import wire
+from app.reply import torch_file
+from app.routes.dropins.chat import Chat
 from app.wire import Tensor
 from tests.conftest import RunningServer, run_server
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from encoder import PromptEmbeds, TextEncoder
-from encoder.qwen3 import apply_rope
+from encoder.qwen3.model import apply_rope
 from encoder.types import Job, Tap
 from tests.checkpoints import write_tokenizer
 from tests.parity.random_weights import randomize

@@ -15,7 +15,8 @@ from gguf.quants import dequantize, quantize
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from encoder import LAST_HIDDEN_STATE, TextEncoder
-from encoder.checkpoint import demo, open_checkpoint
+from encoder.checkpoint import open_checkpoint
+from encoder.checkpoint.readers import demo
 from encoder.errors import CheckpointError
 from tests.checkpoints import Array, write_checkpoint, write_tensors
 

@@ -1,0 +1,118 @@
+"""Reads a request body within its limits of size and time, parses it by its content type, and checks its fields."""
+
+import asyncio
+import json
+from typing import Any, NoReturn, TypeVar
+
+import msgpack
+from pydantic import BaseModel
+from starlette.requests import Request
+
+from app import wire
+from app.errors import BodyTimeout, BodyTooLarge, ClientDisconnected, MalformedBody, UnsupportedMediaType
+from app.profile import stage
+from app.service import settings_of
+
+READABLE = (wire.JSON, wire.MSGPACK, wire.X_MSGPACK)
+Body = TypeVar("Body", bound=BaseModel)
+
+
+async def read_body(request: Request, model: type[Body]) -> Body:
+    """The body as `model`, within the limits of the settings.
+
+    Errors: those of `read_document`, pydantic's ValidationError.
+    """
+    settings = settings_of(request)
+    document = await read_document(request, settings.max_body_bytes, settings.body_timeout_s)
+    with stage("parse"):
+        return model.model_validate(document)
+
+
+async def read_document(request: Request, max_bytes: int, timeout_s: float) -> Any:
+    """The parsed body, any JSON value.
+
+    Errors: UnsupportedMediaType, BodyTooLarge, BodyTimeout, MalformedBody, ClientDisconnected.
+    """
+    media_type = _media_type(request)
+    with stage("receive"):
+        body = await _read(request, max_bytes, timeout_s)
+    if not body:
+        raise MalformedBody("The body is empty, expected an object.", f"Send one as {' or '.join(READABLE[:2])}.")
+    with stage("parse"):
+        return _parse_json(body) if media_type == wire.JSON else _parse_msgpack(body)
+
+
+def _media_type(request: Request) -> str:
+    """The content type, without parameters. Asking for one keeps out the forms that any web page may post."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type not in READABLE:
+        hint = "curl -d sends a form unless told otherwise: add -H 'content-type: application/json'."
+        raise UnsupportedMediaType(
+            f"content-type: {media_type!r} is not read here, expected one of {', '.join(READABLE)}.",
+            hint if media_type == "application/x-www-form-urlencoded" else "Set the content-type header.",
+        )
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("identity", ""):
+        raise UnsupportedMediaType(f"content-encoding: {encoding!r} is not read here.", "Send the body uncompressed.")
+    return media_type
+
+
+async def _read(request: Request, max_bytes: int, timeout_s: float) -> bytes:
+    """The whole body; what is declared or found to be larger is refused before it is held in memory."""
+    declared = request.headers.get("content-length", "0")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        _refuse(max_bytes, f"{int(declared):,} bytes")
+    body = bytearray()
+    try:
+        async with asyncio.timeout(timeout_s):
+            more = True
+            while more:
+                part = await request.receive()
+                if part["type"] == "http.disconnect":
+                    raise ClientDisconnected("The client went away while it sent the body.")
+                body += part.get("body", b"")
+                more = part.get("more_body", False)
+                if len(body) > max_bytes:
+                    _refuse(max_bytes, "more")
+    except TimeoutError as error:
+        message = f"The body did not arrive within {timeout_s:g} s."
+        raise BodyTimeout(message, "Send it faster, or smaller.", {"connection": "close"}) from error
+    return bytes(body)
+
+
+def _refuse(max_bytes: int, found: str) -> NoReturn:
+    raise BodyTooLarge(f"The body may have {max_bytes:,} bytes, it has {found}.", "Send fewer prompts in one request.")
+
+
+def _parse_json(body: bytes) -> Any:
+    try:
+        return DECODER.decode(body.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise MalformedBody(f"The body is not UTF-8: {error.reason} at byte {error.start}.") from error
+    except json.JSONDecodeError as error:
+        raise MalformedBody(
+            f"The body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}."
+        ) from error
+    except RecursionError as error:
+        raise MalformedBody("The body is nested too deeply.") from error
+    except ValueError as error:  # a constant that JSON lacks, or an integer of thousands of digits
+        raise MalformedBody(f"The body is not JSON: {error}") from error
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON value.")
+
+
+DECODER = json.JSONDecoder(parse_constant=_no_constant)  # to make one takes longer than to use it
+
+
+def _parse_msgpack(body: bytes) -> Any:
+    try:
+        return msgpack.unpackb(body)
+    except UnicodeDecodeError as error:
+        raise MalformedBody(f"The body has a string that is not UTF-8: {error.reason}.") from error
+    except msgpack.ExtraData as error:
+        raise MalformedBody("The body goes on after the end of its msgpack value.") from error
+    except (ValueError, RecursionError, msgpack.UnpackException) as error:
+        reason = str(error) or "nested too deeply, or not a msgpack value"
+        raise MalformedBody(f"The body is not msgpack: {reason}.") from error

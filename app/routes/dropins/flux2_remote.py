@@ -1,0 +1,44 @@
+"""`POST /predict`: the remote text encoder of FLUX.2, as Hugging Face ran one.
+
+Clients: diffusers, modular_pipelines/flux2/encoders.py, Flux2RemoteTextEncoderStep, which has the address in its class
+attribute REMOTE_URL; diffusers, examples/dreambooth/train_dreambooth_lora_flux2*.py; flux2, docs/flux2_dev_hf.md.
+They send `Authorization: Bearer <Hugging Face token>`, or `Bearer None`; see KeyCheck in app/middleware.py.
+"""
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from app.reply import torch_file
+from app.reply.reply import ReplyFormat
+from app.request.body import read_body
+from app.routes.dropins.fields import DropInRequest, DTypeQuery, PresetQuery, Prompts
+from app.routes.encoding import encode_prompts, timings
+from app.routes.openapi import drop_in
+from app.service import catalog_of, settings_of
+
+router = APIRouter()
+
+
+class PredictRequest(DropInRequest):
+    """One prompt or several; null is the empty prompt."""
+
+    prompt: Prompts
+
+
+PREDICT = drop_in(
+    PredictRequest,
+    {"as the modular step sends it": {"prompt": ["a cat"]}, "as the trainers send it": {"prompt": "a cat"}},
+    torch_file.MEDIA_TYPE,
+    "prompt_embeds (B, 512, 3·D) as torch.save writes them.",
+)
+
+
+@router.post("/predict", **PREDICT)
+async def predict(request: Request, preset: PresetQuery = None, dtype: DTypeQuery = "bfloat16") -> Response:
+    """Encode prompts for FLUX.2, as diffusers' Flux2RemoteTextEncoderStep and its trainers ask for them."""
+    body = await read_body(request, PredictRequest)
+    wanted = catalog_of(request).get(preset or settings_of(request).predict_preset)
+    result = await encode_prompts(request, body.prompt, wanted, dtype)
+    response = await ReplyFormat(torch_file.MEDIA_TYPE).respond(result.embeds, {})
+    response.headers.update(timings(result))
+    return response

@@ -1,0 +1,149 @@
+"""`POST /v1/hidden_states` and `/v1/hidden_states/structured`: one layer, as heylookitsanllm served it.
+
+`layer` counts decoder layers from 0, un-normed, and negative ones from the end: our `layers`, one less than Hugging
+Face's index; -2 is the same place in both. One text is answered with [L, D], as float32.
+Client: llm-dit-experiments, src/llm_dit/backends/api.py. Source: heylookitsanllm, hidden_states.py.
+"""
+
+import asyncio
+import base64
+from dataclasses import replace
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request
+from pydantic import Field
+from starlette.responses import Response
+
+from app import wire
+from app.reply.reply import check_floats
+from app.request.body import read_body
+from app.request.disconnect import unless_disconnected
+from app.request.schemas import Text
+from app.routes.dropins.chat import Chat, sections
+from app.routes.dropins.fields import DropInRequest, Prompts
+from app.routes.encoding import encode_prompts, timings
+from app.routes.openapi import drop_in
+from app.service import engine_of, settings_of
+from app.wire import Tensor
+from encoder import LAST_HIDDEN_STATE, EncodeResult, Engine, InvalidField, Preset
+
+router = APIRouter()
+
+
+class LayerRequest(DropInRequest):
+    """What both routes take."""
+
+    model: str | None = Field(None, description="Comes back in the reply; the service has one model.")
+    layer: int = Field(-2, description="Decoder layer, 0-based, un-normed; -1 is the last.")
+    max_length: int = Field(512, ge=1, description="Window in tokens; longer texts are truncated.")
+    encoding_format: Literal["float", "base64"] = "float"
+
+    def preset(self) -> Preset:
+        """The bare text, no padding, one layer."""
+        return replace(LAST_HIDDEN_STATE, layers=(self.layer,), hidden_states=None, max_sequence_length=self.max_length)
+
+
+class HiddenStatesRequest(LayerRequest):
+    """A text with the chat template already around it."""
+
+    input: Prompts = Field(description="One text, or a list of one.")
+    return_attention_mask: bool = False
+
+    def text(self) -> str:
+        """The text. Errors: InvalidField unless there is exactly one: the reply has no room for a second."""
+        if len(self.input) != 1:
+            raise InvalidField(
+                "input",
+                f"{len(self.input)} texts, this protocol answers one. Send one each, or use POST /encode_layers.",
+            )
+        return self.input[0]
+
+
+class StructuredRequest(LayerRequest):
+    """The parts of a chat; the template is put around them here."""
+
+    user_prompt: Text
+    system_prompt: Text | None = None
+    thinking_content: Text | None = None
+    assistant_content: Text | None = None
+    enable_thinking: bool = True
+    return_token_boundaries: bool = False
+    return_formatted_prompt: bool = False
+
+    def chat(self) -> Chat:
+        """The parts as a chat."""
+        return Chat(
+            user=self.user_prompt,
+            system=self.system_prompt or "",
+            thinking=self.thinking_content or "",
+            assistant=self.assistant_content or "",
+            enable_thinking=self.enable_thinking,
+        )
+
+
+REPLY = "{hidden_states, shape, model, layer, dtype, ...}; hidden_states is nested lists, or base64 of float32."
+HIDDEN_STATES = drop_in(
+    HiddenStatesRequest,
+    {"Z-Image's layer": {"input": "<|im_start|>user\na cat<|im_end|>\n", "layer": -2, "encoding_format": "base64"}},
+    wire.JSON,
+    REPLY,
+)
+STRUCTURED = drop_in(
+    StructuredRequest,
+    {"with boundaries": {"user_prompt": "a cat", "system_prompt": "Be literal.", "return_token_boundaries": True}},
+    wire.JSON,
+    REPLY,
+)
+
+
+@router.post("/v1/hidden_states", **HIDDEN_STATES)
+async def hidden_states(request: Request) -> Response:
+    """Encode one text to the output of one decoder layer."""
+    body = await read_body(request, HiddenStatesRequest)
+    result = await encode_prompts(request, [body.text()], body.preset(), "float32")
+    mask = result.embeds[0].attention_mask.astype(int).tolist()
+    extra = {"attention_mask": mask} if body.return_attention_mask else {}
+    return await _respond(request, body, result, extra)
+
+
+@router.post("/v1/hidden_states/structured", **STRUCTURED)
+async def structured(request: Request) -> Response:
+    """Encode a chat to the output of one decoder layer, and say where its sections lie."""
+    body = await read_body(request, StructuredRequest)
+    chat = body.chat()
+    result = await encode_prompts(request, [chat.text], body.preset(), "float32")
+    extra: dict[str, Any] = {}
+    if body.return_token_boundaries:
+        extra |= await unless_disconnected(request, _boundaries(chat, result, body.preset(), engine_of(request)))
+    if body.return_formatted_prompt:
+        extra["formatted_prompt"] = chat.text
+    return await _respond(request, body, result, extra)
+
+
+async def _boundaries(chat: Chat, result: EncodeResult, preset: Preset, engine: Engine) -> dict[str, Any]:
+    """token_boundaries and token_counts. A turn ends where a special token begins, so its tokens stand alone."""
+    heads = await engine.tokenize([chat.system_turn, chat.system_turn + chat.user_turn], preset)
+    system_end, user_end = (len(head.input_ids) for head in heads)
+    tokens = engine.tokens(result.prompts[0].input_ids)
+    found = sections(chat, system_end, user_end, tokens)
+    return {
+        "token_boundaries": {name: {"start": start, "end": end} for name, (start, end) in found.items()},
+        "token_counts": {name: end - start for name, (start, end) in found.items()} | {"total": len(tokens)},
+    }
+
+
+async def _respond(request: Request, body: LayerRequest, result: EncodeResult, extra: dict[str, Any]) -> Response:
+    [embeds] = result.embeds
+    if body.encoding_format == "float":
+        check_floats(embeds.hidden_states.size, settings_of(request).max_json_floats)
+    facts = {"model": body.model or engine_of(request).info.model, "layer": body.layer, "dtype": embeds.dtype} | extra
+    packed = await asyncio.to_thread(_pack, Tensor(embeds.hidden_states, embeds.dtype), body.encoding_format, facts)
+    return Response(packed, headers=timings(result), media_type=wire.JSON)
+
+
+def _pack(tensor: Tensor, encoding_format: str, facts: dict[str, Any]) -> bytes:
+    if encoding_format == "float":
+        data: dict[str, Any] = {"hidden_states": tensor.array.tolist()}
+    else:
+        data = {"hidden_states": base64.b64encode(tensor.tobytes()).decode("ascii"), "encoding_format": "base64"}
+    return wire.dump_json(data | {"shape": list(tensor.array.shape)} | facts)

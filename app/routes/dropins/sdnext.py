@@ -1,0 +1,43 @@
+"""`POST /te`: the remote text encoder of SD.Next.
+
+Client: SD.Next, modules/sd_te_remote.py, with SD_REMOTE_T5 set to this address. It posts bare JSON, a string or a list,
+and reads the reply's bytes in the dtype of its own pipeline, in the shape of the header `shape`.
+"""
+
+from fastapi import APIRouter, Request
+from pydantic import ConfigDict, RootModel
+from starlette.responses import Response
+
+from app import wire
+from app.reply.reply import ReplyFormat
+from app.request.body import read_body
+from app.routes.dropins.fields import DTypeQuery, PresetQuery, Prompts
+from app.routes.encoding import encode_prompts, timings
+from app.routes.openapi import drop_in
+from app.service import catalog_of
+
+router = APIRouter()
+
+
+class TextEncoderRequest(RootModel[Prompts]):
+    """The prompts, without an object around them."""
+
+    model_config = ConfigDict(strict=True)
+
+
+TE = drop_in(
+    TextEncoderRequest,
+    {},
+    wire.TENSOR,
+    "The bytes of one tensor, little-endian and in C order; the headers `shape`, a JSON list, and `dtype` describe it.",
+)
+
+
+@router.post("/te", **TE)
+async def te(request: Request, preset: PresetQuery = None, dtype: DTypeQuery = "bfloat16") -> Response:
+    """Encode prompts as SD.Next asks for them. The preset is the server's default, or named in the address."""
+    body = await read_body(request, TextEncoderRequest)
+    result = await encode_prompts(request, body.root, catalog_of(request).get(preset), dtype)
+    response = await ReplyFormat(wire.TENSOR).respond(result.embeds, {})
+    response.headers.update(timings(result))
+    return response

@@ -1,0 +1,79 @@
+"""`POST /sglang/encode`: what SGLang-diffusion serves as `POST /encode` with `--encode-only`.
+
+Our own `/encode` has that path, and a body of a prompt alone could be either's, so a client's base address is
+`http://host:port/sglang` here.
+Source: sglang, multimodal_gen/runtime/entrypoints/post_training/encode_api.py, io_struct.py and utils.py.
+"""
+
+import asyncio
+from typing import Any
+
+import msgpack
+from fastapi import APIRouter, Request
+from pydantic import Field
+from starlette.responses import Response
+
+from app import wire
+from app.reply.collate import collate
+from app.request.body import read_body
+from app.request.schemas import Text
+from app.routes.dropins.fields import DropInRequest, DTypeQuery, PresetQuery
+from app.routes.encoding import encode_prompts, timings
+from app.routes.openapi import drop_in
+from app.service import catalog_of
+from app.wire import Tensor
+from encoder import EncodeResult
+
+router = APIRouter()
+
+
+class SGLangRequest(DropInRequest):
+    """Fields that concern no text encoder (seed, width, height, fps, ...) are among those ignored."""
+
+    prompt: Text
+    negative_prompt: Text | None = None
+    image_path: None = Field(None, description="Refused: text is encoded here, and no file of the server is read.")
+    video_path: None = Field(None, description="Refused: text is encoded here, and no file of the server is read.")
+
+
+ENCODE = drop_in(
+    SGLangRequest,
+    {"prompt and negative": {"prompt": "a cat", "negative_prompt": "", "width": 1024, "height": 1024, "seed": 7}},
+    wire.MSGPACK,
+    "{request_id, prompt, encoder_output, inference_time_s}; tensors are {__tensor__, data, shape, dtype}, with data a "
+    "safetensors file of one tensor `t`.",
+)
+
+
+@router.post("/sglang/encode", **ENCODE)
+async def encode(request: Request, preset: PresetQuery = None, dtype: DTypeQuery = "bfloat16") -> Response:
+    """Encode a prompt, and its negative where there is one, as SGLang-diffusion does."""
+    body, catalog = await read_body(request, SGLangRequest), catalog_of(request)
+    positive = catalog.get(preset)
+    negative = positive if positive.negative_preset is None else catalog.get(positive.negative_preset)
+    results = {"": await encode_prompts(request, [body.prompt], positive, dtype)}
+    if body.negative_prompt is not None:
+        results["negative_"] = await encode_prompts(request, [body.negative_prompt], negative, dtype)
+    facts = {"request_id": request.scope["request_id"], "prompt": body.prompt}
+    packed = await asyncio.to_thread(_pack, facts, results)
+    return Response(packed, headers=timings(*results.values()), media_type=wire.MSGPACK)
+
+
+def _pack(facts: dict[str, Any], results: dict[str, EncodeResult]) -> bytes:
+    encoder_output = {}
+    for side, result in results.items():
+        hidden_states, attention_mask = collate(result.embeds)
+        encoder_output[f"{side}prompt_embeds"] = _tensor(hidden_states)
+        encoder_output[f"{side or 'prompt_'}attention_mask"] = _tensor(attention_mask)
+    inference_time_s = sum(result.inference_ms for result in results.values()) / 1e3
+    packed: bytes = msgpack.packb(facts | {"encoder_output": encoder_output, "inference_time_s": inference_time_s})
+    return packed
+
+
+def _tensor(tensor: Tensor) -> dict[str, Any]:
+    return {
+        "__tensor__": True,
+        "data": wire.pack_safetensors({"t": tensor}),
+        "shape": list(tensor.array.shape),
+        "dtype": f"torch.{tensor.dtype}",
+    }

@@ -1,0 +1,126 @@
+"""What the generated API description cannot see for itself: bodies are read by hand, replies come in many formats."""
+
+from typing import Any
+
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from app import wire
+from app.errors import ANSWERS, UNEXPECTED
+from app.reply import torch_file
+from app.reply.reply import ENCODINGS
+from app.request.schemas import (
+    EncodeLayersRequest,
+    EncodeReply,
+    EncodeRequest,
+    ErrorReply,
+    TokenizeReply,
+    TokenizeRequest,
+)
+
+Described = dict[str, Any]
+_CODES = dict.fromkeys([*ANSWERS.values(), UNEXPECTED])
+
+
+def errors(*statuses: int) -> dict[int | str, Described]:
+    """The error replies of a route."""
+    return {status: {"model": ErrorReply, "description": _codes(status)} for status in statuses}
+
+
+def _codes(status: int) -> str:
+    return "code: " + " | ".join(answer.code for answer in _CODES if answer.status == status)
+
+
+def request_body(model: type[BaseModel], examples: dict[str, Any]) -> Described:
+    """The request body in both media types; no model here refers to another, so its schema stands alone."""
+    schema = model.model_json_schema()
+    named = {name: {"value": value} for name, value in examples.items()}
+    return {
+        "required": True,
+        "content": {
+            wire.JSON: {"schema": schema, "examples": named},
+            wire.MSGPACK: {"schema": schema, "examples": named},
+            wire.X_MSGPACK: {"schema": schema},
+        },
+    }
+
+
+BYTES = {"schema": {"type": "string", "format": "binary"}}
+TIMINGS: Described = {
+    name: {"description": text, "schema": {"type": kind}}
+    for name, text, kind in [
+        ("x-request-id", "The request's own, or a new one.", "string"),
+        ("x-total-time", "Milliseconds from the first byte of the request to this header.", "number"),
+        ("x-tokenization-time", "Milliseconds.", "number"),
+        ("x-queue-time", "Milliseconds.", "number"),
+        ("x-inference-time", "Milliseconds.", "number"),
+        ("x-cache", "hit (in memory or on disk), miss or coalesced.", "string"),
+    ]
+}
+ENCODED: Described = {
+    "model": EncodeReply,
+    "description": "Hidden states, in the format of the Accept header; msgpack when it leaves the choice.",
+    "headers": TIMINGS,
+    "content": {
+        wire.MSGPACK: BYTES,
+        wire.X_MSGPACK: BYTES,
+        wire.SAFETENSORS: BYTES,
+        wire.TENSOR: BYTES,
+        torch_file.MEDIA_TYPE: BYTES,
+    },
+}
+ENCODING: Described = {
+    "name": "encoding",
+    "in": "query",
+    "description": "How a JSON reply holds tensors; other formats ignore it.",
+    "schema": {"type": "string", "enum": list(ENCODINGS), "default": ENCODINGS[0]},
+}
+FAILURES = errors(400, 401, 406, 408, 413, 415, 421, 422, 429, 500, 503, 504)
+
+
+def drop_in(body: type[BaseModel], examples: dict[str, Any], media_type: str, description: str) -> Described:
+    """A route that speaks the protocol of another service: one format of reply, errors as everywhere."""
+    reply = {"description": description, "headers": TIMINGS, "content": {media_type: BYTES}}
+    return {
+        "responses": {200: reply, **FAILURES},
+        "response_class": Response,
+        "openapi_extra": {"requestBody": request_body(body, examples)},
+    }
+
+
+ENCODE: Described = {
+    "responses": {200: ENCODED, **FAILURES},
+    "openapi_extra": {
+        "parameters": [ENCODING],
+        "requestBody": request_body(
+            EncodeRequest,
+            {
+                "one prompt": {"prompt": "a cat on a red sofa"},
+                "FLUX.2 klein, with the usual negative": {"prompts": ["a cat", ""], "preset": "flux2-klein"},
+                "Z-Image in float32": {"prompt": "a cat", "preset": "z-image", "dtype": "float32"},
+            },
+        ),
+    },
+}
+ENCODE_LAYERS: Described = {
+    "responses": {200: ENCODED, **FAILURES},
+    "openapi_extra": {
+        "parameters": [ENCODING],
+        "requestBody": request_body(
+            EncodeLayersRequest,
+            {
+                "decoder layers, joined": {"prompt": "a cat", "layers": [8, 17, 26]},
+                "Hugging Face's index, stacked": {"prompt": "a cat", "hidden_states": [9, 18, -1], "combine": "stack"},
+            },
+        ),
+    },
+}
+TOKENIZE: Described = {
+    "responses": {
+        200: {"model": TokenizeReply, "description": "The tokens.", "content": {wire.MSGPACK: BYTES}},
+        **errors(400, 401, 406, 408, 413, 415, 421, 422, 500, 503),
+    },
+    "openapi_extra": {
+        "requestBody": request_body(TokenizeRequest, {"one prompt": {"prompt": "a cat", "preset": "flux2-klein"}})
+    },
+}

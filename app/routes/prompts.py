@@ -1,0 +1,82 @@
+"""The routes that work on prompts. Each reads as the path of a request: body, preset, engine, reply.
+
+Each takes the request and gives the response (app/routes/prompt_routes.py).
+"""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from app import wire
+from app.reply.reply import ReplyFormat
+from app.request.accept import negotiate
+from app.request.body import read_body
+from app.request.disconnect import unless_disconnected
+from app.request.schemas import EncodeLayersRequest, EncodeRequest, TokenizeRequest
+from app.routes.encoding import encode_prompts, timings
+from app.routes.openapi import ENCODE, ENCODE_LAYERS, TOKENIZE
+from app.service import catalog_of, engine_of
+from encoder import EncodeResult, Engine, Preset, TokenizedPrompt
+
+router = APIRouter(tags=["prompts"])
+
+
+@router.post("/encode", **ENCODE)
+async def encode(request: Request) -> Response:
+    """Encode prompts to the hidden states of a preset.
+
+    Without a preset: the last hidden state, after the final norm, of the bare prompt.
+    """
+    return await _encode(request, EncodeRequest)
+
+
+@router.post("/encode_layers", **ENCODE_LAYERS)
+async def encode_layers(request: Request) -> Response:
+    """Encode prompts to the hidden states of chosen layers; everything else is as in `/encode`."""
+    return await _encode(request, EncodeLayersRequest)
+
+
+async def _encode(request: Request, model: type[EncodeRequest]) -> Response:
+    reply_format = ReplyFormat.wanted(request)  # before any work is done
+    body = await read_body(request, model)
+    preset = body.resolve(catalog_of(request))
+    result = await encode_prompts(request, body.texts(), preset, body.dtype)
+    return await reply_format.respond(result.embeds, _facts(result, preset, engine_of(request)), timings(result))
+
+
+@router.post("/tokenize", **TOKENIZE)
+async def tokenize(request: Request) -> Response:
+    """Show what would be encoded: the formatted prompt and its tokens. Does not run the model."""
+    media_type = negotiate(request, (wire.JSON, wire.MSGPACK, wire.X_MSGPACK))
+    body = await read_body(request, TokenizeRequest)
+    preset, engine = body.resolve(catalog_of(request)), engine_of(request)
+    prompts = await unless_disconnected(request, engine.tokenize(body.texts(), preset))
+    document = {
+        "model": engine.info.model,
+        "preset": preset.name,
+        "prompts": [_tokenized(prompt, engine) for prompt in prompts],
+    }
+    return Response(wire.dump_json(document) if media_type == wire.JSON else wire.pack(document), media_type=media_type)
+
+
+def _facts(result: EncodeResult, preset: Preset, engine: Engine) -> dict[str, Any]:
+    """What a reply says beside its tensors."""
+    num_tokens = [len(prompt.input_ids) for prompt in result.prompts]
+    return {
+        "model": engine.info.model,
+        "preset": preset.name,
+        "num_tokens": num_tokens,
+        "truncated": [prompt.truncated for prompt in result.prompts],
+        "usage": {"prompt_tokens": sum(num_tokens), "layers_run": result.layers_run},
+    }
+
+
+def _tokenized(prompt: TokenizedPrompt, engine: Engine) -> dict[str, Any]:
+    return {
+        "text": prompt.text,
+        "input_ids": list(prompt.input_ids),
+        "tokens": engine.tokens(prompt.input_ids),
+        "num_tokens": len(prompt.input_ids),
+        "truncated": prompt.truncated,
+    }

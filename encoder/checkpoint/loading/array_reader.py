@@ -1,0 +1,132 @@
+"""Reads arrays from their places in files into the memory that MLX computes with, whatever the files' format.
+
+What loading waits for, beside the disk, is memory that no one has touched before. So nothing but the result is fresh:
+a few threads each read a piece that stays in their cache, check it, and write it, widened where that is asked, to its
+place.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
+from math import prod
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from encoder.checkpoint.loading.filled_array import filled
+from encoder.checkpoint.tensors.weights import StoredArray
+from encoder.errors import CheckpointError
+
+Bytes = NDArray[np.uint8]
+
+_MOST_THREADS = 4
+_PIECE_BYTES = 2**20
+_SIZES = {"F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U32": 4, "U8": 1}  # of what MLX knows under these names
+_FLOATS = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16"}
+_INFINITY: dict[str, tuple[Any, Any, int]] = {  # as integers of either sign
+    "F32": (np.int32, np.uint32, 0x7F800000),
+    "F16": (np.int16, np.uint16, 0x7C00),
+    "BF16": (np.int16, np.uint16, 0x7F80),
+}
+
+
+class ArrayReader:
+    """Reads one array at a time, on a few threads; they end with the `with` that it is used in."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1), thread_name_prefix="reader")
+        self._scratch = threading.local()
+
+    def __enter__(self) -> "ArrayReader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown()
+
+    def read(self, array: StoredArray) -> mx.array:
+        """The array as it is stored; a dtype that MLX does not have as uint8.
+
+        Errors: CheckpointError when it is no longer there, or has NaN or infinity.
+        """
+        return self._read(array, array.dtype if array.dtype in _SIZES else "U8", None)
+
+    def read_floats(self, array: StoredArray, dtype: mx.Dtype) -> mx.array:
+        """Stored floats in a dtype that holds each of them exactly: their own, or float32. Errors: as of `read`."""
+        kind = _FLOATS[dtype]
+        return self._read(array, kind, None if array.dtype == kind else _WIDEN[array.dtype])
+
+    def _read(self, array: StoredArray, kind: str, widen: Callable[[Bytes, Bytes], None] | None) -> mx.array:
+        factor = 2 if widen else 1
+        if prod(array.shape) * _SIZES[kind] != array.nbytes * factor:
+            raise CheckpointError(f"{array.file}: {array.key} has dtype {array.dtype}, which cannot be read.")
+
+        def fill(memory: memoryview) -> None:
+            with array.file.open("rb", buffering=0) as file:
+
+                def read_piece(start: int) -> None:
+                    size = min(_PIECE_BYTES, array.nbytes - start)
+                    place = np.frombuffer(memory[start * factor : (start + size) * factor], np.uint8)
+                    stored = self._piece(size) if widen else place
+                    if os.preadv(file.fileno(), [stored.data], array.offset + start) != size:
+                        raise CheckpointError(f"{array.file}: {array.key} cannot be read: the file has been changed.")
+                    _check_finite(stored, array)
+                    if widen:
+                        widen(stored, place)
+
+                starts = range(0, array.nbytes, _PIECE_BYTES)
+                if len(starts) == 1:
+                    return read_piece(0)
+                pieces = [self._threads.submit(read_piece, start) for start in starts]
+                wait(pieces)  # all of them, before `memory` is given back
+                for piece in pieces:
+                    piece.result()
+
+        try:
+            return filled(kind, array.shape, array.nbytes * factor, fill)
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(f"{array.file}: {array.key} cannot be read: {error}") from error
+
+    def _piece(self, size: int) -> Bytes:
+        """Memory of this thread, the same each time."""
+        if not hasattr(self._scratch, "piece"):
+            self._scratch.piece = np.empty(_PIECE_BYTES, np.uint8)
+        piece: Bytes = self._scratch.piece[:size]
+        return piece
+
+
+def read_ahead(arrays: Iterable[StoredArray]) -> None:
+    """Let the disk fetch arrays into the page cache while others are read; a hint, taken on Linux alone."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    for array in arrays:
+        with suppress(OSError), array.file.open("rb") as file:
+            os.posix_fadvise(file.fileno(), array.offset, array.nbytes, os.POSIX_FADV_WILLNEED)
+
+
+def _check_finite(piece: Bytes, array: StoredArray) -> None:
+    """Read as integers, +inf and the NaNs above it are the largest, and so are -inf and its NaNs without a sign."""
+    if array.dtype not in _INFINITY or not piece.size:
+        return
+    signed, unsigned, infinity = _INFINITY[array.dtype]
+    sign = 1 << (8 * np.dtype(unsigned).itemsize - 1)
+    if piece.view(signed).max() >= infinity or piece.view(unsigned).max() >= sign + infinity:
+        raise CheckpointError(
+            f"{array.file.name}: {array.key} has NaN or infinity, expected finite weights. "
+            f"Fetch the file again; if it is stored so, it cannot be served."
+        )
+
+
+def _widen_bfloat16(stored: Bytes, place: Bytes) -> None:
+    """bfloat16 is the upper half of a float32."""
+    np.left_shift(stored.view(np.uint16), np.uint32(16), out=place.view(np.uint32), dtype=np.uint32)
+
+
+def _widen_float16(stored: Bytes, place: Bytes) -> None:
+    np.copyto(place.view(np.float32), stored.view(np.float16))
+
+
+_WIDEN = {"BF16": _widen_bfloat16, "F16": _widen_float16}

@@ -1,0 +1,120 @@
+"""Writes any checkpoint as MLX has it: a folder with the encoder's tensors alone, quantized or not, that loads fast."""
+
+import json
+import logging
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from encoder.checkpoint.checkpoint import Checkpoint
+from encoder.checkpoint.loading.load import FOLLOWS_THE_FILE, Progress, read_values
+from encoder.checkpoint.loading.residency import Resident, plan
+from encoder.checkpoint.tensors.quantization import Quantization
+from encoder.errors import CheckpointError
+
+log = logging.getLogger(__name__)
+
+SHARD_BYTES = 2 * 10**9
+_DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
+
+
+def convert_checkpoint(
+    checkpoint: Checkpoint, folder: Path, quantize: str = "keep", progress: Progress | None = None
+) -> None:
+    """Write the checkpoint to a new folder. Holds no more than a shard of it in memory.
+
+    Args:
+        checkpoint: as opened.
+        folder: that appears when everything is in it.
+        quantize: "keep" or "auto" keeps what MLX has a quantization for, "none" writes floats, anything else as
+            `Quantization.parse`.
+        progress: called after each tensor.
+    Errors: CheckpointError when the folder exists, the disk is too small, or a tensor cannot be read.
+    """
+    if folder.exists():
+        raise CheckpointError(f"{folder}: exists already, expected the name of a new folder.")
+    residents = plan(
+        checkpoint.weights.tensors.values(),
+        _DTYPES[checkpoint.dtype],
+        None if quantize in FOLLOWS_THE_FILE else Quantization.parse(quantize),
+        keep=quantize != "none",
+    )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _check_disk(folder.parent, sum(resident.nbytes for resident in residents.values()))
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+        fresh = Path(scratch, "fresh")
+        fresh.mkdir()
+        _write_weights(fresh, _named(checkpoint, residents, progress))
+        _write_json(fresh / "config.json", _config(checkpoint, residents))
+        checkpoint.tokenizer.save(fresh / "tokenizer.json")
+        _write_json(fresh / "tokenizer_config.json", {"pad_token": checkpoint.tokenizer.pad_token})
+        fresh.rename(folder)
+    log.info("%s: written to %s", checkpoint.name, folder)
+
+
+def _check_disk(place: Path, needed: int) -> None:
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise CheckpointError(f"{place}: {needed / 1e9:.1f} GB are needed, and {free / 1e9:.1f} GB are free.")
+
+
+def _named(
+    checkpoint: Checkpoint, residents: Mapping[str, Resident], progress: Progress | None
+) -> Iterator[tuple[str, mx.array]]:
+    for values in read_values(checkpoint, residents, progress):
+        for name, array in values.items():
+            yield f"model.{name}", array
+
+
+def _write_weights(folder: Path, named: Iterator[tuple[str, mx.array]]) -> None:
+    """Shards and their index, or model.safetensors where one is enough."""
+    weight_map: dict[str, str] = {}
+    shard: dict[str, mx.array] = {}
+    files: list[Path] = []
+
+    def flush() -> None:
+        files.append(folder / f"model-{len(files) + 1:05}.safetensors")
+        mx.save_safetensors(str(files[-1]), shard, {"format": "mlx"})
+        weight_map.update(dict.fromkeys(shard, files[-1].name))
+        shard.clear()
+
+    for key, array in named:
+        shard[key] = array
+        if sum(value.nbytes for value in shard.values()) >= SHARD_BYTES:
+            flush()
+    if shard:
+        flush()
+    if len(files) == 1:
+        files[0].rename(folder / "model.safetensors")
+    else:
+        _write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
+
+
+def _config(checkpoint: Checkpoint, residents: Mapping[str, Resident]) -> dict[str, Any]:
+    """A config.json that this reader, mlx-lm and transformers understand."""
+    config: dict[str, Any] = {
+        **asdict(checkpoint.config),
+        "architectures": ["Qwen3ForCausalLM"],
+        "hidden_act": "silu",
+        "model_type": "qwen3",
+        "tie_word_embeddings": True,  # there is no head
+        "torch_dtype": checkpoint.dtype,
+    }
+    if checkpoint.random_weights:
+        config["random_weights"] = True
+    quantized = {name: resident.quantization for name, resident in residents.items() if resident.quantization}
+    if quantized:
+        [(usual, _)] = Counter(quantized.values()).most_common(1)
+        others = {f"model.{name.removesuffix('.weight')}": asdict(q) for name, q in quantized.items() if q != usual}
+        config["quantization"] = config["quantization_config"] = asdict(usual) | others
+    return config
+
+
+def _write_json(file: Path, value: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

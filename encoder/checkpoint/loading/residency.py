@@ -1,0 +1,109 @@
+"""Decides what each stored tensor becomes in memory: floats, or numbers that MLX's kernels compute with as they are."""
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from math import prod
+
+import mlx.core as mx
+
+from encoder.checkpoint.loading.kernels import has_kernel
+from encoder.checkpoint.tensors.encodings import Plain
+from encoder.checkpoint.tensors.quantization import Quantization
+from encoder.checkpoint.tensors.weights import Arrays, StoredTensor
+
+EMBEDDING = "embed_tokens.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """A tensor, and what it is to be in memory.
+
+    Attributes:
+        stored: where it comes from.
+        dtype: of floats, and of scales and biases.
+        quantization: None for floats.
+    """
+
+    stored: StoredTensor
+    dtype: mx.Dtype
+    quantization: Quantization | None
+
+    @property
+    def nbytes(self) -> int:
+        """In memory."""
+        numbers = prod(self.stored.shape)
+        if self.quantization is None:
+            return numbers * self.dtype.size
+        return self.quantization.nbytes(numbers, self.dtype.size)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it is stored floats, each of which its dtype holds."""
+        return (
+            isinstance(self.stored.encoding, Plain)
+            and self.quantization is None
+            and self.dtype in (mx.float32, getattr(mx, self.stored.encoding.label))
+        )
+
+    def values(self, arrays: Arrays) -> dict[str, mx.array]:
+        """The parameters that the tensor becomes, by name, not evaluated."""
+        encoding, name = self.stored.encoding, self.stored.name
+        if self.quantization is None:
+            return {name: encoding.decode(arrays, self.dtype)}
+        if self.quantization == encoding.kept:
+            packed = encoding.pack(arrays)
+        else:
+            floats = encoding.decode(arrays, self.dtype)
+            quantization = self.quantization
+            parts = mx.quantize(
+                floats, group_size=quantization.group_size, bits=quantization.bits, mode=quantization.mode
+            )
+            packed = dict(zip(("weight", "scales", "biases"), parts, strict=False))
+        if self.quantization.has_biases:
+            packed |= {role: packed[role].astype(self.dtype) for role in ("scales", "biases")}
+        path = name.removesuffix("weight")
+        return {path + role: array for role, array in packed.items()}
+
+
+def plan(
+    tensors: Collection[StoredTensor],
+    dtype: mx.Dtype,
+    quantize: Quantization | None,
+    *,
+    keep: bool,
+    keep_bfloat16: bool = False,
+) -> dict[str, Resident]:
+    """What each tensor becomes, by name.
+
+    Args:
+        tensors: that are needed.
+        dtype: to compute in.
+        quantize: what matrices become; None leaves them as they are.
+        keep: whether stored quantizations stay, where MLX has a kernel for them.
+        keep_bfloat16: whether matrices stay bfloat16 when all of them are stored so and nothing else becomes of them.
+    """
+    matrices = [tensor for tensor in tensors if len(tensor.shape) == 2]
+    if keep_bfloat16 and quantize is None and all(matrix.encoding == Plain("bfloat16") for matrix in matrices):
+        return {t.name: Resident(t, mx.bfloat16 if len(t.shape) == 2 else dtype, None) for t in tensors}
+    return {tensor.name: Resident(tensor, dtype, _choose(tensor, dtype, quantize, keep)) for tensor in tensors}
+
+
+def _choose(tensor: StoredTensor, dtype: mx.Dtype, quantize: Quantization | None, keep: bool) -> Quantization | None:
+    chosen = quantize if quantize is not None else tensor.encoding.kept if keep else None
+    if chosen is None or not tensor.name.endswith(".weight") or not chosen.fits(tensor.shape):
+        return None
+    # nn.QuantizedEmbedding hands out bfloat16 in the modes without biases, whatever the others compute in.
+    embedding = tensor.name == EMBEDDING
+    if embedding and not chosen.has_biases and dtype != mx.bfloat16:
+        return None
+    return chosen if has_kernel(chosen, dtype, tensor.shape, lookup=embedding) else None
+
+
+def label(residents: Mapping[str, Resident]) -> str | None:
+    """Every quantization in memory, that of most bytes first; None where all are floats."""
+    nbytes: Counter[str] = Counter()
+    for resident in residents.values():
+        if resident.quantization is not None:
+            nbytes[resident.quantization.label] += resident.nbytes
+    return ", ".join(name for name, _ in nbytes.most_common()) or None

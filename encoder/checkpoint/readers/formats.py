@@ -1,0 +1,24 @@
+"""The readers of what lies in the file system, wherever it came from."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from encoder.checkpoint.checkpoint import Checkpoint
+from encoder.checkpoint.readers import comfyui, huggingface
+from encoder.checkpoint.readers import gguf as gguf_reader
+from encoder.checkpoint.request import Reader, Request
+from encoder.errors import CheckpointError
+
+FORMATS: tuple[Reader, ...] = (huggingface, comfyui, gguf_reader)
+
+
+def open_path(path: Path, request: Request) -> Checkpoint:
+    """Describe the checkpoint at `path`, under the name that it was asked for by.
+
+    Errors: CheckpointError when no format recognizes it, or it is damaged.
+    """
+    there = replace(request, source=str(path))
+    for reader in FORMATS:
+        if reader.recognizes(there):
+            return replace(reader.open_request(there), name=request.source)
+    raise CheckpointError(f"{request.source}: has no such file or folder, or it is of no known format.")

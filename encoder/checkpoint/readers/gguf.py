@@ -1,0 +1,118 @@
+"""Reads a GGUF model: config, tokenizer and tensors are all in its file, under llama.cpp's names.
+
+llama.cpp reorders the rows of q_proj and k_proj for models whose RoPE turns neighbouring numbers. Qwen3's turns halves,
+so its rows are in order.
+Source: llama.cpp, gguf-py/gguf/constants.py:MODEL_ARCH.QWEN3, convert_hf_to_gguf.py:Qwen3Model.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from encoder.checkpoint.checkpoint import Checkpoint, describe
+from encoder.checkpoint.files.gguf_parts import read_gguf_headers
+from encoder.checkpoint.files.gguf_tokenizer import tokenizer_from_metadata
+from encoder.checkpoint.files.tokenizer_files import open_named_tokenizer
+from encoder.checkpoint.request import Request
+from encoder.checkpoint.tensors.encodings import FLOATS, Plain
+from encoder.checkpoint.tensors.gguf_blocks import GgufBlocks
+from encoder.checkpoint.tensors.weights import StoredArray, StoredTensor, Weights
+from encoder.errors import CheckpointError
+from encoder.qwen3.config import Qwen3Config
+
+_ARCHITECTURES = ("qwen3", "qwen3vl")
+_LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
+_MODULES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_OUTER = {"token_embd.weight": "embed_tokens.weight", "output_norm.weight": "norm.weight"}
+_NOT_OURS = ("output.", "rope_freqs.", "v.", "mm.")  # head, RoPE, and what Ollama adds for vision
+_FIELDS = {  # of config.json, from the keys behind the architecture
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "rope_theta": "rope.freq_base",
+    "max_position_embeddings": "context_length",
+}
+
+
+def recognizes(request: Request) -> bool:
+    """A file whose name ends in .gguf."""
+    return request.is_file(".gguf")
+
+
+def open_request(request: Request) -> Checkpoint:
+    """Describe the checkpoint in a file. Errors: as of `open_gguf`."""
+    return open_gguf(request.path, request)
+
+
+def open_gguf(file: Path, request: Request) -> Checkpoint:
+    """Describe the checkpoint in a GGUF file, whatever that is called, and in the files that it is one part with.
+
+    Errors: CheckpointError when it is damaged, lacks a part, or is no Qwen3.
+    """
+    header = read_gguf_headers(file)
+    tensors = dict(filter(None, map(_tensor, header.arrays)))
+    if "embed_tokens.weight" not in tensors:
+        raise CheckpointError(f"{file}: has no token_embd.weight, expected the tensors of a Qwen3.")
+    config = _config(header.metadata, tensors, file)
+    if request.tokenizer is not None:
+        tokenizer = open_named_tokenizer(request.tokenizer, request.cache_dir)
+    else:
+        tokenizer = tokenizer_from_metadata(header.metadata, str(file))
+    return describe(request.source, config, Weights(tensors), tokenizer)
+
+
+def _config(metadata: dict[str, Any], tensors: Mapping[str, StoredTensor], file: Path) -> Qwen3Config:
+    architecture = metadata.get("general.architecture")
+    if architecture not in _ARCHITECTURES:
+        raise CheckpointError(f"{file}: general.architecture is {architecture!r}, expected 'qwen3' or 'qwen3vl'.")
+    fields = {field: _exact(metadata.get(f"{architecture}.{key}")) for field, key in _FIELDS.items()}
+    scaling = metadata.get(f"{architecture}.rope.scaling.type")
+    return Qwen3Config.from_dict(
+        fields
+        | {
+            "model_type": "qwen3" if architecture == "qwen3" else "qwen3_vl_text",
+            "vocab_size": tensors["embed_tokens.weight"].shape[0],
+            "attention_bias": "layers.0.self_attn.q_proj.bias" in tensors,
+            "rope_scaling": None if scaling in (None, "none") else {"rope_type": scaling},
+        }
+    )
+
+
+def _exact(value: Any) -> Any:
+    """The decimal number that a float32 stands for: 1e-6 has become 9.99999997e-7."""
+    return float(f"{value:.7g}") if isinstance(value, float) else value
+
+
+def _tensor(array: StoredArray) -> tuple[str, StoredTensor] | None:
+    """The tensor under the parameter's name, None for one that the encoder never needs."""
+    if array.key.startswith(_NOT_OURS):
+        return None
+    match = _LAYER.fullmatch(array.key)
+    if match:
+        name = f"layers.{match[1]}.{_MODULES.get(match[2], match[2])}.{match[3]}"
+    else:
+        name = _OUTER.get(array.key, array.key)
+    if array.dtype not in FLOATS and len(array.shape) != 2:
+        raise CheckpointError(f"{array.file}: {array.key} is {array.dtype} {array.shape}, expected a matrix or floats.")
+    if array.dtype in FLOATS:
+        return name, StoredTensor(name, array.shape, Plain(FLOATS[array.dtype]), {"weight": array})
+    rows = replace(array, shape=(array.shape[0], array.nbytes // array.shape[0]))
+    return name, StoredTensor(name, array.shape, GgufBlocks(array.dtype, array.shape), {"weight": rows})

@@ -1,0 +1,112 @@
+"""Reads models straight from Ollama's store: the text encoder of an image model, a language model, and GGUF.
+
+A tensor is a blob, itself a small safetensors file. Quantized weights have had two forms:
+
+until February 2026    three blobs, each with the key `data`; layers `….weight`, `….weight_scale`, `….weight_qbias`
+since then             one blob with the keys `….weight`, `….weight.scale`, `….weight.bias`, `quant_type` in its header
+
+Both are what `mlx.core.quantize` returns, under other names.
+Source: ollama, x/imagegen/weights.go before a0407d07f, x/create/quantize.go, x/mlxrunner/model/root.go.
+"""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from encoder.checkpoint.checkpoint import Checkpoint, describe
+from encoder.checkpoint.files.json_file import read_json_object
+from encoder.checkpoint.files.ollama_store import GGUF, JSON, TENSOR, Layer, check_digest, manifest_file, read_layers
+from encoder.checkpoint.files.safetensors_files import read_header
+from encoder.checkpoint.files.tokenizer_files import open_named_tokenizer, pad_token
+from encoder.checkpoint.readers.gguf import open_gguf
+from encoder.checkpoint.request import Request
+from encoder.checkpoint.tensors.assemble import Hints, assemble
+from encoder.checkpoint.tensors.keys import parameter_name
+from encoder.checkpoint.tensors.mlx_quantized import mlx_quantized
+from encoder.checkpoint.tensors.weights import StoredArray, Weights
+from encoder.errors import CheckpointError
+from encoder.pipeline.tokenizer import Tokenizer
+from encoder.qwen3.config import Qwen3Config
+
+PREFIX = "ollama:"
+COMPONENT = "text_encoder/"
+_SINGLE_KEY = "data"
+_BITS = {"int4": 4, "q4": 4, "fp4": 4, "int8": 8, "q8": 8, "fp8": 8, "nvfp4": 4, "mxfp4": 4, "mxfp8": 8}
+_ROLES = {
+    "scale": "scales",
+    "qbias": "biases",
+    "bias": "biases",
+    "global_scale": "global_scale",
+    "scale_2": "global_scale",
+}
+_BESIDE_WEIGHT = re.compile(r"(?P<path>.+)\.weight[._](?P<role>scale|qbias|bias|global_scale|scale_2)")
+
+
+def recognizes(request: Request) -> bool:
+    """`ollama:` and a name, or the bare name of a model that the store has."""
+    if request.source.startswith(PREFIX):
+        return True
+    manifest = manifest_file(request.source)
+    return manifest is not None and manifest.is_file()
+
+
+def open_request(request: Request) -> Checkpoint:
+    """Describe a model of the store.
+
+    Errors: CheckpointError when the store does not have it, it is damaged, or it is no Qwen3.
+    """
+    manifest = manifest_file(request.source.removeprefix(PREFIX))
+    if manifest is None or not manifest.is_file():
+        where = manifest or "a name like ollama:z-image-turbo:latest"
+        raise CheckpointError(f"{request.source}: is no model of Ollama's store, expected {where}. Pull it first.")
+    layers = read_layers(manifest)
+    gguf = next((layer for layer in layers if layer.media_type == GGUF), None)
+    return _open_tensors(layers, request) if gguf is None else _open_gguf(gguf.blob, request)
+
+
+def _open_gguf(blob: Path, request: Request) -> Checkpoint:
+    checkpoint = open_gguf(blob, request)
+    return replace(checkpoint, weights=replace(checkpoint.weights, check_file=check_digest))
+
+
+def _open_tensors(layers: list[Layer], request: Request) -> Checkpoint:
+    files = {layer.name: layer.blob for layer in layers if layer.media_type == JSON}
+    component = COMPONENT if f"{COMPONENT}config.json" in files else ""
+    if f"{component}config.json" not in files:
+        raise CheckpointError(f"{request.source}: has no {COMPONENT}config.json among its layers. Is it a Qwen3 model?")
+    config = Qwen3Config.from_dict(read_json_object(files[f"{component}config.json"]))
+    blobs = [layer for layer in layers if layer.media_type == TENSOR and layer.name.startswith(component)]
+    named: list[tuple[str, StoredArray]] = []
+    bits: dict[str, int] = {}
+    for layer in blobs:
+        header = read_header(layer.blob)
+        for array in header.arrays:
+            key = _canonical(layer.name if array.key == _SINGLE_KEY else array.key)
+            named.append((key, array))
+            bits |= _declared_bits(key, array.key, header.metadata)
+    weights = Weights(assemble(named, (mlx_quantized,), Hints(dims=config, bits=bits)), check_file=check_digest)
+    return describe(request.source, config, weights, _open_tokenizer(files, request))
+
+
+def _canonical(key: str) -> str:
+    """The key as MLX would have it: `….scales` and `….biases` beside `….weight`."""
+    match = _BESIDE_WEIGHT.fullmatch(key)
+    return f"{match['path']}.{_ROLES[match['role']]}" if match else key
+
+
+def _declared_bits(key: str, own_key: str, metadata: dict[str, str]) -> dict[str, int]:
+    """The bits of a weight by the path of its module, where the blob names its type."""
+    quant_type = metadata.get(f"{own_key}.quant_type") or metadata.get("quant_type") or ""
+    name = parameter_name(key)
+    bits = _BITS.get(quant_type.lower())
+    return {name.removesuffix(".weight"): bits} if bits and name and name.endswith(".weight") else {}
+
+
+def _open_tokenizer(files: dict[str, Path], request: Request) -> Tokenizer:
+    if request.tokenizer is not None:
+        return open_named_tokenizer(request.tokenizer, request.cache_dir)
+    for folder in ("tokenizer/", ""):
+        if f"{folder}tokenizer.json" in files:
+            settings = files.get(f"{folder}tokenizer_config.json")
+            return Tokenizer.from_file(files[f"{folder}tokenizer.json"], pad_token(settings) if settings else None)
+    raise CheckpointError(f"{request.source}: has no tokenizer.json among its layers. Give one with --tokenizer.")

@@ -1,0 +1,72 @@
+"""The encodings that several formats share: plain floats, and MLX's own quantizations."""
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from encoder.checkpoint.tensors.quantization import Quantization
+from encoder.checkpoint.tensors.weights import Arrays
+from encoder.types import DType
+
+FLOATS: dict[str, DType] = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # as safetensors spells them
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """Floats as they are."""
+
+    label: DType
+    quantized: bool = False
+    kept: Quantization | None = None
+
+    def decode(self, arrays: Arrays, dtype: mx.Dtype) -> mx.array:
+        return arrays["weight"].astype(dtype)
+
+    def pack(self, arrays: Arrays) -> dict[str, mx.array]:
+        raise NotImplementedError("floats are not packed")
+
+
+@dataclass(frozen=True, slots=True)
+class MlxQuantized:
+    """As `mlx.core.quantize` returns it: `weight`, `scales`, in mode affine `biases`.
+
+    A `global_scale`, of the whole tensor or of each row, multiplies the result. MLX's layers have none, so a tensor
+    with one is decoded.
+    """
+
+    quantization: Quantization
+    global_scale: bool = False
+    quantized: bool = True
+
+    @property
+    def label(self) -> str:
+        return self.quantization.label
+
+    @property
+    def kept(self) -> Quantization | None:
+        return None if self.global_scale else self.quantization
+
+    def decode(self, arrays: Arrays, dtype: mx.Dtype) -> mx.array:
+        return dequantize(arrays, self.quantization, dtype)
+
+    def pack(self, arrays: Arrays) -> dict[str, mx.array]:
+        return dict(arrays)
+
+
+def dequantize(arrays: Arrays, quantization: Quantization, dtype: mx.Dtype) -> mx.array:
+    """`scale * q + bias` in float32, and then rounded once: in bfloat16 the products themselves would be rounded."""
+    scales, biases = arrays["scales"], arrays.get("biases")
+    if biases is not None:
+        scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
+    decoded = mx.dequantize(
+        arrays["weight"],
+        scales,
+        biases,
+        group_size=quantization.group_size,
+        bits=quantization.bits,
+        mode=quantization.mode,
+        dtype=mx.float32,
+    )
+    if "global_scale" in arrays:
+        decoded = decoded * arrays["global_scale"].astype(mx.float32).reshape(-1, 1)
+    return decoded.astype(dtype)

@@ -1,0 +1,27 @@
+"""A short name for the content of a checkpoint's weights."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from encoder.checkpoint.tensors.weights import StoredTensor
+from encoder.qwen3.config import Qwen3Config
+
+# They do not change a hidden state, and differ between copies of the same model.
+_IRRELEVANT = ("max_position_embeddings", "tie_word_embeddings")
+
+
+def fingerprint(config: Qwen3Config, tensors: Mapping[str, StoredTensor]) -> str:
+    """32 hex digits made of the dims, and each tensor's name, encoding, and a sample of the bytes of its arrays.
+
+    Files, paths and key prefixes do not enter. Costs two reads of a KiB for each array.
+    """
+    digest = hashlib.sha256()
+    dims = {name: value for name, value in asdict(config).items() if name not in _IRRELEVANT}
+    digest.update(repr(sorted(dims.items())).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(repr((name, tensor.encoding.label, tensor.shape)).encode())
+        for role, array in sorted(tensor.arrays.items()):
+            digest.update(repr((role, array.dtype, array.shape)).encode())
+            digest.update(array.sample())
+    return digest.hexdigest()[:32]

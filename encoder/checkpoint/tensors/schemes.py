@@ -1,0 +1,9 @@
+"""The schemes by which safetensors files hold quantized weights, in the order in which they are asked."""
+
+from encoder.checkpoint.tensors.assemble import Scheme
+from encoder.checkpoint.tensors.comfy_quant import comfy_quant
+from encoder.checkpoint.tensors.foreign import foreign
+from encoder.checkpoint.tensors.mlx_quantized import mlx_quantized
+from encoder.checkpoint.tensors.scaled import scaled
+
+SCHEMES: tuple[Scheme, ...] = (mlx_quantized, comfy_quant, scaled, foreign)

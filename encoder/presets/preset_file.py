@@ -1,0 +1,157 @@
+"""Presets of one's own, read from a TOML file and checked: one table for each preset, named after it.
+
+    [my-klein]
+    base = "flux2-klein"            # a preset that exists, built in or further up; the rest differs from it
+    description = "FLUX.2 klein behind a system turn."
+    prefix = "<|im_start|>system\\nBe literal.<|im_end|>\\n<|im_start|>user\\n"
+
+The keys are the fields of Preset, and `base`. All problems of a file are told at once.
+"""
+
+import re
+import tomllib
+import types
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from encoder.errors import PresetFileError
+from encoder.presets.catalog import Catalog
+from encoder.presets.preset import Preset
+
+Table = dict[str, Any]
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
+KINDS = {field.name: get_type_hints(Preset)[field.name] for field in fields(Preset) if field.name != "name"}
+SMALLEST = {
+    "max_sequence_length": 1,
+    "pad_to_multiple_of": 1,
+    "bundle": 1,
+    "hidden_size": 1,
+    "min_length": 0,
+    "pad_position": 0,
+    "dropped_rows": 0,
+}
+WORDS = {str: "a string", int: "an integer", bool: "true or false"}
+
+
+def read_presets(file: Path, catalog: Catalog) -> Catalog:
+    """The presets of `catalog`, and those of `file` after them.
+
+    Errors: PresetFileError naming file, preset and field of every problem.
+    """
+    problems: list[str] = []
+    for name, table in _parse(file).items():
+        found = list(_problems(name, table, catalog))
+        if not found:
+            preset = _preset(name, table, catalog, file)
+            found = list(_contradictions(preset))
+            catalog = catalog.with_presets([preset])
+        problems += [f"{name}: {problem}" for problem in found]
+    problems += _missing_negatives(catalog)
+    if problems:
+        raise PresetFileError(f"{file}: {'; '.join(problems)}.")
+    return catalog
+
+
+def _parse(file: Path) -> Table:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PresetFileError(f"{file}: cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise PresetFileError(f"{file}: is not UTF-8: {error.reason} at byte {error.start}.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise PresetFileError(f"{file}: is not TOML: {error}.") from error
+
+
+def _preset(name: str, table: Table, catalog: Catalog, file: Path) -> Preset:
+    """The preset of a table without problems."""
+    given: Table = {"source": file.name}
+    given |= {key: tuple(value) if isinstance(value, list) else value for key, value in table.items() if key != "base"}
+    if "base" not in table:
+        return Preset(**Table(name=name, description="") | given)
+    if "layers" in given or "hidden_states" in given:  # one numbering takes the place of the other
+        given = {"layers": None, "hidden_states": None} | given
+    return replace(catalog.get(table["base"]), **Table(name=name, aliases=()) | given)
+
+
+def _problems(name: str, table: object, catalog: Catalog) -> Iterator[str]:
+    """What is wrong with the name and with each value by itself."""
+    if not isinstance(table, dict):
+        yield f"is {_shown(table)}, expected a table: [{name}]"
+        return
+    yield from _name_problems(name, catalog)
+    for key, value in table.items():
+        if key == "base":
+            if value not in catalog:
+                yield f"base is {_shown(value)}, expected the name of a preset, built in or further up"
+        elif key not in KINDS:
+            yield f"{key} is no field of a preset; fields are base, {', '.join(KINDS)}"
+        elif not _fits(value, KINDS[key]):
+            yield f"{key} is {_shown(value)}, expected {_expected(KINDS[key])}"
+        elif value == []:
+            yield f"{key} is empty, expected at least one"
+        elif key in SMALLEST and value < SMALLEST[key]:
+            yield f"{key} is {value}, expected at least {SMALLEST[key]}"
+        elif key == "aliases":
+            for alias in value:
+                yield from _name_problems(alias, catalog)
+
+
+def _name_problems(name: str, catalog: Catalog) -> Iterator[str]:
+    if not NAME.fullmatch(name):
+        yield f"the name {_shown(name)} may have letters, digits and ._/- only, and starts with a letter or digit"
+    elif name in catalog:
+        yield f"the name {_shown(name)} is taken; this file adds presets and cannot change one"
+
+
+def _contradictions(preset: Preset) -> Iterator[str]:
+    """What the fields, each right by itself, cannot mean together."""
+    if (preset.layers is None) == (preset.hidden_states is None):
+        yield "give exactly one of layers and hidden_states"
+    if len(preset.layers or preset.hidden_states or ()) % preset.bundle:
+        yield f"bundle is {preset.bundle}, expected a divisor of the number of hidden states"
+    if preset.pad_position is not None and preset.padding_rows != "live":
+        yield f'pad_position needs padding_rows "live", which is "{preset.padding_rows}"'
+    if preset.tail and preset.padding_rows == "live":
+        yield 'tail stands behind the padding, which cannot be "live" then; padding_rows "cut" or "zero" goes with it'
+    if preset.dropped_rows >= preset.max_sequence_length:
+        yield f"dropped_rows is {preset.dropped_rows}, expected less than the window of {preset.max_sequence_length}"
+    for name in {preset.name, *preset.aliases}:
+        if (preset.name, *preset.aliases).count(name) > 1:
+            yield f"aliases: the name {_shown(name)} stands there twice"
+
+
+def _missing_negatives(catalog: Catalog) -> Iterator[str]:
+    """Looked for at the end: a preset may name one that stands further down."""
+    for preset in catalog:
+        if preset.negative_preset is not None and preset.negative_preset not in catalog:
+            yield f"{preset.name}: negative_preset is {_shown(preset.negative_preset)}, expected the name of a preset"
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Whether a TOML value is what an annotation of Preset says."""
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in get_args(kind)
+    if get_origin(kind) is tuple:
+        return isinstance(value, list) and all(_fits(item, get_args(kind)[0]) for item in value)
+    if get_origin(kind) in (Union, types.UnionType):
+        return any(_fits(value, option) for option in get_args(kind))
+    return type(value) is kind  # a bool is no int
+
+
+def _expected(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(f'"{choice}"' for choice in get_args(kind))
+    if get_origin(kind) is tuple:
+        return f"a list, each of it {WORDS[get_args(kind)[0]]}"
+    if get_origin(kind) in (Union, types.UnionType):
+        return _expected(get_args(kind)[0])  # TOML has no None
+    return WORDS[kind]
+
+
+def _shown(value: object) -> str:
+    text = ascii(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"

@@ -1,0 +1,130 @@
+"""The second tier of the cache: results that outlive the process, read and written beside the event loop.
+
+All bookkeeping is the event loop's; threads touch files alone. Nothing that happens to the folder fails a request.
+"""
+
+import asyncio
+import logging
+from asyncio import Future
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from encoder.serving.cache.folder import ResultFolder
+from encoder.serving.cache.key import result_key
+from encoder.types import Job, PromptEmbeds
+
+log = logging.getLogger(__name__)
+
+READERS = 4  # threads
+LOOKUP_S = 5.0  # a disk that takes longer is no help: the model runs instead
+MAX_PENDING_BYTES = 256 * 2**20  # results that wait to be written; what comes on top is not kept
+
+
+class DiskCache:
+    """Results of one loaded model in a folder.
+
+    Args:
+        folder: where they lie.
+        identity: of the model, as in `model_identity`.
+    """
+
+    def __init__(self, folder: ResultFolder, identity: str) -> None:
+        self._folder = folder
+        self._identity = identity
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="disk-cache-reader")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="disk-cache-writer")
+        self._pending: dict[Job, PromptEmbeds] = {}
+        self._overdue: set[Future[PromptEmbeds | None]] = set()  # reads that nobody waits for any more
+        self._touching: Future[None] | None = None
+        self._warned = False
+        self._hits = self._errors = self._dropped = self._pending_bytes = 0
+
+    def open(self) -> None:
+        """Make the folder and count it, in the background."""
+        self._in_background(self._folder.open)
+
+    async def find(self, jobs: Sequence[Job]) -> dict[Job, PromptEmbeds]:
+        """The results that are there and can be read in time. Raises nothing."""
+        found = {job: self._pending[job] for job in jobs if job in self._pending}
+        if not self._overdue:  # else the disk hangs
+            found |= await self._read([job for job in jobs if job not in found])
+        self._hits += len(found)
+        return found
+
+    def write(self, job: Job, result: PromptEmbeds) -> None:
+        """Keep a result, in the background; when too much waits already, it is dropped."""
+        size = result.hidden_states.nbytes
+        if self._pending and self._pending_bytes + size > MAX_PENDING_BYTES:
+            self._dropped += 1
+            return
+        self._pending[job] = result
+        self._pending_bytes += size
+
+        def written(work: Future[None]) -> None:
+            self._warned = self._warned and work.exception() is not None
+            self._pending_bytes -= size
+            if self._pending.get(job) is result:
+                del self._pending[job]
+
+        self._in_background(self._store, job, result).add_done_callback(written)
+
+    def touch(self, jobs: Sequence[Job]) -> None:
+        """Tell the disk what memory has answered, so that it does not grow old there; not while it is still busy."""
+        if self._touching is None or self._touching.done():
+            self._touching = self._in_background(lambda: self._folder.touch([self._key(job) for job in jobs]))
+
+    def stats(self) -> dict[str, int]:
+        """Gauges and counters by the names of EngineStats."""
+        return {
+            "disk_cache_bytes": self._folder.bytes,
+            "disk_cache_entries": self._folder.entries,
+            "disk_cache_evictions": self._folder.evictions,
+            "disk_cache_hits": self._hits,
+            "disk_cache_errors": self._errors,
+            "disk_cache_dropped": self._dropped,
+        }
+
+    async def close(self) -> None:
+        """Write what is pending, and end the threads."""
+        for threads in (self._writer, self._readers):
+            await asyncio.to_thread(threads.shutdown)
+
+    async def _read(self, jobs: Sequence[Job]) -> dict[Job, PromptEmbeds]:
+        loop = asyncio.get_running_loop()
+        reads = {loop.run_in_executor(self._readers, self._load, job): job for job in jobs}
+        if not reads:
+            return {}
+        done, overdue = await asyncio.wait(reads, timeout=LOOKUP_S)
+        if overdue:
+            self._failed(TimeoutError(f"no answer within {LOOKUP_S:g} s"))
+        for read in overdue:
+            self._overdue.add(read)
+            read.add_done_callback(self._overdue.discard)
+        found = {}
+        for read in done:
+            if (error := read.exception()) is not None:
+                self._failed(error)
+            elif (result := read.result()) is not None:
+                found[reads[read]] = result
+        return found
+
+    def _load(self, job: Job) -> PromptEmbeds | None:
+        return self._folder.read(self._key(job))
+
+    def _store(self, job: Job, result: PromptEmbeds) -> None:
+        self._folder.write(self._key(job), result)
+
+    def _key(self, job: Job) -> str:
+        return result_key(self._identity, job)
+
+    def _in_background(self, work: Callable[..., None], *args: object) -> Future[None]:
+        future = asyncio.get_running_loop().run_in_executor(self._writer, work, *args)
+        future.add_done_callback(lambda done: self._failed(error) if (error := done.exception()) else None)
+        return future
+
+    def _failed(self, error: BaseException) -> None:
+        """Count it, and log it unless the last one was, with nothing written between."""
+        self._errors += 1
+        if not self._warned:
+            self._warned = True
+            log.warning("cache in %s: %s. Requests are served without it where it fails.", self._folder.path, error)

@@ -1,0 +1,72 @@
+"""The two tiers as one. Belongs to the event loop, like everything that asks it."""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from encoder.serving.cache.disk import DiskCache
+from encoder.serving.cache.folder import ResultFolder
+from encoder.serving.cache.key import model_identity
+from encoder.serving.cache.memory import MemoryCache
+from encoder.text_encoder import TextEncoder
+from encoder.types import Job, PromptEmbeds
+
+
+class ResultCache:
+    """Results of one loaded model.
+
+    Args:
+        memory_bytes: bound of the memory; 0 keeps nothing there.
+        folder: for results that outlive the process; None has no such tier.
+        disk_bytes: bound of the folder.
+    """
+
+    def __init__(self, memory_bytes: int, folder: Path | None, disk_bytes: int) -> None:
+        self._memory = MemoryCache(memory_bytes)
+        self._folder = None if folder is None else ResultFolder(folder, disk_bytes)
+        self._disk: DiskCache | None = None  # once the model is known
+
+    async def open(self, encoder: TextEncoder) -> None:
+        """Open the folder, where there is one, for the results of this model."""
+        if self._folder is not None:
+            self._disk = DiskCache(self._folder, await asyncio.to_thread(model_identity, encoder))
+            self._disk.open()
+
+    async def close(self) -> None:
+        """Write what waits to be written."""
+        if self._disk is not None:
+            await self._disk.close()
+
+    @property
+    def has_disk(self) -> bool:
+        """Whether `find` can find anything."""
+        return self._disk is not None
+
+    def get(self, jobs: Iterable[Job]) -> dict[Job, PromptEmbeds]:
+        """The results that memory has."""
+        found = {job: result for job in jobs if (result := self._memory.get(job)) is not None}
+        if self._disk is not None and found:
+            self._disk.touch(list(found))
+        return found
+
+    async def find(self, jobs: Sequence[Job]) -> dict[Job, PromptEmbeds]:
+        """The results that the disk has, from now on in memory as well. Raises nothing."""
+        found = await self._disk.find(jobs) if self._disk is not None else {}
+        for job, result in found.items():
+            self._memory.put(job, result)
+        return found
+
+    def put(self, job: Job, result: PromptEmbeds) -> None:
+        """Keep a result, in place of one that is there."""
+        self._memory.put(job, result)
+        if self._disk is not None:
+            self._disk.write(job, result)
+
+    def stats(self) -> dict[str, int]:
+        """Gauges and counters by the names of EngineStats."""
+        memory = {
+            "cache_bytes": self._memory.bytes,
+            "cache_entries": len(self._memory),
+            "cache_evictions": self._memory.evictions,
+        }
+        return memory | (self._disk.stats() if self._disk is not None else {})

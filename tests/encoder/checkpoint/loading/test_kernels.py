@@ -1,0 +1,55 @@
+"""What the device cannot compute with is decoded, before a prompt finds out."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from encoder import CheckpointError, TextEncoder
+from encoder.checkpoint.loading import kernels
+from encoder.checkpoint.tensors.quantization import Quantization
+from tests.encoder.checkpoint.tensors.test_mlx_quantized import write_quantized
+
+AFFINE_4 = Quantization("affine", 4, 64)
+
+
+@pytest.fixture(autouse=True)
+def no_memory_of_kernels() -> Iterator[None]:
+    """Each test tries anew."""
+    kernels._runs.cache_clear()
+    yield
+    kernels._runs.cache_clear()
+
+
+@pytest.mark.parametrize("mode", ["affine", "mxfp4", "mxfp8", "nvfp4"])
+@pytest.mark.parametrize("lookup", [True, False])
+def test_kernel_that_runs_is_found(mode: str, lookup: bool) -> None:
+    """On whatever device the tests run."""
+    quantization = Quantization.from_fields({"mode": mode}, "here")
+
+    assert kernels._runs(quantization, mx.bfloat16, (256, 512), lookup)
+
+
+def refuse(*arguments: Any, **options: Any) -> mx.array:
+    raise RuntimeError("cuGraphAddKernelNode(&node, graph_, NULL, 0, &params) failed: invalid argument")
+
+
+def test_kernel_that_does_not_run_is_found(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """As MLX with CUDA does for some bits and group sizes."""
+    caplog.set_level("INFO")
+    monkeypatch.setattr(kernels.mx, "quantized_matmul", refuse)
+
+    assert not kernels._runs(AFFINE_4, mx.float32, (256, 512), False)
+    assert "this device has no kernel for affine 4-bit in groups of 64" in caplog.text
+
+
+def test_weights_without_a_kernel_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stored so, they are served all the same; asked for, they are refused."""
+    write_quantized(tmp_path, {"bits": 4, "group_size": 64})
+    monkeypatch.setattr("encoder.checkpoint.loading.residency.has_kernel", lambda *arguments, **options: False)
+
+    assert TextEncoder.open(str(tmp_path), quantize="keep").info.quantization == "affine 4-bit in groups of 64, decoded"
+    with pytest.raises(CheckpointError, match="quantize 8: this device has no kernel for it"):
+        TextEncoder.open(str(tmp_path), quantize="8")

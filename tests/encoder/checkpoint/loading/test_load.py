@@ -1,0 +1,180 @@
+"""Filling the model: every tensor in its place, or one error that names all that is wrong."""
+
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from encoder.checkpoint import load_weights, open_checkpoint
+from encoder.errors import CheckpointError
+from encoder.qwen3.model import Qwen3
+from tests.checkpoints import Array, write_checkpoint, write_pipeline, write_tensors
+
+
+def load(folder: Path, dtype: mx.Dtype = mx.float32, **options: Any) -> Qwen3:
+    checkpoint = open_checkpoint(str(folder))
+    model = Qwen3(checkpoint.config)
+    load_weights(checkpoint, model, dtype, **options)
+    return model
+
+
+def parameters(model: Qwen3) -> dict[str, mx.array]:
+    return dict(tree_flatten(model.parameters()))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param({}, id="single-file"),
+        pytest.param({"shards": 3}, id="sharded"),
+        pytest.param({"prefix": "model.language_model.", "nested": True}, id="vision-model"),
+        pytest.param({"prefix": "", "attention_bias": True}, id="bare-keys-with-bias"),
+        pytest.param({"tie_word_embeddings": False, "hidden_size": 24, "head_dim": 16}, id="untied-odd-dims"),
+        pytest.param({"dtype": "bfloat16"}, id="bfloat16"),
+        pytest.param({"dtype": "float16"}, id="float16"),
+    ],
+)
+def test_every_parameter_is_the_stored_tensor(tmp_path: Path, form: dict[str, Any]) -> None:
+    """Bit for bit: float32 holds every bfloat16 and float16."""
+    weights = write_checkpoint(tmp_path, **form)
+    loaded = parameters(load(tmp_path))
+
+    assert set(loaded) == set(weights)
+    for name, array in loaded.items():
+        np.testing.assert_array_equal(np.array(array), weights[name], err_msg=name)
+
+
+def test_pipeline_folder_is_loaded(tmp_path: Path) -> None:
+    """The same weights as from a plain folder."""
+    weights = write_pipeline(tmp_path)
+
+    np.testing.assert_array_equal(np.array(load(tmp_path).norm.weight), weights["norm.weight"])
+
+
+def test_bfloat16_matrices_stay_so_where_that_is_asked_for(tmp_path: Path) -> None:
+    """Norms are computed with as they are, so they become float32."""
+    weights = write_checkpoint(tmp_path, dtype="bfloat16")
+    loaded = parameters(load(tmp_path, keep_bfloat16=True))
+
+    assert {array.dtype for array in loaded.values() if array.ndim == 2} == {mx.bfloat16}
+    assert {array.dtype for array in loaded.values() if array.ndim == 1} == {mx.float32}
+    for name, array in loaded.items():
+        np.testing.assert_array_equal(np.array(array.astype(mx.float32)), weights[name], err_msg=name)
+
+
+def test_matrices_of_several_dtypes_all_become_the_compute_dtype(tmp_path: Path) -> None:
+    """k and v are laid out as one."""
+    weights = write_checkpoint(tmp_path, dtype="bfloat16")
+    tensors = {f"model.{name}": array.astype(ml_dtypes.bfloat16) for name, array in weights.items()}
+    name = "layers.0.self_attn.v_proj.weight"
+    write_tensors(tmp_path, tensors | {f"model.{name}": weights[name]})
+
+    assert {array.dtype for array in parameters(load(tmp_path, keep_bfloat16=True)).values()} == {mx.float32}
+
+
+def test_weights_are_cast_to_the_compute_dtype(tmp_path: Path) -> None:
+    """One dtype throughout, else the forward pass promotes to float32 half way."""
+    write_checkpoint(tmp_path)
+
+    assert {array.dtype for array in parameters(load(tmp_path, mx.bfloat16)).values()} == {mx.bfloat16}
+
+
+def test_all_faults_are_named_in_one_error(tmp_path: Path) -> None:
+    """Nobody should have to fix a checkpoint one message at a time."""
+    weights = write_checkpoint(tmp_path)
+    tensors: dict[str, Array] = {f"model.{name}": array for name, array in weights.items()}
+    del tensors["model.layers.0.self_attn.q_norm.weight"]
+    tensors["model.layers.1.mlp.up_proj.weight"] = np.zeros((3, 5), np.float32)
+    tensors["model.layers.7.input_layernorm.weight"] = np.zeros(16, np.float32)
+    write_tensors(tmp_path, tensors)
+
+    with pytest.raises(CheckpointError) as error:
+        load(tmp_path)
+    message = str(error.value)
+    assert "layers.0.self_attn.q_norm.weight is missing, expected shape (8,)" in message
+    assert "model.safetensors: model.layers.1.mlp.up_proj.weight has shape (3, 5), expected (32, 16)" in message
+    assert "model.layers.7.input_layernorm.weight of shape (16,) is not a parameter of Qwen3" in message
+
+
+def test_long_list_of_faults_is_cut(tmp_path: Path) -> None:
+    """A checkpoint of another model has hundreds."""
+    write_checkpoint(tmp_path, prefix="decoder.")
+
+    with pytest.raises(CheckpointError, match=r"and 28 more$") as error:  # 24 missing and 24 extra, 20 listed
+        load(tmp_path)
+    assert str(error.value).count("\n") == 21
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weight_that_is_not_finite_is_named(tmp_path: Path, value: float) -> None:
+    """One NaN makes every hidden state NaN."""
+    weights = write_checkpoint(tmp_path)
+    weights["layers.1.mlp.down_proj.weight"][3, 5] = value
+    write_tensors(tmp_path, weights)
+
+    with pytest.raises(CheckpointError, match=r"layers.1.mlp.down_proj.weight has NaN or infinity"):
+        load(tmp_path)
+
+
+def test_weight_that_overflows_the_compute_dtype_is_named(tmp_path: Path) -> None:
+    """float16 ends at 65504."""
+    weights = write_checkpoint(tmp_path)
+    weights["norm.weight"][0] = 1e6
+    write_tensors(tmp_path, weights)
+
+    with pytest.raises(CheckpointError, match=r"norm.weight has NaN or infinity as mlx.core.float16"):
+        load(tmp_path, mx.float16)
+
+
+def test_progress_ends_at_the_size_of_the_encoder(tmp_path: Path) -> None:
+    """What is skipped does not count."""
+    weights = write_checkpoint(tmp_path, shards=2, tie_word_embeddings=False)
+    calls: list[tuple[int, int]] = []
+    load(tmp_path, progress=lambda done, total: calls.append((done, total)))
+    size = sum(array.nbytes for array in weights.values())
+
+    assert calls == sorted(calls)
+    assert len(calls) == len(weights)
+    assert calls[-1] == (size, size)
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float32])
+def test_memory_peaks_at_the_model(tmp_path: Path, dtype: mx.Dtype) -> None:
+    """An 8 GB file must not need 24 GB for a moment."""
+    weights = write_checkpoint(tmp_path, dtype="bfloat16", vocab_size=50_000, hidden_size=64, shards=2)
+    sizes = [array.size for array in weights.values()]
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    load(tmp_path, dtype)
+
+    assert mx.get_peak_memory() - before < 1.02 * dtype.size * sum(sizes)
+
+
+def test_file_that_shrinks_before_it_is_read_is_named(tmp_path: Path) -> None:
+    """Tensors are read later than headers; a download may restart in between."""
+    write_checkpoint(tmp_path)
+    checkpoint = open_checkpoint(str(tmp_path))
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-2000])
+
+    with pytest.raises(CheckpointError, match=r"model.safetensors"):
+        load_weights(checkpoint, Qwen3(checkpoint.config), mx.float32)
+
+
+def test_failed_load_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+    """Half a model would give plausible nonsense."""
+    weights = write_checkpoint(tmp_path)
+    weights["norm.weight"][0] = np.nan
+    write_tensors(tmp_path, weights)
+    checkpoint = open_checkpoint(str(tmp_path))
+    model = Qwen3(checkpoint.config)
+    before = np.array(model.embed_tokens.weight)
+
+    with pytest.raises(CheckpointError):
+        load_weights(checkpoint, model, mx.float32)
+    np.testing.assert_array_equal(np.array(model.embed_tokens.weight), before)

@@ -1,0 +1,298 @@
+"""Fetching from a hub, with the real client in its own process and a small hub on loopback.
+
+A process of its own, because huggingface_hub reads HF_ENDPOINT and HF_HUB_OFFLINE once, when it is imported.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import HfApi, RepoFile
+
+from encoder.checkpoint import open_checkpoint
+from encoder.checkpoint.files import transfer_log
+from encoder.checkpoint.readers import hub as hub_reader
+from encoder.errors import CheckpointError
+from tests.checkpoints import write_checkpoint, write_json, write_pipeline
+from tests.encoder.checkpoint.hub_server import COMMIT, HubServer, running_hub
+
+OPEN = """
+import json, sys
+from pathlib import Path
+from encoder.checkpoint import open_checkpoint
+from encoder.errors import CheckpointError
+cache_dir, *sources = sys.argv[1:]
+for source in sources:
+    source, _, revision = source.partition(" ")
+    try:
+        checkpoint = open_checkpoint(source, revision=revision or None, cache_dir=Path(cache_dir))
+        opened = {"name": checkpoint.name, "revision": checkpoint.revision, "fingerprint": checkpoint.fingerprint}
+    except CheckpointError as error:
+        opened = {"error": str(error)}
+    print(json.dumps(opened))
+"""
+
+Open = Callable[..., list[dict[str, Any]]]
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """The folder that the hub serves as org/model: a checkpoint, and what else a repository holds."""
+    folder = tmp_path / "repository"
+    write_checkpoint(folder, shards=2, hidden_size=128, intermediate_size=512)
+    (folder / "README.md").write_text("# A model")
+    (folder / "pytorch_model.bin").write_bytes(b"\x80")
+    (folder / "consolidated.safetensors").write_bytes(b"the same again")
+    return folder
+
+
+@pytest.fixture
+def hub(repository: Path) -> Iterator[HubServer]:
+    with running_hub(repository) as server:
+        yield server
+
+
+@pytest.fixture
+def open_on_hub(hub: HubServer, tmp_path: Path) -> Open:
+    """Opens checkpoints in a process whose hub is the one on loopback; a source may be followed by a revision."""
+
+    def open_on_hub(*sources: str, **environment: str) -> list[dict[str, Any]]:
+        hub.fetched.clear()
+        command = [sys.executable, "-c", OPEN, str(tmp_path / "cache"), *sources]
+        without_ours = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+        environment = {**without_ours, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), **environment}
+        output = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+        return [json.loads(line) for line in output.splitlines()]
+
+    return open_on_hub
+
+
+def test_only_the_files_needed_are_fetched_and_none_twice(hub: HubServer, open_on_hub: Open, repository: Path) -> None:
+    """A repository may hold the weights several times over."""
+    opened, again = open_on_hub("org/model", "org/model")
+
+    assert sorted(hub.fetched) == [
+        "config.json",
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    assert opened == {
+        "name": "org/model",
+        "revision": COMMIT,
+        "fingerprint": open_checkpoint(str(repository)).fingerprint,
+    }
+    assert again == opened
+
+
+def test_shard_without_a_tensor_of_the_encoder_is_not_fetched(
+    hub: HubServer, open_on_hub: Open, repository: Path
+) -> None:
+    """A vision tower is a gigabyte."""
+    index = json.loads((repository / "model.safetensors.index.json").read_text())
+    index["weight_map"]["model.visual.merger.norm.weight"] = "vision.safetensors"
+    hub.files["model.safetensors.index.json"] = json.dumps(index).encode()
+    hub.files["vision.safetensors"] = b"never read"
+
+    [opened] = open_on_hub("org/model")
+
+    assert opened["revision"] == COMMIT
+    assert "vision.safetensors" not in hub.fetched
+
+
+def test_pipeline_gives_its_text_encoder_alone(tmp_path: Path, hub: HubServer, open_on_hub: Open) -> None:
+    """The transformer of a pipeline is several times as large."""
+    write_pipeline(tmp_path / "pipeline")
+    hub.files = {
+        str(file.relative_to(tmp_path / "pipeline")): file.read_bytes()
+        for file in (tmp_path / "pipeline").rglob("*")
+        if file.is_file()
+    }
+    hub.files["transformer/diffusion_pytorch_model.safetensors"] = b"large"
+    hub.files["model.safetensors"] = b"a single file of it all"
+
+    [opened] = open_on_hub("org/model")
+
+    assert opened["revision"] == COMMIT
+    assert sorted(hub.fetched) == [
+        "model_index.json",
+        "text_encoder/config.json",
+        "text_encoder/model.safetensors",
+        "tokenizer/tokenizer.json",
+        "tokenizer/tokenizer_config.json",
+    ]
+
+
+def test_cached_checkpoint_opens_offline(hub: HubServer, open_on_hub: Open) -> None:
+    """By setting, and when the network is down."""
+    opened = open_on_hub("org/model")
+
+    assert open_on_hub("org/model", HF_HUB_OFFLINE="1") == opened
+    assert open_on_hub("org/model", HF_ENDPOINT="http://127.0.0.1:9") == opened  # the discard port: nobody listens
+    assert hub.fetched == []
+
+
+def test_revision_can_be_pinned(open_on_hub: Open) -> None:
+    """In the id or as an argument, by tag or by commit."""
+    *pinned, contradiction = open_on_hub(
+        "org/model@v1", "org/model v1", f"org/model@{COMMIT} {COMMIT}", "org/model@main v1"
+    )
+
+    assert [opened["revision"] for opened in pinned] == [COMMIT] * 3
+    assert "names one revision and 'v1' is another" in contradiction["error"]
+
+
+def test_interrupted_transfer_is_reported_and_resumed_by_the_next_start(hub: HubServer, open_on_hub: Open) -> None:
+    """The client retries a few times by itself."""
+    hub.cut_off = 1000
+    [broken] = open_on_hub("org/model")
+    hub.cut_off = 0
+    [resumed] = open_on_hub("org/model")
+
+    assert "fetching it failed, start again to resume" in broken["error"]
+    assert resumed["revision"] == COMMIT
+
+
+def test_unknown_names_are_told_apart(hub: HubServer, open_on_hub: Open) -> None:
+    """Each has another remedy."""
+    hub.gated = True
+    repository, revision, gated = open_on_hub("org/nothing", "org/model@v2", "org/model")
+
+    assert "org/nothing: neither a folder here nor a repository" in repository["error"]
+    assert "org/model: has no revision 'v2'" in revision["error"]
+    assert "org/model: is gated. Accept its terms" in gated["error"]
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        pytest.param({"HF_HUB_OFFLINE": "1"}, id="offline-by-setting"),
+        pytest.param({"HF_ENDPOINT": "http://127.0.0.1:9"}, id="hub-unreachable"),
+    ],
+)
+def test_checkpoint_that_is_not_cached_cannot_be_had_offline(open_on_hub: Open, environment: dict[str, str]) -> None:
+    """The message names both ways out."""
+    [opened] = open_on_hub("org/model", **environment)
+
+    assert "not complete in the cache, and the hub cannot be reached" in opened["error"]
+
+
+def test_hostile_index_leads_nowhere(hub: HubServer, open_on_hub: Open, tmp_path: Path) -> None:
+    """The names in it become names of files to fetch."""
+    write_json(tmp_path / "index.json", {"weight_map": {"model.norm.weight": "../../../evil.safetensors"}})
+    hub.files["model.safetensors.index.json"] = (tmp_path / "index.json").read_bytes()
+    [opened] = open_on_hub("org/model")
+
+    assert "expected the name of a file beside it" in opened["error"]
+    assert not any("evil" in path for path in hub.fetched)
+
+
+def test_repository_without_safetensors_is_refused(hub: HubServer, open_on_hub: Open) -> None:
+    """Pickled weights are not even fetched."""
+    hub.files = {name: content for name, content in hub.files.items() if "safetensors" not in name}
+    [opened] = open_on_hub("org/model")
+
+    assert "no *.safetensors file" in opened["error"]
+    assert "pytorch_model.bin" not in hub.fetched
+
+
+def test_repository_of_single_files_asks_for_one_of_them(hub: HubServer, open_on_hub: Open) -> None:
+    """Of a model in parts the first is enough."""
+    names = ["q4.gguf", "q8-00001-of-00002.gguf", "q8-00002-of-00002.gguf", "text_encoders/a.safetensors"]
+    hub.files = dict.fromkeys(names, b"large")
+    [opened] = open_on_hub("org/model")
+
+    assert opened["error"].endswith(
+        "has no model.safetensors. Name one of its files: "
+        "org/model/q4.gguf, org/model/q8-00001-of-00002.gguf, org/model/text_encoders/a.safetensors."
+    )
+    assert not set(names) & set(hub.fetched)
+
+
+def test_all_parts_of_a_gguf_model_are_fetched(hub: HubServer, open_on_hub: Open) -> None:
+    """From a repository with nothing else, as they often are."""
+    names = ["q4.gguf", "q8-00001-of-00002.gguf", "q8-00002-of-00002.gguf"]
+    hub.files = {name: name.encode() for name in names}
+    open_on_hub("org/model/q8-00001-of-00002.gguf")
+
+    assert sorted(hub.fetched) == names[1:]
+
+
+def test_subfolder_and_single_file_of_a_repository_are_fetched(
+    tmp_path: Path, hub: HubServer, open_on_hub: Open
+) -> None:
+    """Repositories hold several models, and ComfyUI's hold files."""
+    weights = write_checkpoint(tmp_path / "sub" / "model")
+    folder = tmp_path / "sub" / "model"
+    for file in folder.iterdir():
+        hub.files[f"inner/deep/{file.name}"] = file.read_bytes()
+    hub.files["split_files/text_encoders/qwen.safetensors"] = (folder / "model.safetensors").read_bytes()
+    hub.files["split_files/text_encoders/tokenizer.json"] = (folder / "tokenizer.json").read_bytes()
+    hub.files["split_files/text_encoders/other.safetensors"] = b"another"
+    subfolder, single, nothing = open_on_hub(
+        "org/model/inner/deep@v1", "org/model/split_files/text_encoders/qwen.safetensors", "org/model/no/such.gguf"
+    )
+
+    assert subfolder["fingerprint"] == single["fingerprint"] == open_checkpoint(str(folder)).fingerprint
+    assert subfolder["name"] == "org/model/inner/deep@v1"
+    assert single["revision"] == COMMIT
+    assert "split_files/text_encoders/other.safetensors" not in hub.fetched
+    assert "org/model/no/such.gguf: has no such file" in nothing["error"]
+    assert len(weights) == 24
+
+
+def test_disk_that_is_too_small_is_found_before_the_transfer(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk fails other services too."""
+    (tmp_path / "snapshots" / COMMIT).mkdir(parents=True)
+    entries = [RepoFile(path="model.safetensors", size=8 * 10**9, oid="0"), RepoFile(path="x", size=10**12, oid="1")]
+    monkeypatch.setattr(HfApi, "list_repo_tree", lambda *args, **options: iter(entries))
+    monkeypatch.setattr(hub_reader.shutil, "disk_usage", lambda place: type("Usage", (), {"free": 10**9})())
+
+    with pytest.raises(CheckpointError, match=r"org/model: 8.0 GB must be fetched, and 1.0 GB are free in"):
+        hub_reader._check_disk(
+            hub_reader.HubId("org/model", "", COMMIT), ["model.safetensors"], tmp_path / "snapshots" / COMMIT
+        )
+
+
+def test_transfer_is_logged_where_there_is_no_terminal(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container nobody sees a progress bar."""
+    monkeypatch.setattr(transfer_log, "EVERY_S", 0.05)
+    caplog.set_level("INFO")
+    with transfer_log.log_transfer("org/model", tmp_path, 4_000_000):
+        (tmp_path / "blob.incomplete").write_bytes(bytes(range(256)) * 4000)
+        time.sleep(0.5)
+
+    assert "org/model: fetching 4 MB" in caplog.text
+    assert re.search(r"org/model: 1 of 4 MB, [\d.]+ MB/s, \d+ s left", caplog.text)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("org/model", ("org/model", "", None)),
+        ("org/model@v1.0/beta", ("org/model", "", "v1.0/beta")),
+        ("org/model/text_encoder@main", ("org/model", "text_encoder", "main")),
+        ("org/model/a/b.safetensors", ("org/model", "a/b.safetensors", None)),
+    ],
+)
+def test_hub_id_is_taken_apart(source: str, expected: tuple[str, str, str | None]) -> None:
+    assert hub_reader.parse_hub_id(source) == hub_reader.HubId(*expected)
+
+
+@pytest.mark.parametrize("source", ["org", "./org/model", "org/model/../x", "org/model/", "/org/model", "org/.model"])
+def test_path_is_no_hub_id(source: str) -> None:
+    """Least of all one that leads out of the snapshot."""
+    assert hub_reader.parse_hub_id(source) is None

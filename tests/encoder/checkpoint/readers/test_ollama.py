@@ -1,0 +1,248 @@
+"""Models in Ollama's store, in the forms of both eras, written here after its documentation."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from encoder import LAST_HIDDEN_STATE, TextEncoder
+from encoder.checkpoint import open_checkpoint
+from encoder.checkpoint.files.ollama_store import manifest_file
+from encoder.errors import CheckpointError
+from tests.checkpoints import Array, quantize_with_mlx, write_checkpoint, write_tensors
+from tests.encoder.checkpoint.test_gguf import write_gguf
+
+DIMS = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32, "dtype": "bfloat16"}
+TENSOR, JSON = "application/vnd.ollama.image.tensor", "application/vnd.ollama.image.json"
+TYPES: dict[str, dict[str, Any]] = {
+    "int4": {"bits": 4, "group_size": 32},
+    "int8": {"bits": 8, "group_size": 64},
+    "nvfp4": {"bits": 4, "group_size": 16, "mode": "nvfp4"},
+    "mxfp8": {"bits": 8, "group_size": 32, "mode": "mxfp8"},
+}
+
+
+class Store:
+    """An Ollama store in a folder of its own, and a plain checkpoint with the same numbers beside it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.plain = root / "models", root / "plain"
+        self.layers: list[dict[str, Any]] = []
+        self.weights = write_checkpoint(self.plain, **DIMS)
+        self.component = "text_encoder/"
+
+    def add(self, media_type: str, name: str, content: bytes) -> Path:
+        digest = hashlib.sha256(content).hexdigest()
+        blob = self.root / "blobs" / f"sha256-{digest}"
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        blob.write_bytes(content)
+        self.layers.append({"mediaType": media_type, "digest": f"sha256:{digest}", "size": len(content), "name": name})
+        return blob
+
+    def add_json(self, tokenizer: str = "tokenizer/") -> None:
+        self.add(JSON, f"{self.component}config.json", (self.plain / "config.json").read_bytes())
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            self.add(JSON, tokenizer + name, (self.plain / name).read_bytes())
+
+    def add_tensor(self, key: str, parts: dict[str, Array], quant_type: str | None, era: str) -> None:
+        """One weight: `parts` are its arrays, under "", "scale", and perhaps "bias"."""
+        full = self.component + key
+        if era == "three-blobs":
+            suffixes = {"": "", "scale": "_scale", "bias": "_qbias"}
+            for part, array in parts.items():
+                self.add(TENSOR, full + suffixes[part], save({"data": array}))
+        elif quant_type is None:
+            self.add(TENSOR, full, save({key: parts[""]}))
+        else:
+            metadata = {"quant_type": quant_type, "group_size": str(TYPES[quant_type]["group_size"])}
+            self.add(TENSOR, full, save({f"{full}.{p}" if p else full: array for p, array in parts.items()}, metadata))
+
+    def add_weights(self, types: Callable[[str], str | None], era: str) -> None:
+        """All weights, each quantized to the type that `types` gives for its name; None leaves it plain."""
+        decoded: dict[str, Array] = {}
+        for name, weight in self.weights.items():
+            quant_type = types(name)
+            if quant_type is None or weight.ndim == 1 or "embed" in name:
+                decoded[name] = weight
+                self.add_tensor(f"model.{name}", {"": weight.astype(ml_dtypes.bfloat16)}, None, era)
+                continue
+            stored, values = quantize_with_mlx({name: weight}, TYPES[quant_type])
+            decoded |= values
+            named = {name: "", name.replace(".weight", ".scales"): "scale", name.replace(".weight", ".biases"): "bias"}
+            self.add_tensor(f"model.{name}", {named[key]: stored[key] for key in stored}, quant_type, era)
+        write_tensors(self.plain, {f"model.{name}": array.astype(np.float32) for name, array in decoded.items()})
+
+    def write_manifest(self, name: str = "registry.ollama.ai/library/z-image-turbo/latest") -> Path:
+        manifest = self.root / "manifests" / name
+        manifest.parent.mkdir(parents=True, exist_ok=True)
+        manifest.write_text(json.dumps({"schemaVersion": 2, "layers": self.layers}))
+        return manifest
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "models"))
+    return Store(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def all_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit holds for one kernel: bfloat16 matrices may have another, which adds up in another order."""
+    monkeypatch.setattr("encoder.text_encoder.widens_bfloat16", lambda config: False)
+
+
+def encode(source: str) -> list[Array]:
+    encoder = TextEncoder.open(source, compute_dtype="float32")
+    return [embeds.hidden_states for embeds in encoder.encode(["a cat", "a red sofa"], LAST_HIDDEN_STATE)]
+
+
+@pytest.mark.parametrize("era", ["three-blobs", "one-blob"])
+@pytest.mark.parametrize("quant_type", [None, *TYPES])
+def test_hidden_states_are_those_of_the_decoded_weights(store: Store, era: str, quant_type: str | None) -> None:
+    """Bit for bit. mxfp8 has the shapes of 4-bit groups of 64, which is what Ollama's own reader took it for."""
+    store.add_json()
+    store.add_weights(lambda name: quant_type, era)
+    store.write_manifest()
+
+    for ours, expected in zip(encode("ollama:z-image-turbo"), encode(str(store.plain)), strict=True):
+        np.testing.assert_array_equal(ours, expected)
+
+
+def test_types_may_differ_from_tensor_to_tensor(store: Store) -> None:
+    """Ollama gives some layers more bits."""
+    kinds = iter(list(TYPES) * 10)
+    store.add_json()
+    store.add_weights(lambda name: next(kinds), "one-blob")
+    store.write_manifest()
+
+    for ours, expected in zip(encode("z-image-turbo"), encode(str(store.plain)), strict=True):
+        np.testing.assert_array_equal(ours, expected)
+
+
+def test_language_model_has_no_component(store: Store) -> None:
+    """Its layers stand at the root."""
+    store.component = ""
+    store.add_json(tokenizer="")
+    store.add_weights(lambda name: "int8", "one-blob")
+    store.write_manifest("registry.ollama.ai/library/qwen3/4b-mlx")
+
+    assert open_checkpoint("qwen3:4b-mlx").quantization == "affine 8-bit in groups of 64"
+
+
+@pytest.mark.parametrize(
+    ("source", "manifest"),
+    [
+        ("z-image-turbo", "registry.ollama.ai/library/z-image-turbo/latest"),
+        ("z-image-turbo:fp8", "registry.ollama.ai/library/z-image-turbo/fp8"),
+        ("x/flux2-klein:4b", "registry.ollama.ai/x/flux2-klein/4b"),
+        ("hub.example.com:5000/x/klein", "hub.example.com:5000/x/klein/latest"),
+    ],
+)
+def test_name_leads_to_its_manifest(store: Store, source: str, manifest: str) -> None:
+    """Host, namespace and tag have defaults."""
+    assert manifest_file(source) == store.root / "manifests" / manifest
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../etc/passwd",
+        "a/../b",
+        "..",
+        ".",
+        "",
+        "a:../b",
+        "a//b",
+        "a/b/c/d",
+        "/etc/passwd",
+        "a\0b",
+        "a:b:c",
+        "x" * 90,
+    ],
+)
+def test_name_cannot_lead_out_of_the_store(store: Store, name: str) -> None:
+    """Nor to a file that is no manifest."""
+    assert manifest_file(name) is None
+    with pytest.raises(CheckpointError, match="is no model of Ollama's store"):
+        open_checkpoint(f"ollama:{name}")
+
+
+@pytest.mark.parametrize("digest", ["sha256:../../secret", "sha256:" + "a" * 63, "md5:" + "a" * 64, 7, None])
+def test_digest_cannot_lead_out_of_the_store(store: Store, digest: object) -> None:
+    """A manifest is data from strangers."""
+    store.layers.append({"mediaType": TENSOR, "digest": digest, "size": 1, "name": "x"})
+    store.write_manifest()
+
+    with pytest.raises(CheckpointError, match="expected a sha256 digest"):
+        open_checkpoint("ollama:z-image-turbo")
+
+
+def test_missing_blob_is_named(store: Store) -> None:
+    """An interrupted pull."""
+    store.add_json()
+    store.add(TENSOR, "text_encoder/model.norm.weight", b"x").unlink()
+    store.write_manifest()
+
+    with pytest.raises(CheckpointError, match=r"of text_encoder/model.norm.weight is missing. Pull the model again"):
+        open_checkpoint("ollama:z-image-turbo")
+
+
+def test_blob_that_is_not_what_its_digest_says_is_named(store: Store) -> None:
+    """A disk that forgets, or somebody who changed a weight."""
+    store.add_json()
+    store.add_weights(lambda name: None, "one-blob")
+    store.write_manifest()
+    blob = store.root / "blobs" / str(store.layers[-1]["digest"]).replace(":", "-")
+    blob.write_bytes(blob.read_bytes()[:-1] + b"?")
+
+    with pytest.raises(CheckpointError, match=f"{blob.name}: has the hash"):
+        open_checkpoint("ollama:z-image-turbo")
+
+
+def test_large_blob_is_compared_with_its_digest_when_it_is_loaded(store: Store) -> None:
+    """Hashing gigabytes is not for `inspect`."""
+    store.weights = write_checkpoint(store.plain, **DIMS, vocab_size=6000)
+    store.add_json()
+    store.add_weights(lambda name: None, "one-blob")
+    store.write_manifest()
+    [large] = [layer for layer in store.layers if layer["size"] > 2**20]
+    blob = store.root / "blobs" / str(large["digest"]).replace(":", "-")
+    blob.write_bytes(blob.read_bytes()[:-1] + b"?")
+
+    assert open_checkpoint("ollama:z-image-turbo").config.vocab_size == 6000
+    with pytest.raises(CheckpointError, match=f"{blob.name}: has the hash"):
+        TextEncoder.open("ollama:z-image-turbo")
+
+
+@pytest.mark.parametrize("layers", [None, [], {}, ["x"], [None], [{"digest": {}}]])
+def test_damaged_manifest_is_named(store: Store, layers: Any) -> None:
+    """No traceback."""
+    store.layers = layers
+    manifest = store.write_manifest()
+
+    with pytest.raises(CheckpointError, match=str(manifest)):
+        open_checkpoint("ollama:z-image-turbo")
+
+
+def test_model_that_is_not_pulled_says_where_it_was_looked_for(store: Store) -> None:
+    """The store may be elsewhere."""
+    with pytest.raises(CheckpointError, match=f"expected {store.root}/manifests/.*Pull it first"):
+        open_checkpoint("ollama:z-image-turbo")
+
+
+def test_gguf_in_the_store_is_read(store: Store) -> None:
+    """Most models that people have pulled are GGUF."""
+    store.weights = write_checkpoint(store.plain, hidden_size=256, intermediate_size=256, head_dim=64)
+    write_gguf(store.root.parent / "model.gguf", store.weights, "Q8_0")
+    content = (store.root.parent / "model.gguf").read_bytes()
+    store.add("application/vnd.ollama.image.model", "", content)
+    store.write_manifest("registry.ollama.ai/library/qwen3/0.6b")
+
+    for ours, expected in zip(encode("qwen3:0.6b"), encode(str(store.root.parent / "model.gguf")), strict=True):
+        np.testing.assert_array_equal(ours, expected)

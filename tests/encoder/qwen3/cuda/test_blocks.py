@@ -1,0 +1,136 @@
+"""Memory that is used again once nobody looks at it."""
+
+import ctypes
+from threading import Thread
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from encoder.qwen3.cuda.blocks import LEAST_BYTES, Blocks
+
+
+class Heap:
+    """Real memory, and what was asked for and given back."""
+
+    def __init__(self) -> None:
+        self.held: dict[int, ctypes.Array[ctypes.c_char]] = {}
+        self.allocated: list[int] = []
+        self.freed: list[int] = []
+
+    def allocate(self, nbytes: int) -> int | None:
+        buffer = ctypes.create_string_buffer(nbytes)
+        self.held[ctypes.addressof(buffer)] = buffer
+        self.allocated.append(nbytes)
+        return ctypes.addressof(buffer)
+
+    def free(self, address: int) -> None:
+        self.freed.append(len(self.held.pop(address)))
+
+
+@pytest.fixture
+def heap() -> Heap:
+    return Heap()
+
+
+def blocks_of(heap: Heap, most: int = 8) -> Blocks:
+    return Blocks(heap.allocate, heap.free, most * LEAST_BYTES)
+
+
+def taken(blocks: Blocks, nbytes: int) -> NDArray[np.uint8]:
+    memory = blocks.take(nbytes)
+    assert memory is not None
+    assert memory.shape == (nbytes,)
+    return memory
+
+
+def address(array: NDArray[np.uint8]) -> int:
+    return int(array.ctypes.data)
+
+
+def test_two_that_are_looked_at_do_not_lie_in_each_other(heap: Heap) -> None:
+    blocks = blocks_of(heap)
+    first, second = taken(blocks, 3), taken(blocks, LEAST_BYTES)
+    first[:], second[:] = 1, 2
+
+    assert set(first) == {1}
+    assert set(second) == {2}
+
+
+def test_a_block_is_used_again_when_its_last_view_is_gone(heap: Heap) -> None:
+    blocks = blocks_of(heap)
+    memory = taken(blocks, 100)
+    place = address(memory)
+    view = memoryview(memory[10:20].view(np.uint16)).cast("B")  # what a reply sends
+    del memory
+
+    other = taken(blocks, 100)
+    assert address(other) != place
+    del view
+    assert address(taken(blocks, LEAST_BYTES)) == place
+    assert heap.allocated == [LEAST_BYTES] * 2
+
+
+def test_a_block_that_came_back_is_given_to_one_alone(heap: Heap) -> None:
+    blocks = blocks_of(heap)
+    taken(blocks, 100)
+    first, second = taken(blocks, 100), taken(blocks, 100)
+
+    assert not np.shares_memory(first, second)
+
+
+def test_a_block_may_come_back_from_another_thread(heap: Heap) -> None:
+    """The event loop has sent the last reply."""
+    blocks = blocks_of(heap)
+    memories = [taken(blocks, 100)]
+    place = address(memories[0])
+    thread = Thread(target=memories.clear)
+    thread.start()
+    thread.join()
+
+    assert address(taken(blocks, 100)) == place
+
+
+def test_the_smallest_block_that_fits_is_taken(heap: Heap) -> None:
+    blocks = blocks_of(heap)
+    large, small = taken(blocks, 4 * LEAST_BYTES), taken(blocks, 1)
+    places = {"large": address(large), "small": address(small)}
+    del large, small
+
+    assert address(taken(blocks, 100)) == places["small"]
+    assert address(taken(blocks, LEAST_BYTES + 1)) == places["large"]
+
+
+def test_one_block_serves_results_of_many_sizes(heap: Heap) -> None:
+    blocks = blocks_of(heap)
+    for nbytes in (5 * LEAST_BYTES, 7 * LEAST_BYTES, 8 * LEAST_BYTES, 4 * LEAST_BYTES + 1):
+        taken(blocks, nbytes)
+
+    assert heap.allocated == [8 * LEAST_BYTES]
+
+
+def test_there_is_no_more_than_what_may_be_and_what_is_looked_at_stays(heap: Heap) -> None:
+    """Slow clients: their replies lie there until they have been read."""
+    blocks = blocks_of(heap, most=4)
+    slow = [taken(blocks, LEAST_BYTES) for _ in range(3)]
+
+    assert blocks.take(2 * LEAST_BYTES) is None
+    assert heap.freed == []
+    del slow[0]
+    assert blocks.take(2 * LEAST_BYTES) is not None
+    assert blocks.nbytes == sum(map(len, heap.held.values())) <= 4 * LEAST_BYTES
+
+
+def test_what_is_larger_than_all_that_may_be_gets_nothing_and_takes_nothing(heap: Heap) -> None:
+    blocks = blocks_of(heap, most=4)
+    taken(blocks, LEAST_BYTES)
+
+    assert blocks.take(4 * LEAST_BYTES + 1) is None
+    assert heap.freed == []
+
+
+def test_where_no_memory_is_given_nothing_is_counted() -> None:
+    blocks = Blocks(lambda nbytes: None, lambda address: None, 4 * LEAST_BYTES)
+
+    assert blocks.take(1) is None
+    assert blocks.nbytes == 0

@@ -1,0 +1,325 @@
+"""The fused forward pass for CUDA GPUs gives what the plain one gives.
+
+Its arithmetic runs on any device in MLX's own operations; what needs the kernels themselves needs a GPU.
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from encoder.checkpoint import load_weights, open_checkpoint
+from encoder.qwen3.config import Qwen3Config
+from encoder.qwen3.cuda import kernels as cuda_kernels
+from encoder.qwen3.cuda.forward import HANDED_OVER, LAYERS_AT_ONCE, ROWS_AHEAD, FusedQwen3, pack, round_rows
+from encoder.qwen3.cuda.kernels import DTYPE, TILE_ROWS, CudaKernels, MlxKernels, build_kernels
+from encoder.qwen3.forward import FusedForward, PlainForward, choose_forward
+from encoder.qwen3.model import Qwen3
+from encoder.types import Job, Tap
+from tests.checkpoints import write_checkpoint
+from tests.encoder.qwen3.cpu.test_forward import BATCHES, CLOSE, LAYERS, TAPS, add_outliers, largest_error, make_job
+
+os.environ.setdefault("MLX_ENABLE_TF32", "0")  # true float32 on a GPU; MLX looks at this at its first product
+
+HAS_GPU = mx.cuda.is_available()
+needs_gpu = pytest.mark.skipif(not HAS_GPU, reason="needs an NVIDIA GPU")
+DIMS = [
+    pytest.param({"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}, id="grouped"),
+    pytest.param({"num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 128}, id="ungrouped"),
+    pytest.param({"num_attention_heads": 5, "num_key_value_heads": 1, "head_dim": 64}, id="one-key-head"),
+]
+ALL_KINDS = [make_job(5), make_job(300), make_job(11, 96), make_job(6, 7, pad_position=1), make_job(0), make_job(64)]
+
+
+def load(folder: Path, dtype: mx.Dtype, outliers: bool = False) -> Qwen3:
+    checkpoint = open_checkpoint(str(folder))
+    model = Qwen3(checkpoint.config)
+    load_weights(checkpoint, model, dtype)
+    if outliers:
+        add_outliers(model)
+        model.embed_tokens.weight = model.embed_tokens.weight.astype(dtype)
+    return model
+
+
+def widen(rows: Sequence[mx.array] | mx.array) -> list[mx.array]:
+    return [x.astype(mx.float32) for x in rows]
+
+
+@pytest.mark.parametrize("dims", DIMS)
+@pytest.mark.parametrize("jobs", BATCHES)
+def test_fused_rows_equal_those_of_the_padded_rectangle(tmp_path: Path, dims: dict[str, int], jobs: list[Job]) -> None:
+    write_checkpoint(tmp_path, num_hidden_layers=LAYERS, hidden_size=24, intermediate_size=48, **dims)
+    plain = PlainForward(load(tmp_path, mx.float32), pad_token_id=0)(jobs, TAPS)
+    model = load(tmp_path, mx.float32)
+    fused = FusedQwen3(model, MlxKernels(model.config)).hidden_states_at(TAPS, jobs, pad_token_id=0)
+
+    for tap in TAPS:
+        assert [len(rows) for rows in fused[tap]] == [job.computed_rows for job in jobs]
+        assert largest_error(fused[tap], plain[tap], jobs) < CLOSE
+
+
+def test_outlier_channels_leave_the_rest_exact(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, num_hidden_layers=LAYERS, hidden_size=24, intermediate_size=48)
+    plain_model, model = load(tmp_path, mx.float32, outliers=True), load(tmp_path, mx.float32, outliers=True)
+
+    plain = PlainForward(plain_model, 0)(ALL_KINDS, TAPS)
+    fused = FusedQwen3(model, MlxKernels(model.config)).hidden_states_at(TAPS, ALL_KINDS, 0)
+
+    assert all(largest_error(fused[tap], plain[tap], ALL_KINDS) < CLOSE for tap in TAPS)
+
+
+def test_every_row_is_in_one_tile_and_sees_its_own_prompt_alone() -> None:
+    packed = pack(ALL_KINDS, pad_token_id=0)
+    tiles = np.array(packed.tiles).tolist()
+
+    assert [row for first, rows, *_ in tiles for row in range(first, first + rows)] == list(
+        range(len(packed.input_ids))
+    )
+    assert len(packed.input_ids) == round_rows(len(packed.input_ids))
+    for first, rows, first_key, keys, place in tiles:
+        jobs = [job for job, span in zip(ALL_KINDS, packed.spans, strict=True) if span.start <= first < span.stop]
+        assert (0 < rows <= TILE_ROWS and first - place == first_key) or not jobs or not rows
+        assert keys == sum(len(job.input_ids) for job in jobs if rows)  # filling rows see nothing
+
+
+def test_a_batch_has_few_numbers_of_tiles() -> None:
+    """Each is a shape of its own, for which MLX has a layer described."""
+    tiles = {len(pack([make_job(5)] * prompts, pad_token_id=0).tiles) for prompts in range(1, 100)}
+
+    assert tiles <= {*range(1, 9), *range(16, 105, 8)}
+
+
+class Traced(MlxKernels):
+    """Takes no notice of who sees whom, and counts how often it is described."""
+
+    def __init__(self, config: Qwen3Config, traceable: bool) -> None:
+        super().__init__(config)
+        self.traceable = traceable
+        self.described = 0
+
+    def attend(self, qkv: mx.array, tiles: mx.array) -> mx.array:
+        self.described += 1
+        return qkv[:, : self.config.num_attention_heads * self.config.head_dim] + tiles.sum()
+
+
+def test_a_layer_is_described_once_for_each_shape_and_gives_the_same(tmp_path: Path) -> None:
+    """That takes Python as long as a short prompt takes a GPU."""
+    write_checkpoint(tmp_path, num_hidden_layers=LAYERS)
+    batches = [[make_job(5)], [make_job(6)], [make_job(100)], [make_job(5)]]
+    results, described = [], []
+    for traceable in (True, False):
+        model = load(tmp_path, mx.float32)
+        kernels = Traced(model.config, traceable)
+        fused = FusedQwen3(model, kernels)
+        results.append([fused.hidden_states_at(TAPS, jobs, 0) for jobs in batches])
+        described.append(kernels.described)
+
+    assert described == [2, LAYERS * len(batches)]
+    for traced, plain in zip(*results, strict=True):
+        for tap in TAPS:
+            for rows, others in zip(traced[tap], plain[tap], strict=True):
+                np.testing.assert_allclose(np.array(rows), np.array(others), rtol=1e-5, atol=1e-5)
+
+
+def test_few_sizes_hold_any_number_of_rows_with_little_filling() -> None:
+    """A GPU chooses kernels anew for each size; what fills one up is computed for nobody."""
+    sizes = {rows: round_rows(rows) for rows in range(8193)}
+
+    assert all(rows <= size <= max(16, rows + 15, 1.0625 * rows) for rows, size in sizes.items())
+    assert all(round_rows(size) == size and size % 16 == 0 for size in sizes.values())
+    assert len({size for size in sizes.values() if size <= 4096}) == 80
+
+
+@pytest.mark.parametrize(("most_rows", "largest"), [(4096, 4096), (1000, 1024), (100_000, 4096), (100, 512)])
+def test_every_size_up_to_a_large_batch_runs_before_the_first_request(
+    tmp_path: Path, most_rows: int, largest: int
+) -> None:
+    write_checkpoint(tmp_path, num_hidden_layers=LAYERS)
+    model = load(tmp_path, mx.float32)
+    forward = FusedForward(model, 0, MlxKernels(model.config))
+
+    sizes = forward.first_sizes(most_rows)
+    assert {forward.tokens([rows]) for rows in range(1, largest + 1)} == set(sizes)
+    assert max(sizes) == largest
+
+
+def test_layers_are_taken_over_one_by_one_and_counted_when_they_run(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, num_hidden_layers=LAYERS)
+    model = load(tmp_path, mx.float32)
+    fused = FusedQwen3(model, MlxKernels(model.config))
+    fused.layers[2:] = []
+
+    fused.hidden_states_at([Tap(2, False), Tap(0, False)], [make_job(5)], 0)
+
+    assert model.layers == [] and model.layers_run == 2
+
+
+@pytest.mark.parametrize(("layers", "after"), [(3, [2]), (1, [])])
+def test_the_host_turns_to_something_else_once_the_gpu_has_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layers: int, after: list[int]
+) -> None:
+    """Once, with layers still to come: what is left to do then takes the GPU's time from nobody."""
+    monkeypatch.setattr("encoder.qwen3.cuda.forward.LAYERS_MEANWHILE", 2)
+    write_checkpoint(tmp_path, num_hidden_layers=LAYERS)
+    model = load(tmp_path, mx.float32)
+    found: list[int] = []
+    jobs, taps = [make_job(5)], [Tap(layers, normed=False)]
+    forward = FusedForward(model, 0, MlxKernels(model.config))
+    forward(jobs, taps, lambda: found.append(model.layers_run))
+
+    assert forward.runs_on
+    assert found == after
+
+
+def test_a_batch_of_many_rows_waits_for_the_gpu_and_gives_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host may be only so far ahead, here two layers, of this pass and the one before: what runs holds memory."""
+    write_checkpoint(tmp_path, num_hidden_layers=LAYERS)
+    model = load(tmp_path, mx.float32)
+    fused = FusedQwen3(model, MlxKernels(model.config))
+    expected = fused.hidden_states_at(TAPS, ALL_KINDS, 0)
+    waits: list[object] = []
+
+    monkeypatch.setattr("encoder.qwen3.cuda.forward.LAYERS_AT_ONCE", 1)
+    monkeypatch.setattr("encoder.qwen3.cuda.forward.ROWS_AHEAD", 2 * len(pack(ALL_KINDS, 0).input_ids))
+    monkeypatch.setattr(mx, "eval", waits.append)
+    waited = fused.hidden_states_at(TAPS, ALL_KINDS, 0)
+
+    assert len(waits) == 1 + LAYERS - 2  # what the pass before has handed over last counts, too
+    for tap in TAPS:
+        for rows, others in zip(waited[tap], expected[tap], strict=True):
+            np.testing.assert_array_equal(np.array(rows), np.array(others))
+
+
+def test_of_many_small_passes_few_are_remembered(tmp_path: Path) -> None:
+    """Each time the host hands over, it looks at all that it remembers, and what it remembers holds memory."""
+    write_checkpoint(tmp_path, num_hidden_layers=LAYERS)
+    model = load(tmp_path, mx.float32)
+    fused = FusedQwen3(model, MlxKernels(model.config))
+    for _ in range(20):
+        fused.hidden_states_at(TAPS, [make_job(5)], 0)
+
+    assert len(fused.running) == HANDED_OVER
+    assert LAYERS_AT_ONCE * HANDED_OVER * 256 >= ROWS_AHEAD  # larger ones are waited for before they are forgotten
+
+
+@pytest.mark.skipif(HAS_GPU, reason="what a CPU runs")
+def test_a_cpu_does_not_run_it(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, head_dim=64)
+
+    assert not isinstance(choose_forward(load(tmp_path, DTYPE), 0, DTYPE), FusedForward)
+
+
+def test_without_a_compiler_for_kernels_the_plain_pass_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """NVRTC needs CUDA's headers; who has none gets slower replies and not an error."""
+
+    class Broken(MlxKernels):
+        qkv_width = 4 * 64
+
+        def attend(self, qkv: mx.array, tiles: mx.array) -> mx.array:
+            raise RuntimeError("Can not find locations of CUDA headers")
+
+    write_checkpoint(tmp_path, num_attention_heads=2, num_key_value_heads=1, head_dim=64)
+    monkeypatch.setattr(cuda_kernels, "CudaKernels", Broken)
+    model = load(tmp_path, DTYPE)
+
+    with caplog.at_level(logging.WARNING):
+        assert build_kernels(model.config) is None
+    assert "CUDA headers" in caplog.text
+    if HAS_GPU:
+        assert isinstance(choose_forward(model, 0, DTYPE), PlainForward)
+
+
+@pytest.mark.parametrize(
+    "dims",
+    [
+        pytest.param({"head_dim": 32}, id="head_dim"),
+        pytest.param({"head_dim": 64, "hidden_size": 20}, id="hidden_size"),
+        pytest.param({"head_dim": 64, "intermediate_size": 36}, id="intermediate_size"),
+    ],
+)
+def test_dims_that_the_kernels_do_not_know_get_none(dims: dict[str, int]) -> None:
+    config = {"hidden_size": 64, "intermediate_size": 64, "head_dim": 64} | dims
+
+    assert (
+        build_kernels(
+            Qwen3Config(
+                **config,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                vocab_size=8,
+                rms_norm_eps=1e-6,
+                rope_theta=1e6,
+                max_position_embeddings=64,
+            )
+        )
+        is None
+    )
+
+
+@needs_gpu
+@pytest.mark.parametrize("dims", DIMS)
+def test_kernels_round_once(tmp_path: Path, dims: dict[str, int]) -> None:
+    """Each is as far from float32 as one rounding to bfloat16, and for attention the weights' rounding too."""
+    write_checkpoint(tmp_path, hidden_size=136, intermediate_size=264, **dims)
+    config = open_checkpoint(str(tmp_path)).config
+    kernels, exact = CudaKernels(config), MlxKernels(config)
+    packed = pack(ALL_KINDS, 0)
+    rows = len(packed.input_ids)
+    x, qkv, gate_up = (
+        (mx.random.normal((rows, width)) * 30).astype(DTYPE) for width in (136, kernels.qkv_width, 2 * 264)
+    )
+    norms = [(1 + mx.random.normal((config.head_dim,)) / 5).astype(DTYPE) for _ in "qk"]
+    turns = mx.random.normal((rows, config.head_dim))
+
+    heads = kernels.finish_heads(x, qkv, *norms, turns)
+    pairs = {
+        "heads": (heads, exact.finish_heads(*widen([x, qkv, *norms]), turns)),
+        "attend": (kernels.attend(heads, packed.tiles), exact.attend(*widen([heads]), packed.tiles)),
+        "swiglu": (kernels.swiglu(x, gate_up), exact.swiglu(*widen([x, gate_up]))),
+    }
+
+    for name, (found, expected) in pairs.items():
+        difference = np.array(found.astype(mx.float32) - expected, np.float64)
+        assert np.linalg.norm(difference) < 3e-3 * np.linalg.norm(np.array(expected)), name
+
+
+@needs_gpu
+@pytest.mark.parametrize("outliers", [False, True])
+@pytest.mark.parametrize("dims", DIMS)
+def test_on_a_gpu_it_is_no_further_from_float32_than_the_plain_pass(
+    tmp_path: Path, dims: dict[str, int], outliers: bool
+) -> None:
+    write_checkpoint(
+        tmp_path, num_hidden_layers=LAYERS, hidden_size=256, intermediate_size=512, dtype="bfloat16", **dims
+    )
+    exact = PlainForward(load(tmp_path, mx.float32, outliers), 0)(ALL_KINDS, TAPS)
+    plain = PlainForward(load(tmp_path, DTYPE, outliers), 0)(ALL_KINDS, TAPS)
+    forward = choose_forward(load(tmp_path, DTYPE, outliers), 0, DTYPE)
+    fused = forward(ALL_KINDS, TAPS)
+
+    assert isinstance(forward, FusedForward)
+    for tap in TAPS:
+        own = [rows[: job.computed_rows] for rows, job in zip(plain[tap], ALL_KINDS, strict=True)]
+        plain_error = largest_error(widen(own), exact[tap], ALL_KINDS)
+        assert largest_error(widen(fused[tap]), exact[tap], ALL_KINDS) <= 1.1 * plain_error
+
+
+@needs_gpu
+def test_on_a_gpu_neighbours_in_a_batch_change_no_more_than_rounding_does(tmp_path: Path) -> None:
+    """A product of other row counts may add up in another order."""
+    write_checkpoint(tmp_path, num_hidden_layers=LAYERS, hidden_size=256, intermediate_size=512, head_dim=64)
+    forward, tap = choose_forward(load(tmp_path, DTYPE), 0, DTYPE), Tap(LAYERS, True)
+    together = forward(ALL_KINDS, [tap])[tap]
+
+    for rows, job in zip(together, ALL_KINDS, strict=True):
+        [alone] = forward([job], [tap])[tap]
+        assert largest_error(widen([rows]), widen([alone])[0][None], [job]) < 2e-2

@@ -1,0 +1,91 @@
+"""How bytes leave MLX. The tests with a GPU need an NVIDIA one; nothing else has the way that they look at."""
+
+import logging
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from encoder.qwen3.cuda import to_host as leaving
+from encoder.qwen3.cuda.to_host import Leaving, PageLocked, leave, page_locked
+
+HAS_GPU = mx.cuda.is_available()
+needs_gpu = pytest.mark.skipif(not HAS_GPU, reason="needs an NVIDIA GPU")
+
+
+def some_bytes(count: int) -> mx.array:
+    return mx.array(np.random.default_rng(count).integers(0, 256, count).astype(np.uint8))
+
+
+def test_on_a_cpu_bytes_are_read_where_they_are() -> None:
+    with mx.stream(mx.cpu):
+        x = some_bytes(1000) + mx.array(0, mx.uint8)
+        left = Leaving(x, host=None)
+
+    np.testing.assert_array_equal(left.wait(), np.array(x))
+    assert np.shares_memory(left.wait(), np.array(x, copy=False))
+
+
+def test_where_a_gpu_is_not_what_computes_nothing_is_asked_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leaving, "page_locked", pytest.fail)
+    device = mx.default_device()
+    mx.set_default_device(mx.cpu)
+    try:
+        assert leave(some_bytes(3)).host is None
+    finally:
+        mx.set_default_device(device)
+
+
+@pytest.mark.skipif(HAS_GPU, reason="what a machine without a GPU does")
+def test_without_a_gpu_there_is_no_page_locked_memory() -> None:
+    assert page_locked() is None
+    assert leave(some_bytes(3)).host is None
+
+
+def test_where_it_cannot_be_had_the_log_says_so_and_results_go_mlx_s_way(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken() -> PageLocked:
+        raise OSError("libcuda.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(mx.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(leaving, "PageLocked", broken)
+    page_locked.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        found = page_locked()
+    page_locked.cache_clear()
+
+    assert found is None
+    assert "Results take longer to the host: libcuda.so.1" in caplog.text
+
+
+@needs_gpu
+@pytest.mark.parametrize("start", [0, 1, 16])
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 4096, 1_000_003, 20_000_000])
+def test_on_a_gpu_all_bytes_arrive_wherever_they_begin(count: int, start: int) -> None:
+    x = some_bytes(count + start)[start:]
+    left = leave(x)
+
+    assert left.host is not None
+    np.testing.assert_array_equal(left.wait(), np.array(x))
+
+
+@needs_gpu
+def test_on_a_gpu_results_that_are_still_looked_at_stay_what_they_are() -> None:
+    sent = [some_bytes(1_000_000 + turn) for turn in range(8)]
+    left = [leave(x) for x in sent]
+    mx.async_eval([each.done for each in left])
+
+    for x, each in zip(sent, left, strict=True):
+        np.testing.assert_array_equal(each.wait(), np.array(x))
+
+
+@needs_gpu
+def test_on_a_gpu_without_room_results_go_mlx_s_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leaving, "MOST_BYTES", 2**20)
+    pinned = PageLocked()
+    monkeypatch.setattr(leaving, "page_locked", lambda: pinned)
+    first, second = leave(some_bytes(1000)), leave(some_bytes(1001))
+
+    assert (first.host is None, second.host is None) == (False, True)
+    np.testing.assert_array_equal(second.wait(), np.array(some_bytes(1001)))

@@ -1,0 +1,128 @@
+from dataclasses import replace
+from typing import Any, Literal
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from encoder.presets.built_in import get_preset
+from encoder.presets.preset import Preset
+from encoder.qwen3.plain import bucket_length, make_attention_mask, pad, padded_lengths
+from encoder.types import Job, Tap
+
+PAD = 99
+
+
+def make_job(num_tokens: int, computed_rows: int | None = None) -> Job:
+    rows = num_tokens if computed_rows is None else computed_rows
+    return Job(
+        input_ids=tuple(range(num_tokens)),
+        computed_rows=rows,
+        delivered_rows=rows,
+        dropped_rows=0,
+        taps=(Tap(1, False),),
+        combine="concat",
+        dtype="float32",
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "bucket"),
+    [(0, 16), (1, 16), (16, 16), (17, 32), (112, 112), (128, 128), (129, 160), (512, 512), (513, 640), (2048, 2048)],
+)
+def test_a_bucket_is_the_next_of_few_lengths(rows: int, bucket: int) -> None:
+    assert bucket_length(rows) == bucket
+
+
+def test_buckets_are_few_and_waste_little() -> None:
+    """MLX keeps buffers and plans for every shape that it has seen."""
+    buckets = {bucket_length(rows) for rows in range(1, 2049)}
+
+    assert len(buckets) == 24
+    assert all(bucket_length(rows) <= 1.25 * rows for rows in range(64, 2049))
+    assert all(bucket_length(bucket) == bucket for bucket in buckets)
+
+
+def test_padding_to_the_window_and_to_the_longest() -> None:
+    klein = get_preset("flux2-klein")
+
+    assert padded_lengths([12, 30], klein) == [512, 512]
+    assert padded_lengths([12, 30], replace(klein, padding="longest")) == [30, 30]
+
+
+def lengths(num_tokens: list[int], **fields: Any) -> list[int]:
+    return padded_lengths(num_tokens, Preset(name="x", description="", source="", layers=(0,), **fields))
+
+
+def test_the_padded_length_may_be_a_multiple() -> None:
+    """Nucleus rounds the longest prompt up to 8, and beyond the window if that is no multiple, as transformers does."""
+    assert lengths([12, 17], pad_to_multiple_of=8) == [24, 24]
+    assert lengths([16], pad_to_multiple_of=8) == [16]
+    assert lengths([10], pad_to_multiple_of=8, max_sequence_length=10) == [16]
+
+
+def test_prompts_may_be_padded_each_by_itself() -> None:
+    """FLUX.3 rounds each prompt up to 80, and never beyond the window."""
+    flux3 = get_preset("flux3")
+
+    assert padded_lengths([1, 80, 81], flux3) == [80, 80, 160]
+    assert padded_lengths([81, 100], replace(flux3, max_sequence_length=100)) == [100, 100]
+
+
+@pytest.mark.parametrize(("padding", "expected"), [("longest", [3, 3]), ("own", [2, 3]), ("max_length", [9, 9])])
+def test_the_padded_length_may_have_a_least(
+    padding: Literal["longest", "own", "max_length"], expected: list[int]
+) -> None:
+    """Anima has a row for an empty prompt; a prompt that is longer is not padded for it."""
+    assert lengths([0, 3], padding=padding, min_length=2, max_sequence_length=9) == expected
+
+
+def test_a_prompt_without_tokens_has_no_rows_unless_told() -> None:
+    assert lengths([0]) == [0]
+    assert lengths([0], min_length=1) == [1]
+    assert lengths([0], padding="own", pad_to_multiple_of=80) == [0]
+
+
+def test_positions_run_on_unless_padding_has_its_own() -> None:
+    """A job that gives its padding rows one position leaves its neighbours' alone."""
+    one = replace(make_job(2, computed_rows=3), pad_position=1)
+    batch = pad([one, make_job(2, computed_rows=5)], PAD)
+
+    assert batch.position_ids is not None
+    assert batch.position_ids[:, :5].tolist() == [[0, 1, 1, 1, 1], [0, 1, 2, 3, 4]]
+    assert pad([make_job(2, computed_rows=5)], PAD).position_ids is None
+
+
+def test_a_tail_stands_right_behind_the_prompt_in_the_model() -> None:
+    """Padding in the middle is put there afterwards: positions and attention do not count it."""
+    job = replace(make_job(4), delivered_rows=10, tail_rows=2)
+    batch = pad([job], PAD)
+
+    assert batch.input_ids[0, :5].tolist() == [0, 1, 2, 3, PAD]
+    assert batch.mask == "causal" and batch.position_ids is None
+
+
+def test_a_batch_without_live_padding_needs_no_mask_array() -> None:
+    batch = pad([make_job(3), make_job(20)], PAD)
+
+    assert batch.mask == "causal"
+    assert batch.input_ids.shape == (2, 32)
+    assert batch.input_ids[0].tolist() == [0, 1, 2] + [PAD] * 29
+
+
+def test_live_padding_rows_see_the_prompt_alone() -> None:
+    batch = pad([make_job(2, computed_rows=16), make_job(16)], PAD)
+
+    assert isinstance(batch.mask, mx.array)
+    mask = np.array(batch.mask)
+    assert mask.shape == (2, 1, 16, 16)
+    assert mask[0, 0, 0].tolist() == [True] + [False] * 15
+    assert mask[0, 0, 15].tolist() == [True, True] + [False] * 14
+    assert mask[1, 0, 15].all()
+
+
+def test_the_mask_is_causal_and_hides_padding() -> None:
+    mask = np.array(make_attention_mask(mx.array([2, 3]), 3))
+
+    assert mask[0, 0].tolist() == [[True, False, False], [True, True, False], [True, True, False]]
+    assert mask[1, 0].tolist() == [[True, False, False], [True, True, False], [True, True, True]]

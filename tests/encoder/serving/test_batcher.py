@@ -1,0 +1,161 @@
+from collections.abc import Callable
+
+import pytest
+
+from encoder.errors import QueueFull, RequestTooLarge
+from encoder.serving.batcher import Batcher, Entry
+from encoder.types import Job, Tap
+
+MakeEntry = Callable[..., Entry]
+
+
+@pytest.fixture
+def batcher() -> Batcher:
+    return Batcher(max_queue_tokens=1024, max_batch_tokens=256)
+
+
+@pytest.fixture
+def make_entry() -> MakeEntry:
+    def make(length: int, depth: int = 1) -> Entry:
+        job = Job(
+            input_ids=(1,) * length,
+            computed_rows=length,
+            delivered_rows=length,
+            dropped_rows=0,
+            taps=(Tap(depth, False),),
+            combine="concat",
+            dtype="float32",
+        )
+        return Entry(job, length)
+
+    return make
+
+
+def lengths(entries: list[Entry]) -> list[int]:
+    return [entry.length for entry in entries]
+
+
+def test_an_empty_queue_gives_an_empty_batch(batcher: Batcher) -> None:
+    assert batcher.take_batch() == []
+
+
+def test_one_prompt_alone_is_a_batch_at_once(batcher: Batcher, make_entry: MakeEntry) -> None:
+    """Nobody waits for company."""
+    batcher.put([make_entry(16)], retry_after_s=1)
+
+    assert lengths(batcher.take_batch()) == [16]
+    assert len(batcher) == 0
+    assert batcher.queued_tokens == 0
+
+
+def test_the_oldest_entry_leads_every_batch(batcher: Batcher, make_entry: MakeEntry) -> None:
+    """A long prompt behind a stream of short ones would starve if batches were chosen for their fit alone."""
+    batcher.put([make_entry(256)], retry_after_s=1)
+    batcher.put([make_entry(16) for _ in range(8)], retry_after_s=1)
+
+    assert lengths(batcher.take_batch()) == [256]
+
+
+def test_a_batch_stays_inside_its_token_budget(batcher: Batcher, make_entry: MakeEntry) -> None:
+    batcher.put([make_entry(64) for _ in range(6)], retry_after_s=1)
+
+    assert lengths(batcher.take_batch()) == [64] * 4
+    assert lengths(batcher.take_batch()) == [64] * 2
+
+
+def test_the_nearest_in_length_join_first(batcher: Batcher, make_entry: MakeEntry) -> None:
+    batcher.put([make_entry(n) for n in (64, 16, 80, 64)], retry_after_s=1)
+
+    assert lengths(batcher.take_batch()) == [64, 64, 80]
+
+
+def test_a_prompt_that_would_make_all_others_longer_runs_apart(batcher: Batcher, make_entry: MakeEntry) -> None:
+    """One long and several short prompts cost more in one rectangle than apart."""
+    batcher.put([make_entry(n) for n in (16, 16, 80)], retry_after_s=1)
+
+    assert lengths(batcher.take_batch()) == [16, 16]  # 3 x 80 would be within the budget
+    assert lengths(batcher.take_batch()) == [80]
+
+
+def test_a_prompt_that_would_take_all_others_deeper_runs_apart(batcher: Batcher, make_entry: MakeEntry) -> None:
+    """FLUX.2 klein's 512 rows need 27 layers; beside a short Z-Image prompt they would run through 35."""
+    batcher.count_tokens = sum
+    batcher.put([make_entry(200, depth=27), make_entry(40, depth=35), make_entry(16, depth=27)], retry_after_s=1)
+
+    assert lengths(batcher.take_batch()) == [200, 16]
+    assert lengths(batcher.take_batch()) == [40]
+
+
+def test_where_every_batch_costs_much_prompts_share_one(batcher: Batcher, make_entry: MakeEntry) -> None:
+    """On a GPU a short prompt alone takes nearly as long as a long one."""
+    batcher.count_tokens = sum
+    batcher.batch_rows = 400
+    batcher.put([make_entry(200, depth=27), make_entry(40, depth=35)], retry_after_s=1)
+
+    assert lengths(batcher.take_batch()) == [200, 40]
+
+
+def test_an_entry_over_the_budget_runs_alone(batcher: Batcher, make_entry: MakeEntry) -> None:
+    batcher.put([make_entry(512), make_entry(512)], retry_after_s=1)
+
+    assert lengths(batcher.take_batch()) == [512]
+    assert lengths(batcher.take_batch()) == [512]
+
+
+def test_a_full_queue_takes_all_prompts_of_a_request_or_none(batcher: Batcher, make_entry: MakeEntry) -> None:
+    batcher.put([make_entry(256) for _ in range(3)], retry_after_s=1)
+
+    with pytest.raises(QueueFull, match=r"holds 768 of 1024 tokens, this request adds 512. Retry in 7 s") as caught:
+        batcher.put([make_entry(256), make_entry(256)], retry_after_s=7)
+
+    assert caught.value.retry_after_s == 7
+    assert len(batcher) == 3
+    assert batcher.queued_tokens == 768
+
+
+def test_a_request_that_no_empty_queue_could_hold_is_too_large(batcher: Batcher, make_entry: MakeEntry) -> None:
+    """429 would tell the client to retry for ever."""
+    with pytest.raises(RequestTooLarge, match="adds 1280 padded tokens, the whole queue holds 1024"):
+        batcher.put([make_entry(256) for _ in range(5)], retry_after_s=1)
+
+
+def test_a_discarded_entry_frees_its_place(batcher: Batcher, make_entry: MakeEntry) -> None:
+    entries = [make_entry(256) for _ in range(4)]
+    batcher.put(entries, retry_after_s=1)
+
+    assert batcher.discard(entries[1])
+    assert not batcher.discard(entries[1])
+    batcher.put([make_entry(256)], retry_after_s=1)
+    assert batcher.queued_tokens == 1024
+
+
+def test_a_batch_takes_half_of_what_waits_and_runs(make_entry: MakeEntry) -> None:
+    """One half runs while the other is answered and asks again; all of them in one batch would leave the model idle."""
+    batcher = Batcher(max_queue_tokens=4096, max_batch_tokens=4096)
+    for _ in range(64):
+        batcher.put([make_entry(16)], retry_after_s=1)
+
+    assert len(batcher.take_batch()) == 32
+    assert len(batcher.take_batch(running=32)) == 32
+
+    for _ in range(60):
+        batcher.put([make_entry(16)], retry_after_s=1)
+    assert len(batcher.take_batch(running=4)) == 32
+
+
+def test_prompts_of_one_request_are_not_halved(make_entry: MakeEntry) -> None:
+    """They are answered together, so there is nothing to do meanwhile."""
+    batcher = Batcher(max_queue_tokens=4096, max_batch_tokens=4096)
+    batcher.put([make_entry(16) for _ in range(64)], retry_after_s=1)
+    batcher.put([make_entry(16) for _ in range(6)], retry_after_s=1)
+
+    assert len(batcher.take_batch()) == 64
+
+
+def test_no_batch_is_halved_that_costs_more_to_begin_than_to_run(make_entry: MakeEntry) -> None:
+    """A GPU takes as long for eight short prompts as for one."""
+    batcher = Batcher(max_queue_tokens=4096, max_batch_tokens=4096, batch_rows=400)
+    for _ in range(8):
+        batcher.put([make_entry(16)], retry_after_s=1)
+
+    assert len(batcher.take_batch()) == 8

@@ -1,0 +1,661 @@
+"""The engine on the demo checkpoint, with its real thread, queue and cache."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from encoder.errors import (
+    DeadlineExceeded,
+    EncoderError,
+    InvalidField,
+    ModelFailure,
+    NotReady,
+    QueueFull,
+    RequestTooLarge,
+)
+from encoder.pipeline.limits import Limits
+from encoder.pipeline.selection import select
+from encoder.presets.built_in import LAST_HIDDEN_STATE, get_preset
+from encoder.presets.preset import Preset
+from encoder.qwen3.cuda.to_host import Leaving
+from encoder.qwen3.forward import PackedForward
+from encoder.serving.engine import Engine
+from encoder.text_encoder import Begun, TextEncoder
+from encoder.types import CachePolicy, EncodeResult, Job, PromptEmbeds, TokenizedPrompt
+
+pytestmark = pytest.mark.anyio
+Meanwhile = Callable[[], None]
+
+KLEIN = replace(get_preset("flux2-klein"), max_sequence_length=64)  # a short window, to be quick
+Z_IMAGE = replace(get_preset("ollama/z-image"), max_sequence_length=64)
+SHORT = replace(LAST_HIDDEN_STATE, max_sequence_length=64)
+SMALL = Limits(
+    max_prompts=4, max_prompt_chars=100, max_sequence_length=64, max_queue_tokens=64, max_output_bytes=10_000
+)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+async def engine(tmp_path: Path) -> AsyncIterator[Engine]:
+    engine = Engine("demo", cache_dir=tmp_path)
+    await engine.start()
+    yield engine
+    await engine.close()
+
+
+@pytest.fixture
+async def small_engine(tmp_path: Path) -> AsyncIterator[Engine]:
+    engine = Engine("demo", cache_dir=tmp_path, limits=SMALL)
+    await engine.start()
+    yield engine
+    await engine.close()
+
+
+class Gate:
+    """Holds the model's thread until it is opened, so that a test can fill the queue behind it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._open = threading.Event()
+
+    async def __aenter__(self) -> "Gate":
+        encoder = self._engine._loaded()
+        begin = encoder.begin
+
+        def begin_when_open(jobs: Sequence[Job], meanwhile: Meanwhile = lambda: None) -> Begun:
+            self._open.wait(30)
+            return begin(jobs, meanwhile)
+
+        encoder.begin = begin_when_open  # type: ignore[method-assign]
+        self.first = asyncio.create_task(self._engine.encode(["x"], SHORT))
+        while not self._engine.stats().running_prompts:
+            assert not self.first.done()
+            await asyncio.sleep(0.001)
+        return self
+
+    def open(self) -> None:
+        self._open.set()
+
+    async def __aexit__(self, *error: object) -> None:
+        self.open()
+        await self.first
+
+
+async def queued(engine: Engine, prompts: int) -> None:
+    async with asyncio.timeout(30):
+        while engine.stats().queued_prompts != prompts:
+            await asyncio.sleep(0.001)
+
+
+async def test_a_result_equals_that_of_the_synchronous_encoder(engine: Engine, tmp_path: Path) -> None:
+    result = await engine.encode(["a cat"], KLEIN, dtype="float32")
+
+    [expected] = TextEncoder.open("demo", cache_dir=tmp_path).encode(["a cat"], KLEIN)
+    np.testing.assert_array_equal(result.embeds[0].hidden_states, expected.hidden_states)
+    assert result.prompts[0].text == "<|im_start|>user\na cat<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    assert result.layers_run == 27
+
+
+async def test_a_prompt_asked_for_again_comes_from_the_cache(engine: Engine) -> None:
+    first = await engine.encode(["a cat"], KLEIN)
+    again = await engine.encode(["a cat"], KLEIN)
+
+    assert (first.cache, again.cache) == ("miss", "hit")
+    assert again.embeds[0] is first.embeds[0]
+    assert engine.stats().batches == 1
+
+
+async def test_the_cache_does_not_keep_the_memory_of_a_whole_batch(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU small results leave MLX together; what nobody keeps is sent from there."""
+    monkeypatch.setattr("encoder.text_encoder.select", partial(select, at_once=True))
+    passing = await engine.encode(["a", "b"], SHORT, cache_policy="bypass")
+    kept = await engine.encode(["a", "b"], SHORT)
+    found = await engine.encode(["b", "a"], SHORT)
+
+    assert [embeds.shares for embeds in passing.embeds] == [True, True]
+    assert [embeds.shares for embeds in [*kept.embeds, *found.embeds]] == [False] * 4
+    assert found.cache == "hit"
+    np.testing.assert_array_equal(found.embeds[1].hidden_states, passing.embeds[0].hidden_states)
+
+
+@pytest.mark.parametrize(("large_bytes", "thread"), [(1, "model_0"), (2**20, "MainThread")])
+async def test_a_large_result_that_is_kept_is_copied_by_the_models_thread(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, large_bytes: int, thread: str
+) -> None:
+    """Where a GPU has written it into memory that is used again. On the event loop others wait to be answered, and
+    many small ones take the thread as many turns with it.
+    """
+    monkeypatch.setattr("encoder.pipeline.selection.leave", lambda x: Leaving(x, np.array(x)))
+    monkeypatch.setattr("encoder.types.LARGE_BYTES", large_bytes)
+    own, copied_on = PromptEmbeds.own, []
+
+    def noted(embeds: PromptEmbeds) -> PromptEmbeds:
+        copied_on.extend([threading.current_thread().name] if embeds.shares else [])
+        return own(embeds)
+
+    monkeypatch.setattr(PromptEmbeds, "own", noted)
+    passing = await engine.encode(["a"], SHORT, cache_policy="bypass")
+    assert (passing.embeds[0].shares, copied_on) == (True, [])
+
+    kept = await engine.encode(["a"], SHORT)
+    assert (kept.embeds[0].shares, copied_on) == (False, [thread])
+    np.testing.assert_array_equal(kept.embeds[0].hidden_states, passing.embeds[0].hidden_states)
+
+
+async def test_another_dtype_or_layer_is_not_the_cached_result(engine: Engine) -> None:
+    await engine.encode(["a cat"], KLEIN)
+
+    assert (await engine.encode(["a cat"], KLEIN, dtype="float32")).cache == "miss"
+    assert (await engine.encode(["a cat"], replace(KLEIN, layers=(8, 17, 25)))).cache == "miss"
+
+
+async def test_the_cache_can_be_passed_by(engine: Engine) -> None:
+    await engine.encode(["a cat"], KLEIN)
+
+    assert (await engine.encode(["a cat"], KLEIN, cache_policy="refresh")).cache == "miss"
+
+
+async def test_equal_prompts_of_one_request_run_once(engine: Engine) -> None:
+    result = await engine.encode(["a cat", "a dog", "a cat"], KLEIN)
+
+    assert engine.stats().prompts == 2
+    assert result.embeds[0] is result.embeds[2]
+
+
+async def test_equal_prompts_in_flight_run_once(engine: Engine) -> None:
+    async with Gate(engine) as gate:
+        requests = [asyncio.create_task(engine.encode(["a cat"], KLEIN)) for _ in range(3)]
+        await queued(engine, 1)
+        await asyncio.sleep(0.05)
+        gate.open()
+        results = await asyncio.gather(*requests)
+
+    assert sorted(result.cache for result in results) == ["coalesced", "coalesced", "miss"]
+    assert engine.stats().prompts == 2
+
+
+async def test_what_waits_together_runs_together(engine: Engine) -> None:
+    """A batch is formed from all that has come by then, whatever its preset."""
+    async with Gate(engine) as gate:
+        requests = [
+            asyncio.create_task(engine.encode(["a cat"], SHORT)),
+            asyncio.create_task(engine.encode(["a dog"], Z_IMAGE)),
+        ]
+        await queued(engine, 2)
+        gate.open()
+        await asyncio.gather(*requests)
+
+    assert engine.stats().batches == 2
+
+
+@dataclass
+class Traced:
+    """What the model's thread does, in order, and a gate behind each batch that has been begun.
+
+    Attributes:
+        runs_on: as a GPU does, whose forward pass also tells when there is time for something else.
+        steps: "begin" or "end", and the prompts of the batch.
+    """
+
+    engine: Engine
+    runs_on: bool
+    tells: bool = True
+    steps: list[tuple[str, int]] = field(default_factory=list)
+    go_on: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        encoder = self.engine._loaded()
+        begin, end = encoder.begin, encoder.end
+        encoder.forward.runs_on = self.runs_on
+
+        def begin_traced(jobs: Sequence[Job], meanwhile: Meanwhile = lambda: None) -> Begun:
+            self.steps.append(("begin", len(jobs)))
+            begun = begin(jobs, meanwhile)
+            self.go_on.wait(30)
+            if self.runs_on and self.tells:
+                meanwhile()
+            return begun
+
+        def end_traced(begun: Begun) -> list[object]:
+            self.steps.append(("end", len(begun.selection.jobs)))
+            return end(begun)
+
+        encoder.begin, encoder.end = begin_traced, end_traced  # type: ignore[method-assign,assignment]
+
+    async def encode_in_turn(self) -> list[EncodeResult]:
+        """One prompt that runs alone, and three that come while it does."""
+        first = asyncio.create_task(self.engine.encode(["a"], SHORT))
+        async with asyncio.timeout(30):
+            while not self.steps:
+                await asyncio.sleep(0.001)
+        others = asyncio.create_task(self.engine.encode(["b", "c", "d"], SHORT))
+        await queued(self.engine, 3)
+        self.go_on.set()
+        return list(await asyncio.wait_for(asyncio.gather(first, others), 30))
+
+
+@pytest.mark.parametrize("tells", [True, False])
+async def test_a_batch_is_begun_before_the_results_of_the_one_before_are_taken(engine: Engine, tells: bool) -> None:
+    """Where the device works on by itself, it need not wait for them; the last batch waits for no other."""
+    traced = Traced(engine, runs_on=True, tells=tells)
+    alone, together = await traced.encode_in_turn()
+
+    assert traced.steps == [("begin", 1), ("begin", 3), ("end", 1), ("end", 3)]
+    assert [len(result.embeds) for result in (alone, together)] == [1, 3]
+    assert engine.stats().running_prompts == 0
+
+
+async def test_no_batch_takes_more_than_half_of_what_waits_and_runs(engine: Engine) -> None:
+    """What runs is about to be answered, and to come again: two of a request run, and two come by themselves."""
+    traced = Traced(engine, runs_on=True)
+    running = asyncio.create_task(engine.encode(["a" * 20, "b" * 20], SHORT))
+    async with asyncio.timeout(30):
+        while not traced.steps:
+            await asyncio.sleep(0.001)
+    waiting = [asyncio.create_task(engine.encode([letter * 20], SHORT)) for letter in "cd"]
+    await queued(engine, 2)
+    traced.go_on.set()
+    await asyncio.gather(running, *waiting)
+
+    assert traced.steps == [("begin", 2), ("begin", 2), ("end", 2), ("end", 2)]
+
+
+async def test_what_comes_as_the_thread_comes_to_rest_is_run(engine: Engine) -> None:
+    """The event loop has not heard yet that the thread looks at the queue no more."""
+    engine._batch_loop._working = True
+    request = asyncio.create_task(engine.encode(["a"], SHORT))
+    await queued(engine, 1)
+    engine._batch_loop._rest()
+
+    assert len((await asyncio.wait_for(request, 30)).embeds) == 1
+
+
+async def test_where_the_device_does_not_work_on_batches_run_one_after_the_other(engine: Engine) -> None:
+    """The later a batch is formed, the more has come that it can take."""
+    traced = Traced(engine, runs_on=False)
+    await traced.encode_in_turn()
+
+    assert traced.steps == [("begin", 1), ("end", 1), ("begin", 3), ("end", 3)]
+
+
+async def test_while_passes_are_measured_none_is_begun_within_another(engine: Engine) -> None:
+    """Each would be taken for a part of the other."""
+    engine._loaded().measures_passes = True
+    traced = Traced(engine, runs_on=True)
+    await traced.encode_in_turn()
+
+    assert traced.steps == [("begin", 1), ("end", 1), ("begin", 3), ("end", 3)]
+
+
+@pytest.mark.parametrize("ill", [1, 3], ids=["the-first", "the-second"])
+async def test_a_batch_that_fails_does_not_fail_the_one_beside_it(engine: Engine, ill: int) -> None:
+    """One has been begun, and the other has not been ended."""
+    traced = Traced(engine, runs_on=True)
+    end = engine._loaded().end
+
+    def end_unless_ill(begun: Begun) -> object:
+        outcomes = end(begun)
+        if len(begun.selection.jobs) == ill:
+            raise RuntimeError("device lost")
+        return outcomes
+
+    engine._loaded().end = end_unless_ill  # type: ignore[method-assign,assignment]
+    if ill == 1:
+        with pytest.raises(ModelFailure, match="device lost"):
+            await traced.encode_in_turn()
+        traced.go_on.set()
+        assert len((await engine.encode(["b", "c", "d"], SHORT)).embeds) == 3
+    else:
+        assert [len(result.embeds) for result in await traced.encode_in_turn()] == [1, 3]
+
+
+async def test_what_runs_within_another_batch_is_not_counted_twice(engine: Engine) -> None:
+    """Batches follow one another in the times that requests are told, and in the rate that a full queue promises."""
+    traced = Traced(engine, runs_on=True)
+    started = time.perf_counter()
+    alone, together = await traced.encode_in_turn()
+
+    assert alone.inference_ms + together.inference_ms <= (time.perf_counter() - started) * 1e3
+    assert together.queue_ms > 0
+
+
+async def test_a_batch_that_has_been_begun_is_ended_before_the_thread_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else MLX's streams would go while the device works on."""
+    engine = Engine("demo", cache_dir=tmp_path)
+    await engine.start()
+    traced = Traced(engine, runs_on=True)
+    clear_streams = mx.clear_streams
+
+    def clear_traced() -> None:
+        traced.steps.append(("clear streams", 0))
+        clear_streams()
+
+    monkeypatch.setattr(mx, "clear_streams", clear_traced)
+    request = asyncio.create_task(engine.encode(["a"], SHORT))
+    async with asyncio.timeout(30):
+        while not traced.steps:
+            await asyncio.sleep(0.001)
+    closing = asyncio.create_task(engine.close())
+    await asyncio.sleep(0.05)
+    traced.go_on.set()
+    await closing
+
+    assert traced.steps == [("begin", 1), ("end", 1), ("clear streams", 0)]
+    with pytest.raises(NotReady, match="closed"):
+        await request
+
+
+async def test_a_cancelled_request_frees_its_place(small_engine: Engine) -> None:
+    async with Gate(small_engine):
+        waiting = asyncio.create_task(small_engine.encode(["a" * 64], SHORT))
+        await queued(small_engine, 1)
+        with pytest.raises(QueueFull, match="holds 64 of 64 tokens"):
+            await small_engine.encode(["b" * 64], SHORT)
+
+        waiting.cancel()
+        await queued(small_engine, 0)
+
+        assert small_engine.stats().queued_tokens == 0
+
+
+async def test_a_prompt_is_settled_once_and_for_all_who_still_wait(engine: Engine) -> None:
+    """One of them was cancelled a moment before and has not run since; a result comes when all have been told no."""
+    async with Gate(engine):
+        cancelled, waiting = (asyncio.create_task(engine.encode(["a cat"], KLEIN)) for _ in range(2))
+        await queued(engine, 1)
+        [entry] = [entry for entry in engine._unsettled if entry.waiters and entry.job.depth == 27]
+        cancelled.cancel()
+        engine._settle(entry, NotReady("The first answer.", 1))
+        engine._settle(entry, NotReady("The second answer.", 1))
+
+        with pytest.raises(NotReady, match="first"):
+            await waiting
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+
+
+async def test_a_coalesced_prompt_outlives_the_request_that_asked_first(engine: Engine) -> None:
+    async with Gate(engine) as gate:
+        first = asyncio.create_task(engine.encode(["a cat"], KLEIN))
+        await queued(engine, 1)
+        second = asyncio.create_task(engine.encode(["a cat"], KLEIN))
+        await asyncio.sleep(0.05)
+        first.cancel()
+        gate.open()
+
+        assert (await second).cache == "coalesced"
+
+
+async def test_a_prompt_that_is_computed_anew_ends_nothing_that_others_may_join(engine: Engine) -> None:
+    async with Gate(engine) as gate:
+        first = asyncio.create_task(engine.encode(["a cat"], KLEIN))
+        await queued(engine, 1)
+        anew = asyncio.create_task(engine.encode(["a cat"], KLEIN, cache_policy="refresh"))
+        await queued(engine, 2)
+        anew.cancel()
+        await queued(engine, 1)
+        joining = asyncio.create_task(engine.encode(["a cat"], KLEIN))
+        await asyncio.sleep(0.05)
+        gate.open()
+
+        assert [(await first).cache, (await joining).cache] == ["miss", "coalesced"]
+
+
+async def test_an_answered_request_leaves_no_timer_behind(engine: Engine) -> None:
+    """Its deadline may be minutes away, and a service answers thousands until then."""
+    timers: Any = asyncio.get_running_loop()
+    await engine.encode(["a cat"], KLEIN)
+    before = sum(not timer.cancelled() for timer in timers._scheduled)
+    await asyncio.gather(*(engine.encode([f"a dog {number}"], SHORT) for number in range(10)))
+
+    assert sum(not timer.cancelled() for timer in timers._scheduled) == before
+
+
+@pytest.mark.parametrize("prompts", [["a cat"], ["a cat", "a dog", "a horse"]])
+async def test_a_request_past_its_deadline_fails_and_frees_its_place(engine: Engine, prompts: list[str]) -> None:
+    async with Gate(engine), asyncio.timeout(30):
+        with pytest.raises(DeadlineExceeded, match=r"No result within 0\.05 s"):
+            await engine.encode(prompts, KLEIN, timeout_s=0.05)
+
+        assert engine.stats().queued_prompts == 0
+
+
+async def test_draining_answers_what_was_accepted_and_refuses_the_rest(engine: Engine) -> None:
+    async with Gate(engine) as gate:
+        accepted = asyncio.create_task(engine.encode(["a cat"], KLEIN))
+        await queued(engine, 1)
+        engine.drain()
+        with pytest.raises(NotReady, match="shutting down"):
+            await engine.encode(["a dog"], KLEIN)
+        with pytest.raises(NotReady, match="shutting down"):
+            await engine.probe()
+        gate.open()
+        await engine.drained()
+
+    assert len((await accepted).embeds) == 1
+
+
+@pytest.mark.parametrize("policy", ["use", "refresh", "bypass"])
+async def test_closing_fails_what_still_waits(tmp_path: Path, policy: CachePolicy) -> None:
+    """Others may join it or not."""
+    engine = Engine("demo", cache_dir=tmp_path)
+    await engine.start()
+    gate = await Gate(engine).__aenter__()
+    waiting = asyncio.create_task(engine.encode(["a cat"], KLEIN, cache_policy=policy))
+    await queued(engine, 1)
+
+    closing = asyncio.create_task(engine.close())
+    for request in (waiting, gate.first):
+        with pytest.raises(NotReady, match="closed"):
+            await asyncio.wait_for(request, 30)
+
+    gate.open()
+    await closing
+
+
+async def test_what_is_still_tokenized_when_the_engine_closes_fails_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was accepted, and nobody will run it."""
+    engine = Engine("demo", cache_dir=tmp_path)
+    await engine.start()
+    reached, release = asyncio.Event(), threading.Event()
+    loop, tokenize = asyncio.get_running_loop(), TextEncoder.tokenize
+
+    def tokenize_late(encoder: TextEncoder, prompts: Sequence[str], preset: Preset) -> list[TokenizedPrompt]:
+        loop.call_soon_threadsafe(reached.set)
+        release.wait(30)
+        return tokenize(encoder, prompts, preset)
+
+    monkeypatch.setattr(TextEncoder, "tokenize", tokenize_late)
+    late = asyncio.create_task(engine.encode(["a cat " * 100], SHORT))
+    await reached.wait()
+    await engine.close()
+    release.set()
+
+    with pytest.raises(NotReady, match="closed"):
+        await asyncio.wait_for(late, 30)
+    assert engine.stats().queued_prompts == 0
+
+
+async def test_a_refused_request_leaves_nothing_behind(small_engine: Engine) -> None:
+    """However it was refused."""
+    async with Gate(small_engine) as gate:
+        with pytest.raises(RequestTooLarge):
+            await small_engine.encode(["a" * 60, "b" * 60], SHORT)
+        waiting = asyncio.create_task(small_engine.encode(["a" * 60], SHORT))
+        await queued(small_engine, 1)
+        with pytest.raises(QueueFull):
+            await small_engine.encode(["b" * 60], SHORT)
+        gate.open()
+        await waiting
+    await gate.first
+
+    assert not small_engine._unsettled and not small_engine._in_flight
+
+
+async def test_a_batch_that_raises_runs_its_prompts_one_by_one(engine: Engine) -> None:
+    """An out-of-memory error of a large batch must not fail prompts that fit alone."""
+    encoder = engine._loaded()
+    begin = encoder.begin
+
+    def begin_if_alone(jobs: Sequence[Job], meanwhile: Meanwhile = lambda: None) -> Begun:
+        if len(jobs) > 1:
+            raise RuntimeError("out of memory")
+        return begin(jobs, meanwhile)
+
+    encoder.begin = begin_if_alone  # type: ignore[method-assign]
+
+    result = await engine.encode(["a cat", "a dog"], KLEIN)
+
+    assert all(isinstance(embeds, PromptEmbeds) for embeds in result.embeds)
+
+
+async def test_after_a_failure_readiness_is_proved_by_running_the_model(engine: Engine) -> None:
+    encoder = engine._loaded()
+    begin = encoder.begin
+    broken = True
+
+    def begin_unless_broken(jobs: Sequence[Job], meanwhile: Meanwhile = lambda: None) -> Begun:
+        if broken:
+            raise RuntimeError("device lost")
+        return begin(jobs, meanwhile)
+
+    encoder.begin = begin_unless_broken  # type: ignore[method-assign]
+    with pytest.raises(ModelFailure, match="device lost"):
+        await engine.encode(["a cat"], KLEIN)
+    with pytest.raises(NotReady, match="device lost"):
+        await engine.probe()
+
+    broken = False
+
+    await engine.probe()
+    assert len((await engine.encode(["a cat"], KLEIN)).embeds) == 1
+
+
+async def test_a_stalled_forward_pass_makes_the_engine_unready(tmp_path: Path) -> None:
+    engine = Engine("demo", cache_dir=tmp_path, stall_s=0.0)
+    await engine.start()
+    encoder = engine._loaded()
+    begin = encoder.begin
+    reached, release = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def begin_slowly(jobs: Sequence[Job], meanwhile: Meanwhile = lambda: None) -> Begun:
+        loop.call_soon_threadsafe(reached.set)
+        release.wait()
+        return begin(jobs, meanwhile)
+
+    encoder.begin = begin_slowly  # type: ignore[method-assign]
+    request = asyncio.create_task(engine.encode(["a cat"], KLEIN))
+    await reached.wait()
+
+    with pytest.raises(NotReady, match="has not returned"):
+        await engine.probe()
+
+    release.set()
+    await request
+    await engine.probe()
+    await engine.close()
+
+
+@pytest.mark.parametrize(
+    ("prompts", "prefix", "on_the_loop"),
+    [
+        pytest.param(["a cat"], "", True, id="short"),
+        pytest.param(["a cat " * 100], "", False, id="long"),
+        pytest.param(["a cat, a dog"] * 50, "", False, id="many"),
+        pytest.param(["a cat"], "Describe it. " * 50, False, id="long-template"),
+    ],
+)
+async def test_only_little_text_is_tokenized_on_the_event_loop(
+    engine: Engine, prompts: list[str], prefix: str, on_the_loop: bool
+) -> None:
+    """Where half a millisecond holds up everybody else, and the way to another thread takes as long."""
+    encoder = engine._loaded()
+    tokenize, threads = encoder.tokenize, []
+
+    def noted(prompts: Sequence[str], preset: Preset) -> list[TokenizedPrompt]:
+        threads.append(threading.current_thread())
+        return tokenize(prompts, preset)
+
+    encoder.tokenize = noted  # type: ignore[method-assign]
+    await engine.tokenize(prompts, replace(SHORT, prefix=prefix))
+
+    assert [thread is threading.current_thread() for thread in threads] == [on_the_loop]
+
+
+@pytest.mark.parametrize(
+    ("largest", "starts"), [pytest.param(600, True, id="batch"), pytest.param(500, False, id="window")]
+)
+async def test_only_what_a_prompt_needs_must_run_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, largest: int, starts: bool
+) -> None:
+    """A GPU may have room for the model and a prompt, and none for a large batch."""
+    run, sizes = TextEncoder.run, []
+
+    def run_what_fits(encoder: TextEncoder, jobs: Sequence[Job]) -> list[PromptEmbeds | EncoderError]:
+        sizes.append(sum(job.computed_rows for job in jobs))
+        if sizes[-1] > largest:
+            raise RuntimeError("out of memory")
+        return run(encoder, jobs)
+
+    monkeypatch.setattr(TextEncoder, "run", run_what_fits)
+    monkeypatch.setattr(PackedForward, "first_sizes", lambda self, most_rows: (512, 544, most_rows - 1, most_rows))
+    engine = Engine("demo", cache_dir=tmp_path, limits=Limits(max_batch_tokens=1000))
+    try:
+        if starts:
+            await engine.start()
+            assert sizes == [512, 512, 544, 999]
+            assert "a batch of 999 tokens does not run: out of memory" in caplog.text
+        else:
+            with pytest.raises(RuntimeError, match="out of memory"):
+                await engine.start()
+    finally:
+        await engine.close()
+
+
+async def test_nothing_is_served_before_the_model_is_loaded() -> None:
+    engine = Engine("demo")
+
+    with pytest.raises(NotReady, match="still loading"):
+        await engine.encode(["a cat"], KLEIN)
+    await engine.close()
+
+
+@pytest.mark.parametrize(
+    ("prompts", "fields", "error", "message"),
+    [
+        pytest.param([], {}, InvalidField, "prompts: none given", id="no prompts"),
+        pytest.param(["x"] * 5, {}, RequestTooLarge, "prompts: 5 in one request, allowed are 4", id="prompts"),
+        pytest.param(["x" * 101], {}, RequestTooLarge, "101 characters .*, allowed are 100", id="characters"),
+        pytest.param(["x"], {"max_sequence_length": 65}, InvalidField, "65; allowed are 1 to 64", id="window"),
+        pytest.param(["x"], {"max_sequence_length": 0}, InvalidField, "0; allowed are 1 to 64", id="no window"),
+        pytest.param(["x" * 60], {"layers": (0, 1), "hidden_states": None}, RequestTooLarge, "bytes", id="output"),
+        pytest.param(["x"], {"layers": (36,), "hidden_states": None}, InvalidField, "layers: 36", id="layer"),
+    ],
+)
+async def test_limits_are_checked_before_anything_runs(
+    small_engine: Engine, prompts: list[str], fields: dict[str, object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        await small_engine.encode(prompts, replace(SHORT, **fields), dtype="float32")  # type: ignore[arg-type]
+
+    assert small_engine.stats().batches == 0
