@@ -1,4 +1,4 @@
-"""The presets of one service, by name and alias: those built in, and those of its own preset file."""
+"""The presets of one service, by name and alias: the built-in ones, and those of the user's preset file."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -9,11 +9,11 @@ from encoder.presets.preset import Preset
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """Presets in the order in which they are listed. No name or alias stands for two of them.
+    """Presets by name. Each name or alias belongs to one preset.
 
     Attributes:
-        presets: all of them.
-        default: name of the one that a request gets that names none.
+        presets: in the order in which they are listed.
+        default: the name of the preset for requests that name none.
     """
 
     presets: tuple[Preset, ...]
@@ -26,7 +26,7 @@ class Catalog:
         return any(name in (preset.name, *preset.aliases) for preset in self.presets)
 
     def get(self, name: str | None) -> Preset:
-        """The preset of that name or alias; the default where the name is None.
+        """The preset of that name or alias, or the default if the name is None.
 
         Errors: InvalidField naming all presets when there is none.
         """
@@ -38,13 +38,17 @@ class Catalog:
         raise InvalidField("preset", f"{wanted!r} does not exist; allowed are {known}.")
 
     def with_presets(self, more: Iterable[Preset]) -> "Catalog":
-        """These presets, and `more` after them."""
+        """A catalog of these presets followed by `more`."""
         return replace(self, presets=(*self.presets, *more))
 
     def only(self, names: Sequence[str]) -> "Catalog":
-        """The presets of these names or aliases, at least one, with those that encode their negatives.
+        """A catalog of the presets with these names or aliases, and of the presets that encode their negative prompts.
 
-        The default stays where it is among them; else it is the first that was named.
+        Args:
+            names: at least one.
+        Returns:
+            The presets in their order here. The default stays if it is among them; else it is the first of `names`.
+
         Errors: InvalidField naming all presets when one does not exist.
         """
         wanted = [self.get(name) for name in names]
@@ -53,5 +57,5 @@ class Catalog:
         return Catalog(tuple(preset for preset in self.presets if preset in wanted), default)
 
     def with_default(self, name: str) -> "Catalog":
-        """The same presets with another default."""
+        """A catalog of the same presets with another default."""
         return replace(self, default=name)

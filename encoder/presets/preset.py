@@ -1,4 +1,7 @@
-"""What a preset can say, and where it takes hidden states in a given model. The presets are in built_in.py."""
+"""What a preset can say, where it takes hidden states in a given model, and whether it fits one.
+
+The presets themselves are in built_in/.
+"""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,34 +16,36 @@ class Preset:
     """How one diffusion system turns a prompt into prompt embeds.
 
     Attributes:
-        name: as in requests. `aliases` name the same preset.
+        name: the name in requests.
         description: one line for people.
-        source: the code that this preset reproduces.
-        prefix, suffix: the tokenized string is prefix + prompt + suffix, always tokenized whole.
-        tail: a string that is tokenized apart and stands behind the padding.
-        empty_prefix: the prefix of a blank prompt, where it is another.
-        empty_prompt: what takes the place of an empty prompt.
-        add_special_tokens: whether the tokenizer's post-processor runs; it does nothing in plain Qwen3.
-        max_sequence_length: the window, in tokens, the tail included.
-        overlong: what is longer than the window is "cut" on the right, or the request is "refused".
-        padding: "max_length" pads to the window, "longest" to the longest prompt of a request, "own" each by itself
-            and never beyond the window.
-        pad_to_multiple_of: the padded length is rounded up to a multiple of this.
-        min_length: the padded length is at least this.
-        padding_rows: what becomes of padding rows: "cut" removes them, "zero" delivers zeros, "live" delivers the
-            hidden states that the model computes there.
-        pad_position: position of every padding row, where positions don't run on; only with live padding rows.
-        layers: 0-based decoder layers, un-normed; negative counts from the end.
-        hidden_states: Hugging Face's index instead: 0 is the embedding output, -1 is after the final norm.
-            Exactly one of the two is given.
-        combine: "concat" joins features layer after layer, "interleave" feature after feature; "stack" adds an axis in
-            front of the rows, "stack_rows" behind them.
+        source: the code that this preset reproduces: project, file and function.
+        aliases: other names of the same preset.
+        prefix, suffix: the template. The string prefix + prompt + suffix is tokenized as a whole.
+        tail: the end of the template where it is tokenized separately and placed behind the padding.
+        empty_prefix: the prefix of a blank prompt; None if it is `prefix`.
+        empty_prompt: the text that replaces an empty prompt.
+        add_special_tokens: whether the tokenizer's post-processor runs. Plain Qwen3 has none that adds tokens.
+        max_sequence_length: the window: the maximum number of tokens, template and tail included.
+        overlong: a prompt longer than the window is "cut" on the right, or its request is "refused".
+        padding: "max_length" pads to the window, "longest" to the longest prompt of the request, "own" pads each
+            prompt by itself, by the two fields that follow, and never beyond the window.
+        pad_to_multiple_of: the padded length is rounded up to a multiple of this, in tokens.
+        min_length: the minimum of the padded length, in tokens.
+        padding_rows: what is delivered for padding: "cut" removes the rows, "zero" delivers zeros, "live" delivers
+            the hidden states that the model computes there.
+        pad_position: the position of every padding row; None if positions continue. Only with "live" padding rows.
+        layers: the outputs of these decoder layers, counted from 0, before the final norm. Negative indices count from
+            the end. Exactly one of `layers` and `hidden_states` is given.
+        hidden_states: the same in Hugging Face's numbering: 0 is the embedding output, -1 is after the final norm.
+        combine: how n hidden states of shape (L, D) become one tensor: "concat" puts layer after layer into (L, n*D),
+            "interleave" puts the n values of each feature side by side in (L, D*n), "stack" makes (n, L, D),
+            "stack_rows" makes (L, n, D).
         unit_rms: scale each row of each hidden state to a root mean square of 1, in float32.
-        bundle: so many consecutive hidden states are joined on their features before `combine`.
-        dropped_rows: rows dropped in front.
-        negative_prompt: what the system encodes when no negative prompt is given; None where it has no negative.
-        negative_preset: the preset that encodes negatives, where it is another.
-        hidden_size: of the only checkpoint size that fits, or None where any does.
+        bundle: join this many consecutive hidden states on their features before `combine`.
+        dropped_rows: the number of rows dropped in front, usually a system turn.
+        negative_prompt: what the system encodes when the user gives no negative prompt; None if it encodes none.
+        negative_preset: the preset that encodes negative prompts; None if it is this one.
+        hidden_size: the hidden size of the checkpoint that it needs; None if any fits.
     """
 
     name: str
@@ -78,11 +83,11 @@ class Preset:
         return _taps(self.layers, self.hidden_states, num_hidden_layers)
 
     def depth(self, num_hidden_layers: int) -> int:
-        """Decoder layers that must run. Errors: as of `taps`."""
+        """The number of decoder layers that must run. Errors: those of `taps`."""
         return max(tap.depth for tap in self.taps(num_hidden_layers))
 
 
-@lru_cache(maxsize=256)  # a request asks several times, and most ask for the same
+@lru_cache(maxsize=256)  # each request asks several times
 def _taps(
     layers: tuple[int, ...] | None, hidden_states: tuple[int, ...] | None, num_hidden_layers: int
 ) -> tuple[Tap, ...]:
@@ -116,9 +121,13 @@ def _hidden_state_tap(index: int, num_hidden_layers: int) -> Tap:
 
 
 def check_preset(preset: Preset, num_hidden_layers: int, hidden_size: int, num_layers: int | None = None) -> None:
-    """Refuse a preset that does not fit a checkpoint of these dims, of which `num_layers` are loaded; None means all.
+    """Return if the preset fits a checkpoint of these dims.
 
-    Errors: InvalidField saying which layer or dim does not fit.
+    Args:
+        num_hidden_layers, hidden_size: the checkpoint's dims.
+        num_layers: the number of decoder layers that are loaded; None if all are.
+
+    Errors: InvalidField naming the layer or the dim that does not fit.
     """
     depth = preset.depth(num_hidden_layers)
     if num_layers is not None and depth > num_layers:

@@ -1,11 +1,11 @@
-"""Presets of one's own, read from a TOML file and checked: one table for each preset, named after it.
+"""Reads and checks a user's presets from a TOML file, which has a table for each preset.
 
     [my-klein]
-    base = "flux2-klein"            # a preset that exists, built in or further up; the rest differs from it
+    base = "flux2-klein"            # a built-in preset or one further up; the other keys replace its fields
     description = "FLUX.2 klein behind a system turn."
     prefix = "<|im_start|>system\\nBe literal.<|im_end|>\\n<|im_start|>user\\n"
 
-The keys are the fields of Preset, and `base`. All problems of a file are told at once.
+The keys are `base` and the fields of `Preset`. One error lists all problems of a file.
 """
 
 import re
@@ -23,8 +23,8 @@ from encoder.presets.preset import Preset
 Table = dict[str, Any]
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
-KINDS = {field.name: get_type_hints(Preset)[field.name] for field in fields(Preset) if field.name != "name"}
-SMALLEST = {
+TYPES = {field.name: get_type_hints(Preset)[field.name] for field in fields(Preset) if field.name != "name"}
+MINIMUM = {
     "max_sequence_length": 1,
     "pad_to_multiple_of": 1,
     "bundle": 1,
@@ -33,13 +33,13 @@ SMALLEST = {
     "pad_position": 0,
     "dropped_rows": 0,
 }
-WORDS = {str: "a string", int: "an integer", bool: "true or false"}
+TYPE_NAMES = {str: "a string", int: "an integer", bool: "true or false"}
 
 
 def read_presets(file: Path, catalog: Catalog) -> Catalog:
-    """The presets of `catalog`, and those of `file` after them.
+    """A catalog of the presets in `catalog` followed by those in `file`.
 
-    Errors: PresetFileError naming file, preset and field of every problem.
+    Errors: PresetFileError naming file, preset and field of each problem.
     """
     problems: list[str] = []
     for name, table in _parse(file).items():
@@ -67,18 +67,18 @@ def _parse(file: Path) -> Table:
 
 
 def _preset(name: str, table: Table, catalog: Catalog, file: Path) -> Preset:
-    """The preset of a table without problems."""
+    """The preset of a table that `_problems` has passed."""
     given: Table = {"source": file.name}
     given |= {key: tuple(value) if isinstance(value, list) else value for key, value in table.items() if key != "base"}
     if "base" not in table:
         return Preset(**Table(name=name, description="") | given)
-    if "layers" in given or "hidden_states" in given:  # one numbering takes the place of the other
+    if "layers" in given or "hidden_states" in given:  # the table's numbering replaces the base's
         given = {"layers": None, "hidden_states": None} | given
     return replace(catalog.get(table["base"]), **Table(name=name, aliases=()) | given)
 
 
 def _problems(name: str, table: object, catalog: Catalog) -> Iterator[str]:
-    """What is wrong with the name and with each value by itself."""
+    """What is wrong with the name and with each value on its own."""
     if not isinstance(table, dict):
         yield f"is {_shown(table)}, expected a table: [{name}]"
         return
@@ -87,14 +87,14 @@ def _problems(name: str, table: object, catalog: Catalog) -> Iterator[str]:
         if key == "base":
             if value not in catalog:
                 yield f"base is {_shown(value)}, expected the name of a preset, built in or further up"
-        elif key not in KINDS:
-            yield f"{key} is no field of a preset; fields are base, {', '.join(KINDS)}"
-        elif not _fits(value, KINDS[key]):
-            yield f"{key} is {_shown(value)}, expected {_expected(KINDS[key])}"
+        elif key not in TYPES:
+            yield f"{key} is not a field of a preset; fields are base, {', '.join(TYPES)}"
+        elif not _fits(value, TYPES[key]):
+            yield f"{key} is {_shown(value)}, expected {_expected(TYPES[key])}"
         elif value == []:
             yield f"{key} is empty, expected at least one"
-        elif key in SMALLEST and value < SMALLEST[key]:
-            yield f"{key} is {value}, expected at least {SMALLEST[key]}"
+        elif key in MINIMUM and value < MINIMUM[key]:
+            yield f"{key} is {value}, expected at least {MINIMUM[key]}"
         elif key == "aliases":
             for alias in value:
                 yield from _name_problems(alias, catalog)
@@ -108,48 +108,48 @@ def _name_problems(name: str, catalog: Catalog) -> Iterator[str]:
 
 
 def _contradictions(preset: Preset) -> Iterator[str]:
-    """What the fields, each right by itself, cannot mean together."""
+    """Values that are valid on their own and contradict each other."""
     if (preset.layers is None) == (preset.hidden_states is None):
         yield "give exactly one of layers and hidden_states"
     if len(preset.layers or preset.hidden_states or ()) % preset.bundle:
         yield f"bundle is {preset.bundle}, expected a divisor of the number of hidden states"
     if preset.pad_position is not None and preset.padding_rows != "live":
-        yield f'pad_position needs padding_rows "live", which is "{preset.padding_rows}"'
+        yield f'pad_position needs padding_rows "live", and padding_rows is "{preset.padding_rows}"'
     if preset.tail and preset.padding_rows == "live":
-        yield 'tail stands behind the padding, which cannot be "live" then; padding_rows "cut" or "zero" goes with it'
+        yield 'tail needs padding_rows "cut" or "zero", and padding_rows is "live"'
     if preset.dropped_rows >= preset.max_sequence_length:
         yield f"dropped_rows is {preset.dropped_rows}, expected less than the window of {preset.max_sequence_length}"
     for name in {preset.name, *preset.aliases}:
         if (preset.name, *preset.aliases).count(name) > 1:
-            yield f"aliases: the name {_shown(name)} stands there twice"
+            yield f"aliases: the name {_shown(name)} is given twice"
 
 
 def _missing_negatives(catalog: Catalog) -> Iterator[str]:
-    """Looked for at the end: a preset may name one that stands further down."""
+    """Negative presets that do not exist. Checked at the end, since a preset may name one further down."""
     for preset in catalog:
         if preset.negative_preset is not None and preset.negative_preset not in catalog:
             yield f"{preset.name}: negative_preset is {_shown(preset.negative_preset)}, expected the name of a preset"
 
 
 def _fits(value: object, kind: Any) -> bool:
-    """Whether a TOML value is what an annotation of Preset says."""
+    """Whether a TOML value matches the annotation of a field of Preset."""
     if get_origin(kind) is Literal:
         return isinstance(value, str) and value in get_args(kind)
     if get_origin(kind) is tuple:
         return isinstance(value, list) and all(_fits(item, get_args(kind)[0]) for item in value)
     if get_origin(kind) in (Union, types.UnionType):
         return any(_fits(value, option) for option in get_args(kind))
-    return type(value) is kind  # a bool is no int
+    return type(value) is kind  # isinstance would take a bool for an int
 
 
 def _expected(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(f'"{choice}"' for choice in get_args(kind))
     if get_origin(kind) is tuple:
-        return f"a list, each of it {WORDS[get_args(kind)[0]]}"
+        return f"a list, each item {TYPE_NAMES[get_args(kind)[0]]}"
     if get_origin(kind) in (Union, types.UnionType):
         return _expected(get_args(kind)[0])  # TOML has no None
-    return WORDS[kind]
+    return TYPE_NAMES[kind]
 
 
 def _shown(value: object) -> str:

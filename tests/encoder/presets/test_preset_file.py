@@ -13,7 +13,7 @@ def read(folder: Path, text: str) -> Catalog:
     return read_presets(file, BUILT_IN)
 
 
-def test_a_table_is_a_preset_behind_those_built_in(tmp_path: Path) -> None:
+def test_a_table_is_a_preset_after_the_built_in_ones(tmp_path: Path) -> None:
     catalog = read(tmp_path, '[mine]\nlayers = [1, -1]\nprefix = "user: "\ncombine = "stack"\naliases = ["my/own"]\n')
 
     mine = catalog.get("my/own")
@@ -27,7 +27,7 @@ def test_a_table_is_a_preset_behind_those_built_in(tmp_path: Path) -> None:
     )
 
 
-def test_a_base_lends_what_the_table_does_not_say(tmp_path: Path) -> None:
+def test_fields_that_a_table_does_not_give_are_those_of_its_base(tmp_path: Path) -> None:
     catalog = read(tmp_path, '[a]\nbase = "z-image-turbo"\nmax_sequence_length = 64\n[b]\nbase = "a"\nprefix = ""\n')
 
     z_image, a, b = get_preset("z-image"), catalog.get("a"), catalog.get("b")
@@ -35,13 +35,13 @@ def test_a_base_lends_what_the_table_does_not_say(tmp_path: Path) -> None:
     assert (b.prefix, b.suffix, b.max_sequence_length) == ("", z_image.suffix, 64)
 
 
-def test_one_numbering_takes_the_place_of_the_base_s_other(tmp_path: Path) -> None:
+def test_a_numbering_replaces_the_other_one_of_the_base(tmp_path: Path) -> None:
     klein = read(tmp_path, '[a]\nbase = "flux2-klein"\nhidden_states = [3, -1]\n').get("a")
 
     assert (klein.layers, klein.hidden_states) == (None, (3, -1))
 
 
-def test_a_negative_preset_may_stand_further_down(tmp_path: Path) -> None:
+def test_a_negative_preset_may_be_further_down(tmp_path: Path) -> None:
     catalog = read(tmp_path, '[a]\nbase = "z-image"\nnegative_preset = "b"\n[b]\nbase = "z-image"\n')
 
     assert catalog.get(catalog.get("a").negative_preset).name == "b"
@@ -69,9 +69,9 @@ LAYERS = "[a]\nlayers = [1]\n"
         pytest.param("a = 1", ["a: is 1", "expected a table"], id="no table"),
         pytest.param("[a]", ["a:", "exactly one of layers and hidden_states"], id="no hidden states"),
         pytest.param(LAYERS + "hidden_states = [2]", ["exactly one"], id="both numberings"),
-        pytest.param(LAYERS + "paddin = 1", ["a: paddin is no field", "padding_rows"], id="unknown field"),
-        pytest.param(LAYERS + "name = 'b'", ["a: name is no field"], id="name as a field"),
-        pytest.param("[a]\nlayers = 1", ["layers is 1", "a list, each of it an integer"], id="no list"),
+        pytest.param(LAYERS + "paddin = 1", ["a: paddin is not a field", "padding_rows"], id="unknown field"),
+        pytest.param(LAYERS + "name = 'b'", ["a: name is not a field"], id="name as a field"),
+        pytest.param("[a]\nlayers = 1", ["layers is 1", "a list, each item an integer"], id="no list"),
         pytest.param("[a]\nlayers = []", ["layers is empty"], id="empty list"),
         pytest.param("[a]\nlayers = [true]", ["layers is [True]", "an integer"], id="bool as a number"),
         pytest.param("[a]\nlayers = [1.0]", ["layers is [1.0]"], id="float as a number"),
@@ -100,7 +100,7 @@ def test_a_problem_names_file_preset_and_field_in_one_line(tmp_path: Path, text:
         assert word in message
 
 
-def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+def test_one_error_lists_all_problems(tmp_path: Path) -> None:
     with pytest.raises(PresetFileError, match=r"a: prefix is 1.*; a: overlong is 'x'.*; b: give exactly one"):
         read(tmp_path, '[a]\nprefix = 1\noverlong = "x"\n[b]\n')
 

@@ -1,0 +1,71 @@
+"""What each diffusion system wants from the encoder: one Preset per system, its source beside it. Data only.
+
+Each preset names the file and the function that it reproduces in `source`. The number behind a field is the line of
+that file which says the field's value; a name behind it is a definition in that file, and "ours" marks what the
+source leaves open. The lines are those of
+
+    diffusers   0.42.1, under src/diffusers
+    ollama      0e2e34aa8; the presets under ollama/ are those of its image generation, which differs from the reference
+    ComfyUI     d7593f48 for boogu.py, 07a4795a for mage_flow.py
+
+A field that is not given has the default of `Preset`. tests/parity/presets compares each preset with its pipeline.
+"""
+
+from encoder.presets.built_in.ace_step import ACE_STEP, ACE_STEP_LYRICS
+from encoder.presets.built_in.bare_prompt import ANIMA, LAST_HIDDEN_STATE, MINIMAX_H3, PRX_PIXEL
+from encoder.presets.built_in.chat_template import BOOGU, FIBO_2, IDEOGRAM_4, NUCLEUS_IMAGE, OVIS_IMAGE, QWEN_IMAGE_2_1
+from encoder.presets.built_in.flux import FLUX2_KLEIN, FLUX2_KLEIN_4B, FLUX2_KLEIN_9B, FLUX3, OLLAMA_FLUX2_KLEIN
+from encoder.presets.built_in.qwen_image import (
+    DREAMLITE,
+    DREAMLITE_NEGATIVE,
+    DREAMLITE_PRENORM,
+    DREAMLITE_PRENORM_NEGATIVE,
+    JOYIMAGE_EDIT,
+    KREA_2,
+    MAGE_FLOW,
+)
+from encoder.presets.built_in.z_image import OLLAMA_Z_IMAGE, Z_IMAGE, Z_IMAGE_OMNI
+from encoder.presets.catalog import Catalog
+from encoder.presets.preset import Preset
+
+__all__ = ["BUILT_IN", "FLUX2_KLEIN", "LAST_HIDDEN_STATE", "PRESETS", "Z_IMAGE", "get_preset"]
+
+PRESETS: tuple[Preset, ...] = (  # in the order in which GET /presets and docs/presets.md list them
+    LAST_HIDDEN_STATE,
+    FLUX2_KLEIN,
+    FLUX2_KLEIN_4B,
+    FLUX2_KLEIN_9B,
+    OLLAMA_FLUX2_KLEIN,
+    FLUX3,
+    Z_IMAGE,
+    Z_IMAGE_OMNI,
+    OLLAMA_Z_IMAGE,
+    KREA_2,
+    DREAMLITE,
+    DREAMLITE_NEGATIVE,
+    DREAMLITE_PRENORM,
+    DREAMLITE_PRENORM_NEGATIVE,
+    MAGE_FLOW,
+    JOYIMAGE_EDIT,
+    OVIS_IMAGE,
+    IDEOGRAM_4,
+    NUCLEUS_IMAGE,
+    QWEN_IMAGE_2_1,
+    FIBO_2,
+    BOOGU,
+    PRX_PIXEL,
+    ANIMA,
+    MINIMAX_H3,
+    ACE_STEP,
+    ACE_STEP_LYRICS,
+)
+
+BUILT_IN = Catalog(PRESETS, default=LAST_HIDDEN_STATE.name)
+
+
+def get_preset(name: str) -> Preset:
+    """The built-in preset of that name or alias.
+
+    Errors: InvalidField naming all presets when there is none.
+    """
+    return BUILT_IN.get(name)

@@ -1,0 +1,101 @@
+"""The systems that took over Qwen-Image's system turn: Krea 2, DreamLite, Mage-Flow and JoyImage-Edit.
+
+How to read the numbers beside the fields: see the package's docstring.
+"""
+
+from dataclasses import replace
+
+from encoder.presets.built_in.templates import ASSISTANT, END, USER
+from encoder.presets.preset import Preset
+
+DESCRIBE = (  # 34 tokens
+    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, "
+    "spatial relationships of the objects and background:" + END + USER
+)
+
+KREA_2 = Preset(
+    name="krea-2",
+    description="Krea 2 Raw and Turbo (Qwen3-VL-4B): 12 hidden states stacked behind the rows.",
+    source="diffusers: pipelines/krea2/pipeline_krea2.py, get_text_hidden_states",
+    prefix=DESCRIBE,  # 206-209
+    tail=ASSISTANT,  # 210, 236-241: tokenized apart, and placed behind the padding
+    max_sequence_length=546,  # 217, 233: prefix and prompt are padded to 512 + 34 - 5 tokens, then come the tail's 5
+    overlong="cut",  # 231
+    padding="max_length",  # 232
+    padding_rows="zero",  # 248: positions do not count padding, so real rows are those of an unpadded run; the
+    # transformer masks the others (models/transformers/transformer_krea2.py)
+    hidden_states=(2, 5, 8, 11, 14, 17, 20, 23, 26, 29, 32, 35),  # 189
+    combine="stack_rows",  # 257: dim=2 -> (B, L, 12, D)
+    dropped_rows=34,  # 211, 259
+    negative_prompt="",  # 584
+)
+
+DREAMLITE = Preset(
+    name="dreamlite",
+    description="DreamLite and DreamLite-mobile, text to image (Qwen3-VL-2B), as with transformers 5.",
+    source="diffusers: pipelines/dreamlite/pipeline_dreamlite.py, encode_prompt",
+    prefix=DESCRIBE + "[Generate]: ",  # 219-223, 490
+    suffix=ASSISTANT,  # 222
+    max_sequence_length=234,  # 404, 279: 200 + 34
+    overlong="cut",  # 281
+    padding="longest",  # 280
+    padding_rows="cut",  # 290: rows are selected by the mask
+    hidden_states=(-1,),  # 289: after the final norm since transformers 5
+    dropped_rows=34,  # 224, 291
+    negative_prompt="",  # 449
+    negative_preset="dreamlite-negative",
+)
+
+DREAMLITE_NEGATIVE = replace(
+    DREAMLITE,
+    name="dreamlite-negative",
+    description="The negative prompt of DreamLite, which has no [Generate] mark.",
+    prefix=DESCRIBE,  # 490: the mark is put before the prompt alone
+    negative_preset=None,
+)
+
+DREAMLITE_PRENORM = replace(
+    DREAMLITE,
+    name="dreamlite-prenorm",
+    description="DreamLite as with transformers 4.57: the last layer without the final norm.",
+    layers=(-1,),  # 289: before transformers 5, hidden_states[-1] of this class came before the final norm
+    hidden_states=None,
+    negative_preset="dreamlite-prenorm-negative",
+)
+
+DREAMLITE_PRENORM_NEGATIVE = replace(
+    DREAMLITE_PRENORM,
+    name="dreamlite-prenorm-negative",
+    description="The negative prompt of DreamLite as with transformers 4.57.",
+    prefix=DESCRIBE,
+    negative_preset=None,
+)
+
+MAGE_FLOW = Preset(
+    name="mage-flow",
+    description="Mage-Flow, text to image (Qwen3-VL-4B).",
+    source="ComfyUI: comfy/text_encoders/mage_flow.py",
+    prefix=DESCRIBE,  # MAGE_T2I_TEMPLATE
+    suffix=ASSISTANT,  # MAGE_T2I_TEMPLATE
+    max_sequence_length=4096,  # ours: ComfyUI has no limit
+    overlong="refused",
+    padding="longest",  # ours, to join prompts of one request: ComfyUI does not pad
+    padding_rows="cut",
+    hidden_states=(-1,),  # MageFlowQwen3VLClipModel: layer_norm_hidden_state = True
+    dropped_rows=34,  # MageFlowTEModel.encode_token_weights
+)
+
+JOYIMAGE_EDIT = Preset(
+    name="joyimage-edit",
+    description="JoyImage-Edit without an input image (Qwen3-VL-8B).",
+    source="diffusers: pipelines/joyimage/pipeline_joyimage_edit.py, _get_qwen_prompt_embeds",
+    prefix=DESCRIBE.replace("system\n", "system\n \\n"),  # 156-160: a blank, a backslash and an n
+    suffix=ASSISTANT,  # 159
+    max_sequence_length=2082,  # 121, 255: 2048 + 34
+    overlong="cut",  # 257
+    padding="longest",  # 256
+    padding_rows="cut",  # 268: rows are selected by the mask
+    layers=(-1,),  # 202, 261: a hook takes the last layer's output, before the final norm
+    dropped_rows=34,  # 169, 269: of the prefix's 36 tokens
+    negative_prompt="",  # 751
+)
