@@ -72,7 +72,7 @@ def load_ours(folder: Path, layers: int) -> Any:
 
     def run(request: tuple[str, str]) -> Result:
         preset, prompt = request
-        [embeds] = encoder.encode([prompt], presets[preset])
+        [embeds] = encoder.encode([prompt], presets[preset], "float32")
         return embeds.hidden_states
 
     return run

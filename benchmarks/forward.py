@@ -152,8 +152,9 @@ def load_encoder(folder: Path, threads: int, plain: bool) -> Run:
 
     from encoder.checkpoint import load_weights, open_checkpoint
     from encoder.qwen3.cpu.blas import set_threads
-    from encoder.qwen3.forward import Forward, PlainForward, choose_forward, widens_bfloat16
+    from encoder.qwen3.forward import Forward, choose_forward, widens_bfloat16
     from encoder.qwen3.model import Qwen3
+    from encoder.qwen3.plain import PlainForward
     from encoder.types import Job, Tap
 
     checkpoint = open_checkpoint(str(folder))

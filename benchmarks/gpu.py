@@ -95,7 +95,7 @@ def load_encoder(folder: Path, plain: bool) -> Side:
     import mlx.core as mx
 
     from encoder.checkpoint import load_weights
-    from encoder.qwen3.forward import PlainForward
+    from encoder.qwen3.plain import PlainForward
     from encoder.serving.model_thread import MLX_CACHE_BYTES
     from encoder.qwen3.model import Qwen3
     from encoder.types import Job, Tap

@@ -16,15 +16,15 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from encoder.checkpoint import Checkpoint, load_weights, open_checkpoint
-from encoder.errors import CheckpointError, EncoderError, InvalidField
+from encoder.errors import CheckpointError, EncoderError
+from encoder.pipeline.plan import plan_jobs
 from encoder.pipeline.selection import Selection, export, select
 from encoder.pipeline.tokenizer import tokenize
-from encoder.presets.preset import Preset, check_preset
+from encoder.presets.preset import Preset
 from encoder.qwen3.cpu.blas import activate
 from encoder.qwen3.depth import choose_depth
 from encoder.qwen3.forward import choose_forward, widens_bfloat16
 from encoder.qwen3.model import Qwen3
-from encoder.qwen3.plain import padded_lengths
 from encoder.types import DType, Job, ModelInfo, Pass, PromptEmbeds, Tap, TokenizedPrompt
 
 log = logging.getLogger(__name__)
@@ -121,8 +121,8 @@ class TextEncoder:
             progress=progress,
         )
 
-    def encode(self, prompts: Sequence[str], preset: Preset, dtype: DType = "float32") -> list[PromptEmbeds]:
-        """Encode prompts in one batch.
+    def encode(self, prompts: Sequence[str], preset: Preset, dtype: DType = "bfloat16") -> list[PromptEmbeds]:
+        """Encode prompts in one batch. The default dtype is that of the HTTP API and of `Engine.encode`.
 
         Errors: InvalidField when the preset does not fit or a prompt cannot be read, ModelFailure.
         """
@@ -142,33 +142,7 @@ class TextEncoder:
 
         Errors: InvalidField when the preset does not fit this checkpoint, or a token is outside its vocabulary.
         """
-        check_preset(preset, self.config.num_hidden_layers, self.config.hidden_size, self.num_layers)
-        lengths = padded_lengths([len(prompt.input_ids) for prompt in prompts], preset)
-        return [self._job(*planned, preset, dtype) for planned in zip(prompts, lengths, strict=True)]
-
-    def _job(self, prompt: TokenizedPrompt, padded_length: int, preset: Preset, dtype: DType) -> Job:
-        num_tokens = len(prompt.input_ids)
-        # Padding rows that share one position are all alike: one is computed and repeated.
-        live_rows = padded_length if preset.pad_position is None else min(padded_length, num_tokens + 1)
-        if max(prompt.input_ids, default=0) >= self.config.vocab_size:
-            raise InvalidField(
-                "prompts",
-                f"token {max(prompt.input_ids)} is outside the checkpoint's vocabulary of {self.config.vocab_size}. "
-                "The tokenizer does not belong to this checkpoint.",
-            )
-        return Job(
-            input_ids=prompt.input_ids,
-            computed_rows=live_rows if preset.padding_rows == "live" else num_tokens,
-            delivered_rows=num_tokens if preset.padding_rows == "cut" else padded_length,
-            dropped_rows=preset.dropped_rows,
-            taps=preset.taps(self.config.num_hidden_layers),
-            combine=preset.combine,
-            dtype=dtype,
-            tail_rows=prompt.tail_tokens,
-            pad_position=preset.pad_position,
-            unit_rms=preset.unit_rms,
-            bundle=preset.bundle,
-        )
+        return plan_jobs(prompts, preset, dtype, self.config, self.num_layers)
 
     def run(self, jobs: Sequence[Job]) -> list[PromptEmbeds | EncoderError]:
         """Steps 3 to 5 for one batch: each job's result, or the error that concerns it alone.

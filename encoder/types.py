@@ -19,6 +19,7 @@ Mask = mx.array | Literal["causal", "none"]
 Rows = mx.array | Sequence[mx.array]  # (B, L, D), or B times (rows, D)
 
 LARGE_BYTES = 2**20  # of a result
+COMMON_WINDOW = 512  # tokens: the max_sequence_length of nearly every preset
 
 
 class Tap(NamedTuple):

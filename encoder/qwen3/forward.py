@@ -1,8 +1,7 @@
-"""A batch of jobs through the model, in the way that suits the device. Steps 3 and 4 of the path.
+"""What a forward pass offers, and the choice of the fastest one that the model and the device allow.
 
-`PlainForward` runs model.py on one padded rectangle: any model on any device, and the reference for all others.
-`PackedForward` runs the same weights on a CPU without padding, `FusedForward` on a CUDA GPU. Here alone is decided
-which.
+`PlainForward` (plain.py) runs model.py on one padded rectangle: any model on any device, and the reference for the
+others. `PackedForward` (cpu/) runs the same weights on a CPU without padding, `FusedForward` (cuda/) on a CUDA GPU.
 """
 
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -13,21 +12,15 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from encoder.qwen3.config import Qwen3Config
-from encoder.qwen3.cpu.blas import available_cpus, set_threads
-from encoder.qwen3.cpu.forward import Layers, PackedQwen3
+from encoder.qwen3.cpu.forward import PackedForward
 from encoder.qwen3.cpu.packed_blas import BlasLayers
 from encoder.qwen3.cpu.packed_panels import MOST_HEAD_DIM, PanelsLayers
 from encoder.qwen3.cpu.panels import has_panels
-from encoder.qwen3.cpu.shards import count_streams
-from encoder.qwen3.cuda.forward import FusedQwen3, round_rows
-from encoder.qwen3.cuda.kernels import DTYPE, Kernels, build_kernels
+from encoder.qwen3.cuda.forward import FusedForward
+from encoder.qwen3.cuda.kernels import DTYPE, build_kernels
 from encoder.qwen3.model import Qwen3
-from encoder.qwen3.plain import bucket_length, pad
+from encoder.qwen3.plain import PlainForward
 from encoder.types import Job, Rows, Tap
-
-WINDOW = 512  # tokens, of nearly every preset
-LARGEST_FIRST = 4096  # rows of a pass before the first request; larger ones take longer than what they would spare
-ONE_PROOF = (1,)  # that the model runs: a CPU is as fast at the first pass of a size as at others
 
 
 class Forward(Protocol):
@@ -57,74 +50,6 @@ class Forward(Protocol):
         Args:
             most_rows: of a batch.
         """
-
-
-class PlainForward:
-    """One rectangle, padded on the right to one of few lengths."""
-
-    runs_on = False
-
-    def __init__(self, model: Qwen3, pad_token_id: int) -> None:
-        self.model = model
-        self.pad_token_id = pad_token_id
-
-    def __call__(
-        self, jobs: Sequence[Job], taps: Sequence[Tap], meanwhile: Callable[[], None] = lambda: None
-    ) -> Mapping[Tap, Rows]:
-        input_ids, mask, position_ids = pad(jobs, self.pad_token_id)
-        hidden_states = self.model.hidden_states_at(taps, input_ids, mask=mask, position_ids=position_ids)
-        return dict(zip(taps, hidden_states, strict=True))
-
-    def tokens(self, lengths: Sequence[int]) -> int:
-        return len(lengths) * bucket_length(max(lengths))
-
-    def first_sizes(self, most_rows: int) -> Sequence[int]:
-        on_cpu = mx.default_device().type == mx.DeviceType.cpu
-        return ONE_PROOF if on_cpu else sorted({bucket_length(rows) for rows in range(1, WINDOW + 1)})
-
-
-class PackedForward:
-    """All rows one after the other, on several streams with one thread each. Takes the model's weights over."""
-
-    runs_on = False
-
-    def __init__(self, model: Qwen3, pad_token_id: int, kind: type[Layers]) -> None:
-        set_threads(1)
-        self.packed = PackedQwen3(model, count_streams(model.config, available_cpus()), kind)
-        self.pad_token_id = pad_token_id
-
-    def __call__(
-        self, jobs: Sequence[Job], taps: Sequence[Tap], meanwhile: Callable[[], None] = lambda: None
-    ) -> Mapping[Tap, Rows]:
-        return self.packed.hidden_states_at(taps, jobs, self.pad_token_id)
-
-    def tokens(self, lengths: Sequence[int]) -> int:
-        multiple = self.packed.compute.row_multiple
-        return -(-sum(lengths) // multiple) * multiple
-
-    def first_sizes(self, most_rows: int) -> Sequence[int]:
-        return ONE_PROOF
-
-
-class FusedForward:
-    """All rows one after the other, in few operations. Takes the model's weights over."""
-
-    runs_on = True
-
-    def __init__(self, model: Qwen3, pad_token_id: int, kernels: Kernels) -> None:
-        self.fused = FusedQwen3(model, kernels)
-        self.pad_token_id = pad_token_id
-
-    def __call__(
-        self, jobs: Sequence[Job], taps: Sequence[Tap], meanwhile: Callable[[], None] = lambda: None
-    ) -> Mapping[Tap, Rows]:
-        return self.fused.hidden_states_at(taps, jobs, self.pad_token_id, meanwhile)
-
-    def tokens(self, lengths: Sequence[int]) -> int:
-        return round_rows(sum(lengths))
-
-    def first_sizes(self, most_rows: int) -> Sequence[int]:
-        return sorted({round_rows(rows) for rows in range(1, min(max(most_rows, WINDOW), LARGEST_FIRST) + 1)})
 
 
 def widens_bfloat16(config: Qwen3Config) -> bool:

@@ -1,17 +1,17 @@
-"""Lengths, padding and masks: jobs in, model input out. Step 3 of the path.
+"""The plain forward pass: one padded rectangle through model.py. The reference for all others, on any device.
 
 Padding is always on the right. Attention is causal, so a padding row can never change a real row before it; a mask
 array is needed only where the padding rows themselves are delivered.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
-from encoder.presets.preset import Preset
-from encoder.types import Job, Mask
+from encoder.qwen3.model import Qwen3
+from encoder.types import COMMON_WINDOW, Job, Mask, Rows, Tap
 
 SHORTEST_BUCKET = 16  # rows; also what keeps OpenBLAS off its slow edge kernels
 
@@ -24,6 +24,30 @@ class ModelInput(NamedTuple):
     position_ids: mx.array | None
 
 
+class PlainForward:
+    """One rectangle, padded on the right to one of few lengths."""
+
+    runs_on = False
+
+    def __init__(self, model: Qwen3, pad_token_id: int) -> None:
+        self.model = model
+        self.pad_token_id = pad_token_id
+
+    def __call__(
+        self, jobs: Sequence[Job], taps: Sequence[Tap], meanwhile: Callable[[], None] = lambda: None
+    ) -> Mapping[Tap, Rows]:
+        input_ids, mask, position_ids = pad(jobs, self.pad_token_id)
+        hidden_states = self.model.hidden_states_at(taps, input_ids, mask=mask, position_ids=position_ids)
+        return dict(zip(taps, hidden_states, strict=True))
+
+    def tokens(self, lengths: Sequence[int]) -> int:
+        return len(lengths) * bucket_length(max(lengths))
+
+    def first_sizes(self, most_rows: int) -> Sequence[int]:
+        on_cpu = mx.default_device().type == mx.DeviceType.cpu
+        return (1,) if on_cpu else sorted({bucket_length(rows) for rows in range(1, COMMON_WINDOW + 1)})
+
+
 def bucket_length(rows: int) -> int:
     """The padded length for `rows` rows, one of few so that MLX sees few shapes.
 
@@ -31,14 +55,6 @@ def bucket_length(rows: int) -> int:
     """
     step = max(SHORTEST_BUCKET, (1 << max(rows - 1, 0).bit_length()) // 8)
     return max(SHORTEST_BUCKET, -(-rows // step) * step)
-
-
-def padded_lengths(num_tokens: Sequence[int], preset: Preset) -> list[int]:
-    """How long each prompt of one request is after the preset's padding, in tokens."""
-    longest = {"own": 0, "longest": max(num_tokens), "max_length": preset.max_sequence_length}[preset.padding]
-    multiple = preset.pad_to_multiple_of
-    rounded = [-(-max(longest, n, preset.min_length) // multiple) * multiple for n in num_tokens]
-    return [min(n, preset.max_sequence_length) for n in rounded] if preset.padding == "own" else rounded
 
 
 def pad(jobs: Sequence[Job], pad_token_id: int) -> ModelInput:

@@ -15,9 +15,8 @@ from typing import Any, NamedTuple, TypeVar
 import mlx.core as mx
 
 from encoder.errors import EncoderError, ModelFailure, NotReady
-from encoder.qwen3.forward import WINDOW
 from encoder.text_encoder import Begun, TextEncoder
-from encoder.types import Job, Pass, PromptEmbeds, Tap
+from encoder.types import COMMON_WINDOW, Job, Pass, PromptEmbeds, Tap
 
 logger = logging.getLogger(__name__)
 
@@ -181,7 +180,7 @@ def _warm_all(encoder: TextEncoder, most_rows: int) -> None:
         try:
             _warm(encoder, rows)
         except Exception as error:  # whatever MLX raises where a GPU has no room for a large batch beside the model
-            if rows <= WINDOW:
+            if rows <= COMMON_WINDOW:
                 raise
             logger.warning("a batch of %d tokens does not run: %s. Set max_batch_tokens below that.", rows, error)
             return
@@ -189,7 +188,7 @@ def _warm_all(encoder: TextEncoder, most_rows: int) -> None:
 
 def _warm(encoder: TextEncoder, rows: int) -> None:
     """Run the model on as many tokens, and on live padding rows within a window. Errors: whatever the model raises."""
-    for num_tokens in (rows, 1) if rows <= WINDOW else (rows,):
+    for num_tokens in (rows, 1) if rows <= COMMON_WINDOW else (rows,):
         job = Job(
             input_ids=(encoder.checkpoint.tokenizer.pad_token_id,) * num_tokens,
             computed_rows=rows,

@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import pytest
 import tokenizers
 from numpy.typing import NDArray
 
-from encoder import EncoderError, InvalidField, ModelFailure, Preset, PromptEmbeds, TextEncoder, get_preset
+from encoder import EncoderError, Engine, InvalidField, ModelFailure, Preset, PromptEmbeds, TextEncoder, get_preset
 from encoder.pipeline.selection import select
 from encoder.types import DType, Job
 from tests.checkpoints import write_checkpoint
@@ -114,7 +115,7 @@ EXPECTED: dict[str, Callable[[Subject, str], NDArray[np.float64]]] = {
 )
 def test_preset_equals_the_reference(subject: Subject, name: str, prompt: str) -> None:
     """Template, truncation, layers, norm, feature order and padding rows together are what a system was trained on."""
-    [embeds] = subject.text_encoder.encode([PROMPTS[prompt]], get_preset(name))
+    [embeds] = subject.text_encoder.encode([PROMPTS[prompt]], get_preset(name), "float32")
 
     assert relative_error(embeds.hidden_states, EXPECTED[name](subject, PROMPTS[prompt])) < CLOSE
 
@@ -122,7 +123,7 @@ def test_preset_equals_the_reference(subject: Subject, name: str, prompt: str) -
 def test_truncation_cuts_the_end_of_the_template_too(subject: Subject) -> None:
     """The reference pipelines cut the templated string, so a long prompt loses the assistant's turn."""
     long = PROMPTS["longer-than-the-window"]
-    [klein] = subject.text_encoder.encode([long], get_preset("flux2-klein"))
+    [klein] = subject.text_encoder.encode([long], get_preset("flux2-klein"), "float32")
     [tokenized] = subject.text_encoder.tokenize([long], get_preset("flux2-klein"))
 
     assert tokenized.truncated
@@ -133,7 +134,7 @@ def test_truncation_cuts_the_end_of_the_template_too(subject: Subject) -> None:
 
 def test_window_of_a_request_replaces_the_presets(subject: Subject) -> None:
     """A frontend that knows its own window need not pay for 512 rows."""
-    [embeds] = subject.text_encoder.encode(["a cat"], SHORT_KLEIN)
+    [embeds] = subject.text_encoder.encode(["a cat"], SHORT_KLEIN, "float32")
     ids = subject.read(KLEIN, "a cat")
     padded = [*ids, *[subject.pad_token_id] * (64 - len(ids))]
     states = hidden_states(subject.config, subject.weights, padded, num_tokens=len(ids))
@@ -195,7 +196,7 @@ def test_negative_indices_count_from_the_end(subject: Subject) -> None:
     states = hidden_states(subject.config, subject.weights, subject.read("{}", "a cat"))
 
     def encode(**taps: tuple[int, ...] | None) -> NDArray[np.generic]:
-        [embeds] = subject.text_encoder.encode(["a cat"], replace(base, **({"hidden_states": None} | taps)))
+        [embeds] = subject.text_encoder.encode(["a cat"], replace(base, **({"hidden_states": None} | taps)), "float32")
         return embeds.hidden_states
 
     assert relative_error(encode(hidden_states=(-1,)), states[28]) < CLOSE
@@ -214,7 +215,7 @@ def rms(x: NDArray[Any]) -> NDArray[Any]:
 def test_flux2_klein_runs_27_layers(text_encoder: TextEncoder) -> None:
     """Nine layers that nobody asked for would cost a third more."""
     before = text_encoder.layers_run
-    text_encoder.encode(["a cat", "a dog"], SHORT_KLEIN)
+    text_encoder.encode(["a cat", "a dog"], SHORT_KLEIN, "float32")
 
     assert text_encoder.layers_run - before == 27
 
@@ -235,13 +236,13 @@ def test_results_that_are_asked_for_without_a_service_lie_in_memory_of_their_own
     together = text_encoder.end(text_encoder.begin(jobs))
 
     assert [embeds.shares for embeds in together if isinstance(embeds, PromptEmbeds)] == [True, True]
-    assert [embeds.shares for embeds in text_encoder.encode(["a cat", "a dog"], preset)] == [False, False]
+    assert [embeds.shares for embeds in text_encoder.encode(["a cat", "a dog"], preset, "float32")] == [False, False]
 
 
 def test_stack_holds_what_concat_joins(text_encoder: TextEncoder) -> None:
     """Features are layer-major: all of the first layer, then all of the next."""
-    [joined] = text_encoder.encode(["a cat"], SHORT_KLEIN)
-    [stacked] = text_encoder.encode(["a cat"], replace(SHORT_KLEIN, combine="stack"))
+    [joined] = text_encoder.encode(["a cat"], SHORT_KLEIN, "float32")
+    [stacked] = text_encoder.encode(["a cat"], replace(SHORT_KLEIN, combine="stack"), "float32")
 
     assert joined.hidden_states.shape == (64, 144) and stacked.hidden_states.shape == (3, 64, 48)
     assert np.array_equal(np.concatenate(list(stacked.hidden_states), axis=-1), joined.hidden_states)
@@ -251,8 +252,8 @@ def test_stack_holds_what_concat_joins(text_encoder: TextEncoder) -> None:
 def test_dropped_rows_are_missing_in_front(text_encoder: TextEncoder, combine: Any) -> None:
     """Some systems drop their system turn, after the model has seen it."""
     whole_preset = replace(SHORT_KLEIN, combine=combine)
-    [whole] = text_encoder.encode(["a cat"], whole_preset)
-    [dropped] = text_encoder.encode(["a cat"], replace(whole_preset, dropped_rows=3))
+    [whole] = text_encoder.encode(["a cat"], whole_preset, "float32")
+    [dropped] = text_encoder.encode(["a cat"], replace(whole_preset, dropped_rows=3), "float32")
 
     assert np.array_equal(dropped.hidden_states, whole.hidden_states[..., 3:, :])
     assert np.array_equal(dropped.attention_mask, whole.attention_mask[3:])
@@ -262,8 +263,8 @@ def test_dropped_rows_are_missing_in_front(text_encoder: TextEncoder, combine: A
 def test_zero_rows_are_zeros_after_the_real_ones(text_encoder: TextEncoder, combine: Any) -> None:
     """Some systems multiply by the mask; the shape is part of their contract, the model's padding rows are not."""
     preset = replace(SHORT_KLEIN, combine=combine)
-    [live] = text_encoder.encode(["a cat"], preset)
-    [zero] = text_encoder.encode(["a cat"], replace(preset, padding_rows="zero"))
+    [live] = text_encoder.encode(["a cat"], preset, "float32")
+    [zero] = text_encoder.encode(["a cat"], replace(preset, padding_rows="zero"), "float32")
     real = int(live.attention_mask.sum())
 
     assert zero.hidden_states.shape == live.hidden_states.shape
@@ -276,7 +277,7 @@ def test_zero_rows_are_zeros_after_the_real_ones(text_encoder: TextEncoder, comb
 def test_padding_to_the_longest_prompt_delivers_equal_lengths(text_encoder: TextEncoder) -> None:
     """A batch of one request becomes one tensor, whose length follows from the request and nothing else."""
     preset = replace(get_preset("z-image"), padding="longest", padding_rows="live")
-    short, long = text_encoder.encode(["a cat", "a cat on a sofa"], preset)
+    short, long = text_encoder.encode(["a cat", "a cat on a sofa"], preset, "float32")
 
     assert short.hidden_states.shape == long.hidden_states.shape == (len(long.attention_mask), 48)
     assert long.attention_mask.all() and not short.attention_mask.all()
@@ -284,8 +285,8 @@ def test_padding_to_the_longest_prompt_delivers_equal_lengths(text_encoder: Text
 
 def test_attention_mask_marks_the_real_tokens(subject: Subject) -> None:
     """Whoever pads further must know where a prompt ends."""
-    [klein] = subject.text_encoder.encode(["a cat"], SHORT_KLEIN)
-    [z_image] = subject.text_encoder.encode(["a cat"], get_preset("z-image"))
+    [klein] = subject.text_encoder.encode(["a cat"], SHORT_KLEIN, "float32")
+    [z_image] = subject.text_encoder.encode(["a cat"], get_preset("z-image"), "float32")
 
     assert klein.attention_mask.tolist() == [row < len(subject.read(KLEIN, "a cat")) for row in range(64)]
     assert z_image.attention_mask.tolist() == [True] * len(subject.read(CHAT, "a cat"))
@@ -293,10 +294,17 @@ def test_attention_mask_marks_the_real_tokens(subject: Subject) -> None:
 
 def test_bare_empty_prompt_has_no_rows(text_encoder: TextEncoder) -> None:
     """Without a template there is nothing to encode, which is a result and not an error."""
-    empty, other = text_encoder.encode(["", "a cat"], get_preset("last-hidden-state"))
+    empty, other = text_encoder.encode(["", "a cat"], get_preset("last-hidden-state"), "float32")
 
     assert empty.hidden_states.shape == (0, 48) and empty.attention_mask.shape == (0,)
     assert other.hidden_states.shape == (5, 48)
+
+
+def test_results_are_bfloat16_unless_asked_otherwise(text_encoder: TextEncoder) -> None:
+    """The HTTP API and the Engine answer in bfloat16: the same call gives the same numbers everywhere."""
+    [embeds] = text_encoder.encode(["a cat"], SHORT_KLEIN)
+
+    assert embeds.dtype == signature(Engine.encode).parameters["dtype"].default == "bfloat16"
 
 
 def test_bfloat16_is_float32_rounded_to_nearest_even(text_encoder: TextEncoder) -> None:
@@ -361,7 +369,7 @@ def test_failure_of_one_prompt_leaves_its_neighbours_alone(damaged: TextEncoder)
 
     assert isinstance(nan, ModelFailure) and isinstance(overflow, InvalidField)
     assert isinstance(first, PromptEmbeds) and isinstance(second, PromptEmbeds)
-    [alone] = damaged.encode(["bcd"], last)
+    [alone] = damaged.encode(["bcd"], last, "float32")
     assert relative_error(first.hidden_states, alone.hidden_states) < SAME
 
 

@@ -123,7 +123,7 @@ def z_image(qwen3_folder: Path) -> Any:
 def our_embeds(text_encoder: TextEncoder, prompts: Sequence[str], preset: str | Preset) -> list[Any]:
     """Our embeds as the tensors that a pipeline takes."""
     preset = get_preset(preset) if isinstance(preset, str) else preset
-    return [torch.tensor(embeds.hidden_states) for embeds in text_encoder.encode(prompts, preset)]
+    return [torch.tensor(embeds.hidden_states) for embeds in text_encoder.encode(prompts, preset, "float32")]
 
 
 @pytest.mark.parametrize("prompts", PROMPTS)

@@ -13,17 +13,18 @@ What a stream computes is packed_panels.py's, or where nothing was compiled pack
 Shape letters: T packed rows, D hidden size.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, Protocol
 
 import mlx.core as mx
 
 from encoder.qwen3.config import Qwen3Config
+from encoder.qwen3.cpu.blas import available_cpus, set_threads
 from encoder.qwen3.cpu.rows import Packed, Span, pack
-from encoder.qwen3.cpu.shards import Part, cut
+from encoder.qwen3.cpu.shards import Part, count_streams, cut
 from encoder.qwen3.model import Qwen3
-from encoder.types import Job, Tap
+from encoder.types import Job, Rows, Tap
 
 
 class Layers(Protocol):
@@ -44,6 +45,29 @@ class Layers(Protocol):
 
     def mlp(self, part: Any, x: mx.array) -> mx.array:
         """The same."""
+
+
+class PackedForward:
+    """All rows one after the other, on several streams with one thread each. Takes the model's weights over."""
+
+    runs_on = False
+
+    def __init__(self, model: Qwen3, pad_token_id: int, kind: type[Layers]) -> None:
+        set_threads(1)
+        self.packed = PackedQwen3(model, count_streams(model.config, available_cpus()), kind)
+        self.pad_token_id = pad_token_id
+
+    def __call__(
+        self, jobs: Sequence[Job], taps: Sequence[Tap], meanwhile: Callable[[], None] = lambda: None
+    ) -> Mapping[Tap, Rows]:
+        return self.packed.hidden_states_at(taps, jobs, self.pad_token_id)
+
+    def tokens(self, lengths: Sequence[int]) -> int:
+        multiple = self.packed.compute.row_multiple
+        return -(-sum(lengths) // multiple) * multiple
+
+    def first_sizes(self, most_rows: int) -> Sequence[int]:
+        return (1,)  # as a proof: a CPU is as fast at the first pass of a size as at others
 
 
 class PackedQwen3:

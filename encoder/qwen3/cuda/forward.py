@@ -16,7 +16,7 @@ Shape letters: T packed rows, D hidden size, H attention heads, K key-value head
 
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -27,7 +27,7 @@ import numpy as np
 from encoder.qwen3.config import Qwen3Config
 from encoder.qwen3.cuda.kernels import TILE_ROWS, Kernels
 from encoder.qwen3.model import DecoderLayer, Qwen3, rope_periods
-from encoder.types import Job, Tap
+from encoder.types import COMMON_WINDOW, Job, Rows, Tap
 
 # Without CUDA graphs a short prompt takes the host a fifth less; MLX looks at this when it first uses the GPU.
 os.environ.setdefault("MLX_USE_CUDA_GRAPHS", "0")
@@ -39,6 +39,7 @@ LAYERS_AT_ONCE = 4  # the GPU starts on these while the host goes on to the next
 LAYERS_MEANWHILE = 8  # that the GPU has when the host turns to something else
 # Rows times layers that the host may be ahead, in this pass and the one before: each holds 100 KB with Qwen3-4B's dims.
 ROWS_AHEAD = 16384
+LARGEST_FIRST = 4096  # rows of a pass before the first request; larger ones take longer than what they would spare
 HANDED_OVER = 16  # times that are looked at for this: so many of fewer than 256 rows each are never too far ahead
 
 
@@ -95,6 +96,27 @@ def pack(jobs: Sequence[Job], pad_token_id: int) -> Packed:
 
 def _tiles(start: int, rows: int, keys: int) -> list[tuple[int, int, int, int, int]]:
     return [(start + place, min(TILE_ROWS, rows - place), start, keys, place) for place in range(0, rows, TILE_ROWS)]
+
+
+class FusedForward:
+    """All rows one after the other, in few operations. Takes the model's weights over."""
+
+    runs_on = True
+
+    def __init__(self, model: Qwen3, pad_token_id: int, kernels: Kernels) -> None:
+        self.fused = FusedQwen3(model, kernels)
+        self.pad_token_id = pad_token_id
+
+    def __call__(
+        self, jobs: Sequence[Job], taps: Sequence[Tap], meanwhile: Callable[[], None] = lambda: None
+    ) -> Mapping[Tap, Rows]:
+        return self.fused.hidden_states_at(taps, jobs, self.pad_token_id, meanwhile)
+
+    def tokens(self, lengths: Sequence[int]) -> int:
+        return round_rows(sum(lengths))
+
+    def first_sizes(self, most_rows: int) -> Sequence[int]:
+        return sorted({round_rows(rows) for rows in range(1, min(max(most_rows, COMMON_WINDOW), LARGEST_FIRST) + 1)})
 
 
 class FusedLayer(NamedTuple):

@@ -116,7 +116,7 @@ def all_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def encode(source: Path, **options: Any) -> list[Array]:
     encoder = TextEncoder.open(str(source), compute_dtype="float32", **options)
-    return [embeds.hidden_states for embeds in encoder.encode(["a cat", "a red sofa"], LAST_HIDDEN_STATE)]
+    return [embeds.hidden_states for embeds in encoder.encode(["a cat", "a red sofa"], LAST_HIDDEN_STATE, "float32")]
 
 
 @pytest.mark.parametrize("kind", ["F32", *QUANTIZED, *RANDOM])

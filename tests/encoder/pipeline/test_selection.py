@@ -341,7 +341,7 @@ def encode(tmp_path: Path) -> Callable[..., list[PromptEmbeds]]:
 
     def encode(prompts: list[str], **fields: Any) -> list[PromptEmbeds]:
         return text_encoder.encode(
-            prompts, Preset(name="x", description="", source="", **({"layers": (0, 1)} | fields))
+            prompts, Preset(name="x", description="", source="", **({"layers": (0, 1)} | fields)), "float32"
         )
 
     return encode

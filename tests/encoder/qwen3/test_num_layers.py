@@ -19,8 +19,8 @@ def layers(*wanted: int) -> Preset:
 def test_layers_that_are_loaded_are_those_of_the_whole_model(tmp_path: Path, wanted: tuple[int, ...]) -> None:
     """A negative layer counts from the end of the whole model."""
     write_checkpoint(tmp_path, num_hidden_layers=6)
-    [whole] = TextEncoder.open(str(tmp_path)).encode(["a cat"], layers(*wanted))
-    [part] = TextEncoder.open(str(tmp_path), num_layers=3).encode(["a cat"], layers(*wanted))
+    [whole] = TextEncoder.open(str(tmp_path)).encode(["a cat"], layers(*wanted), "float32")
+    [part] = TextEncoder.open(str(tmp_path), num_layers=3).encode(["a cat"], layers(*wanted), "float32")
 
     np.testing.assert_array_equal(part.hidden_states, whole.hidden_states)
 

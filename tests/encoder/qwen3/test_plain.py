@@ -1,13 +1,10 @@
 from dataclasses import replace
-from typing import Any, Literal
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from encoder.presets.built_in import get_preset
-from encoder.presets.preset import Preset
-from encoder.qwen3.plain import bucket_length, make_attention_mask, pad, padded_lengths
+from encoder.qwen3.plain import bucket_length, make_attention_mask, pad
 from encoder.types import Job, Tap
 
 PAD = 99
@@ -41,46 +38,6 @@ def test_buckets_are_few_and_waste_little() -> None:
     assert len(buckets) == 24
     assert all(bucket_length(rows) <= 1.25 * rows for rows in range(64, 2049))
     assert all(bucket_length(bucket) == bucket for bucket in buckets)
-
-
-def test_padding_to_the_window_and_to_the_longest() -> None:
-    klein = get_preset("flux2-klein")
-
-    assert padded_lengths([12, 30], klein) == [512, 512]
-    assert padded_lengths([12, 30], replace(klein, padding="longest")) == [30, 30]
-
-
-def lengths(num_tokens: list[int], **fields: Any) -> list[int]:
-    return padded_lengths(num_tokens, Preset(name="x", description="", source="", layers=(0,), **fields))
-
-
-def test_the_padded_length_may_be_a_multiple() -> None:
-    """Nucleus rounds the longest prompt up to 8, and beyond the window if that is no multiple, as transformers does."""
-    assert lengths([12, 17], pad_to_multiple_of=8) == [24, 24]
-    assert lengths([16], pad_to_multiple_of=8) == [16]
-    assert lengths([10], pad_to_multiple_of=8, max_sequence_length=10) == [16]
-
-
-def test_prompts_may_be_padded_each_by_itself() -> None:
-    """FLUX.3 rounds each prompt up to 80, and never beyond the window."""
-    flux3 = get_preset("flux3")
-
-    assert padded_lengths([1, 80, 81], flux3) == [80, 80, 160]
-    assert padded_lengths([81, 100], replace(flux3, max_sequence_length=100)) == [100, 100]
-
-
-@pytest.mark.parametrize(("padding", "expected"), [("longest", [3, 3]), ("own", [2, 3]), ("max_length", [9, 9])])
-def test_the_padded_length_may_have_a_least(
-    padding: Literal["longest", "own", "max_length"], expected: list[int]
-) -> None:
-    """Anima has a row for an empty prompt; a prompt that is longer is not padded for it."""
-    assert lengths([0, 3], padding=padding, min_length=2, max_sequence_length=9) == expected
-
-
-def test_a_prompt_without_tokens_has_no_rows_unless_told() -> None:
-    assert lengths([0]) == [0]
-    assert lengths([0], min_length=1) == [1]
-    assert lengths([0], padding="own", pad_to_multiple_of=80) == [0]
 
 
 def test_positions_run_on_unless_padding_has_its_own() -> None:

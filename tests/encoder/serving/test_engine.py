@@ -26,8 +26,8 @@ from encoder.pipeline.limits import Limits
 from encoder.pipeline.selection import select
 from encoder.presets.built_in import LAST_HIDDEN_STATE, get_preset
 from encoder.presets.preset import Preset
+from encoder.qwen3.cpu.forward import PackedForward
 from encoder.qwen3.cuda.to_host import Leaving
-from encoder.qwen3.forward import PackedForward
 from encoder.serving.engine import Engine
 from encoder.text_encoder import Begun, TextEncoder
 from encoder.types import CachePolicy, EncodeResult, Job, PromptEmbeds, TokenizedPrompt
@@ -103,7 +103,7 @@ async def queued(engine: Engine, prompts: int) -> None:
 async def test_a_result_equals_that_of_the_synchronous_encoder(engine: Engine, tmp_path: Path) -> None:
     result = await engine.encode(["a cat"], KLEIN, dtype="float32")
 
-    [expected] = TextEncoder.open("demo", cache_dir=tmp_path).encode(["a cat"], KLEIN)
+    [expected] = TextEncoder.open("demo", cache_dir=tmp_path).encode(["a cat"], KLEIN, "float32")
     np.testing.assert_array_equal(result.embeds[0].hidden_states, expected.hidden_states)
     assert result.prompts[0].text == "<|im_start|>user\na cat<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
     assert result.layers_run == 27

@@ -32,7 +32,7 @@ def encode(
     text_encoder: TextEncoder, prompts: Sequence[str], preset: str | Preset
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Hidden states and mask of all prompts in one batch, as a reply carries them."""
-    embeds = text_encoder.encode(prompts, get_preset(preset) if isinstance(preset, str) else preset)
+    embeds = text_encoder.encode(prompts, get_preset(preset) if isinstance(preset, str) else preset, "float32")
     hidden_states, mask = collate(embeds)
     return hidden_states.array, mask.array
 

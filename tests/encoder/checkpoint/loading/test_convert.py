@@ -19,7 +19,7 @@ DIMS = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64}
 
 def encode(source: Path, **options: Any) -> list[Array]:
     encoder = TextEncoder.open(str(source), compute_dtype="float32", **options)
-    return [embeds.hidden_states for embeds in encoder.encode(["a cat", "a red sofa"], LAST_HIDDEN_STATE)]
+    return [embeds.hidden_states for embeds in encoder.encode(["a cat", "a red sofa"], LAST_HIDDEN_STATE, "float32")]
 
 
 @pytest.mark.parametrize("shard_bytes", [10**9, 10**5])

@@ -40,7 +40,7 @@ def write_file(
 
 def encode(source: Path) -> list[Array]:
     encoder = TextEncoder.open(str(source), compute_dtype="float32")
-    return [embeds.hidden_states for embeds in encoder.encode(PROMPTS, LAST_HIDDEN_STATE)]
+    return [embeds.hidden_states for embeds in encoder.encode(PROMPTS, LAST_HIDDEN_STATE, "float32")]
 
 
 def assert_same_hidden_states(file: Path, folder: Path) -> None:

@@ -99,7 +99,7 @@ def all_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def encode(source: str) -> list[Array]:
     encoder = TextEncoder.open(source, compute_dtype="float32")
-    return [embeds.hidden_states for embeds in encoder.encode(["a cat", "a red sofa"], LAST_HIDDEN_STATE)]
+    return [embeds.hidden_states for embeds in encoder.encode(["a cat", "a red sofa"], LAST_HIDDEN_STATE, "float32")]
 
 
 @pytest.mark.parametrize("era", ["three-blobs", "one-blob"])

@@ -45,7 +45,7 @@ def write_plain(folder: Path, weights: Mapping[str, Array]) -> None:
 
 def encode(folder: Path, **options: Any) -> list[Array]:
     encoder = TextEncoder.open(str(folder), compute_dtype="float32", **options)
-    return [embeds.hidden_states for embeds in encoder.encode(PROMPTS, LAST_HIDDEN_STATE)]
+    return [embeds.hidden_states for embeds in encoder.encode(PROMPTS, LAST_HIDDEN_STATE, "float32")]
 
 
 @pytest.mark.parametrize("quantization", MODES)

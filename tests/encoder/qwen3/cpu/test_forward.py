@@ -11,14 +11,15 @@ import pytest
 
 from encoder.checkpoint import load_weights, open_checkpoint
 from encoder.qwen3.config import Qwen3Config
-from encoder.qwen3.cpu.forward import Layers, PackedQwen3
+from encoder.qwen3.cpu.forward import Layers, PackedForward, PackedQwen3
 from encoder.qwen3.cpu.packed_blas import BlasLayers
 from encoder.qwen3.cpu.packed_panels import MOST_HEAD_DIM, PanelsLayers
 from encoder.qwen3.cpu.panels import has_panels
 from encoder.qwen3.cpu.pointwise import clamp, exp2, swiglu
 from encoder.qwen3.cpu.shards import count_streams
-from encoder.qwen3.forward import PackedForward, PlainForward, choose_forward, widens_bfloat16
+from encoder.qwen3.forward import choose_forward, widens_bfloat16
 from encoder.qwen3.model import Qwen3
+from encoder.qwen3.plain import PlainForward
 from encoder.types import Job, Tap
 from tests.checkpoints import write_checkpoint
 

@@ -15,10 +15,19 @@ import pytest
 from encoder.checkpoint import load_weights, open_checkpoint
 from encoder.qwen3.config import Qwen3Config
 from encoder.qwen3.cuda import kernels as cuda_kernels
-from encoder.qwen3.cuda.forward import HANDED_OVER, LAYERS_AT_ONCE, ROWS_AHEAD, FusedQwen3, pack, round_rows
+from encoder.qwen3.cuda.forward import (
+    HANDED_OVER,
+    LAYERS_AT_ONCE,
+    ROWS_AHEAD,
+    FusedForward,
+    FusedQwen3,
+    pack,
+    round_rows,
+)
 from encoder.qwen3.cuda.kernels import DTYPE, TILE_ROWS, CudaKernels, MlxKernels, build_kernels
-from encoder.qwen3.forward import FusedForward, PlainForward, choose_forward
+from encoder.qwen3.forward import choose_forward
 from encoder.qwen3.model import Qwen3
+from encoder.qwen3.plain import PlainForward
 from encoder.types import Job, Tap
 from tests.checkpoints import write_checkpoint
 from tests.encoder.qwen3.cpu.test_forward import BATCHES, CLOSE, LAYERS, TAPS, add_outliers, largest_error, make_job

@@ -320,7 +320,7 @@ def test_a_full_disk_leaves_nothing_unfinished(folder: ResultFolder) -> None:
 WRITE_FOR_EVER = """
 import sys
 from pathlib import Path
-from tests.encoder.cache.test_folder import make_folder, make_result
+from tests.encoder.serving.cache.test_folder import make_folder, make_result
 folder = make_folder(Path(sys.argv[1]), 2**30)
 print("started", flush=True)
 number = 0
