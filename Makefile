@@ -41,7 +41,7 @@ KERNELS := $(wildcard encoder/qwen3/cpu/kernels/c/*)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install serve test test-parity bench bench-gpu bench-micro bench-soak bench-readme lint format types \
+.PHONY: help install serve test test-parity bench bench-gpu bench-micro bench-soak docs lint format types \
 	imports check load clean
 
 help: ## list the targets
@@ -68,8 +68,8 @@ bench-soak: $(VENV) ## measure the memory over SOAK_REQUESTS (20,000) mixed requ
 bench-micro: $(VENV) ## measure single steps of a request with pyperf
 	$(BIN)/python -m benchmarks.micro --quiet --processes 5
 
-bench-readme: $(VENV) ## put the tables of benchmarks/results/ into the README
-	$(BIN)/python -m benchmarks.report
+docs: $(VENV) ## write the generated parts of the documents: settings, presets, fields, errors, figures
+	$(BIN)/python -m docs.generate
 
 bench-gpu: $(VENV_PARITY) ## measure it on an NVIDIA GPU; beside PyTorch for CUDA with TORCH_INDEX=https://pypi.org/simple
 	.venv-parity/bin/python -m benchmarks.gpu --output benchmarks/results/gpu.json

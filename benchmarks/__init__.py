@@ -1,8 +1,8 @@
-"""The numbers of the README, one script for each subject, run from the repository's root:
+"""The figures of docs/benchmarks.md, one script for each subject, run from the repository's root:
 
     make bench                                  all that needs no GPU, in ten minutes on two CPUs
     python -m benchmarks.forward --rounds 9     one subject, in its own time; --help has the options
 
 Each measures the service and its peer in processes that take turns, on weights that it writes on the spot.
-report.py holds what a figure is, and puts the stored ones into the README.
+report.py holds what a figure is; `make docs` puts the stored ones into docs/benchmarks.md.
 """

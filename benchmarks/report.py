@@ -1,16 +1,12 @@
-"""What a figure is, what is said beside it, and how it gets from a run into the README.
+"""What a figure is, what is stored beside it, and how a stored run is shown in docs/benchmarks.md."""
 
-python -m benchmarks.report      puts every table of benchmarks/results/ into the README, between its two marks
-"""
-
-import argparse
 import json
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -19,7 +15,6 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-MARKS = ("<!-- benchmarks -->", "<!-- /benchmarks -->")
 PACKAGES = ("mlx", "numpy", "scipy-openblas32", "torch", "transformers", "diffusers", "mflux", "uvicorn")
 HEADER = ("| what | result | goal | medians | script |", "|---|---|---|---|---|")
 
@@ -53,11 +48,11 @@ class Row:
 
     def markdown(self) -> str:
         """A line of the table."""
-        goal = "" if self.goal is None else f"{'≥' if self.at_least else '≤'} {_number(self.goal)}"
-        medians = ", ".join(f"{name} {_number(value)}" for name, value in self.medians.items())
+        goal = "" if self.goal is None else f"{'≥' if self.at_least else '≤'} {number(self.goal)}"
+        medians = ", ".join(f"{name} {number(value)}" for name, value in self.medians.items())
         cells = (
             self.what,
-            f"{_number(self.result)} {self.unit}",
+            f"{number(self.result)} {self.unit}",
             goal if self.reached else f"{goal}: missed",
             f"{medians} {self.medians_unit}".strip() if medians else "",
             f"`{self.script}`",
@@ -112,12 +107,7 @@ def render_all(folder: Path = RESULTS) -> str:
     return "\n".join(render(json.loads(file.read_text(encoding="utf-8"))) for file in files)
 
 
-def between_marks(text: str) -> str:
-    """What a document has between the two marks."""
-    return text.partition(MARKS[0])[2].partition(MARKS[1])[0].strip()
-
-
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """Three figures, and no exponent."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
@@ -154,16 +144,3 @@ def _output(*command: str) -> str:
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Write all tables into the README."""
-    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args(arguments)
-    readme = ROOT / "README.md"
-    before, _, rest = readme.read_text(encoding="utf-8").partition(MARKS[0])
-    after = rest.partition(MARKS[1])[2]
-    readme.write_text(f"{before}{MARKS[0]}\n{render_all()}{MARKS[1]}{after}", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

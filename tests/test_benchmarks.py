@@ -8,15 +8,8 @@ import pytest
 from benchmarks import micro
 from benchmarks.checkpoints import read_prompts
 from benchmarks.mixed import mixed_requests
-from benchmarks.report import ROOT, Row, between_marks, compare, render, render_all, report
+from benchmarks.report import Row, compare, render, report
 from benchmarks.workers import Answer, Case, check_agreement, take_turns
-
-
-def test_the_readme_has_the_tables_of_the_stored_runs() -> None:
-    """`make bench-readme` puts them there."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-
-    assert between_marks(readme) == render_all().strip()
 
 
 def test_a_report_says_what_was_measured_on_which_machine_and_commit(tmp_path: Path) -> None:
@@ -31,7 +24,7 @@ def test_a_report_says_what_was_measured_on_which_machine_and_commit(tmp_path: P
 
 
 def test_a_stored_run_renders_as_it_did(tmp_path: Path) -> None:
-    """The README is made from the JSON, not from the run."""
+    """docs/benchmarks.md is made from the JSON, not from the run."""
     with report(tmp_path / "run.json") as rows:
         rows.append(Row("memory", "benchmarks.soak", 1.5, "%", 2.0, at_least=False))
 

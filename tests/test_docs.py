@@ -2,50 +2,95 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
+from docs.generate import FIGURES, PARTS, ROOT, generate, pages, reply_shape
 from encoder import PRESETS, Preset
 
-PRESETS_MD = Path(__file__).parents[1] / "docs" / "presets.md"
+PRESETS_MD = ROOT / "docs" / "presets.md"
+LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)]*))?\)")
+DOCUMENTS = [
+    *ROOT.glob("*.md"),
+    *(ROOT / "docs").rglob("*.md"),
+    *(ROOT / "examples").glob("*.md"),
+    *(ROOT / "examples").glob("*/*.md"),
+]
 
 
-def preset_rows() -> dict[str, list[str]]:
-    """The cells behind each name of the table of presets."""
-    rows = re.findall(r"^\| `([^`]+)` \| (.+) \|$", PRESETS_MD.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    return {name: cells.split(" | ") for name, cells in rows}
+@pytest.mark.parametrize("page", [*pages()], ids=lambda page: page.name)
+def test_generated_parts_are_up_to_date(page: Path) -> None:
+    """`make docs` brings them up to date."""
+    text = page.read_text(encoding="utf-8")
+
+    assert text == generate(text), "run make docs"
 
 
-def test_every_preset_has_its_row_and_every_row_its_preset() -> None:
-    """Whoever uses a system finds how to plug it in, in the order in which GET /presets lists them."""
-    assert list(preset_rows()) == [preset.name for preset in PRESETS]
+def test_every_part_is_in_a_page() -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in pages())
+
+    assert [name for name in PARTS if f"<!-- generated: {name} -->" not in text] == []
+
+
+def test_the_readme_has_six_figures_and_150_lines_at_most() -> None:
+    assert len(FIGURES) == 6
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_every_document_is_in_the_index() -> None:
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+
+    assert [page.name for page in (ROOT / "docs").glob("*.md") if f"]({page.name})" not in index] == ["README.md"]
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for path, anchor in LINK.findall(page.read_text(encoding="utf-8")):
+        if "://" in path:
+            continue
+        target = page.parent / path if path else page
+        assert target.exists(), path
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            assert anchor in {heading.lower().replace(" ", "-") for heading in headings}, anchor
+
+
+def test_every_preset_has_a_row_that_says_where_its_reply_goes() -> None:
+    """In the order in which GET /presets lists them."""
+    text = PRESETS_MD.read_text(encoding="utf-8").partition("## Where it goes")[2]
+
+    assert re.findall(r"^\| `([^`]+)` \| ", text, flags=re.MULTILINE) == [preset.name for preset in PRESETS]
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)
-def test_a_presets_row_says_its_window_padding_and_shape(preset: Preset) -> None:
-    """These change with the preset, so they must change together."""
-    window, padding, reply, *_ = preset_rows()[preset.name]
-    axes = 4 if preset.combine.startswith("stack") else 3
+def test_a_reply_has_the_shape_that_its_row_says(client: httpx.Client, preset: Preset) -> None:
+    body = {"prompts": ["a cat", "a red fox"], "preset": preset.name}
+    response = client.post("/encode", json=body, headers={"accept": "application/json"})
+    if response.status_code == 422:
+        pytest.skip(response.json()["error"]["message"])
+    reply: dict[str, Any] = response.raise_for_status().json()
+    tokens = max(reply["num_tokens"])
+    rounded = -(-tokens // preset.pad_to_multiple_of) * preset.pad_to_multiple_of
 
-    assert window == str(preset.max_sequence_length)
-    assert padding == preset.padding_rows
-    assert len(re.findall(r"[^,\]\[]+", reply.split("`")[1])) == axes
-    assert ("n-" in reply) == (preset.dropped_rows > 0 and preset.padding_rows == "cut")
+    shape = eval(reply_shape(preset), {"B": 2, "D": 32, "n": tokens, "m": rounded})
 
-
-def test_aliases_are_documented() -> None:
-    """They are names like others."""
-    text = PRESETS_MD.read_text(encoding="utf-8")
-
-    assert all(f"`{alias}` is `{preset.name}`" in text for preset in PRESETS for alias in preset.aliases)
+    assert reply["hidden_states"]["shape"] == shape
 
 
-def test_the_tree_names_every_file() -> None:
+def test_every_route_is_documented(client: httpx.Client) -> None:
+    """In docs/api.md or, with others' protocols, in docs/drop-ins.md."""
+    text = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("api.md", "drop-ins.md"))
+
+    assert [path for path in client.get("/openapi.json").json()["paths"] if f"{path}`" not in text] == []
+
+
+def test_the_tree_names_every_file_of_both_packages() -> None:
     """docs/architecture.md is where a newcomer looks first."""
-    root = Path(__file__).parent.parent
-    tree = (root / "docs/architecture.md").read_text(encoding="utf-8")
-    files = [
-        file for package in ("app", "encoder") for file in (root / package).glob("*.py") if file.stat().st_size > 100
-    ]
+    tree = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("## The tree")[2]
+    named = re.findall(r"^ *([\w.]+\.(?:py|c|h|cuh))(?: |$)", tree, flags=re.MULTILINE)
+    files = [path for package in ("app", "encoder") for path in (ROOT / package).rglob("*") if path.is_file()]
 
-    assert [file.name for file in files if f"\n  {file.name} " not in tree] == []
+    kept = [path.name for path in files if path.suffix in {".py", ".c", ".h", ".cuh"} and path.name != "__init__.py"]
+    assert sorted(named) == sorted(kept)

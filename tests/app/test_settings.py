@@ -1,14 +1,13 @@
-"""Settings, command line flags and the README's table are one and the same list."""
+"""Settings and command line flags are one and the same list."""
 
 from pathlib import Path
 
 import pytest
 
 from app.cli import main, make_parser
-from app.settings import Settings, SettingsError, flag, load_settings, settings_table, variable
+from app.settings import Settings, SettingsError, flag, load_settings, variable
 
 ROOT = Path(__file__).parents[2]
-README = ROOT / "README.md"
 VALUES = {
     "model": "m",
     "revision": "main",
@@ -57,13 +56,6 @@ def test_every_setting_is_documented() -> None:
             name.rpartition("_")[2], ""
         )
         assert unit in field.description, name
-
-
-def test_the_readme_has_this_table() -> None:
-    """Where it has not: python -c 'from app.settings import settings_table; print(settings_table())'."""
-    text = README.read_text(encoding="utf-8")
-
-    assert text.partition("<!-- settings -->")[2].partition("<!-- /settings -->")[0].strip() == settings_table().strip()
 
 
 @pytest.mark.parametrize(
