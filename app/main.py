@@ -43,15 +43,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """The service for these settings; those of the environment where none are given."""
     settings = settings or Settings()
     engine = Engine(
-        settings.model,
-        revision=settings.revision,
-        compute_dtype=settings.compute_dtype,
-        force_float16=settings.force_float16,
-        tokenizer=settings.tokenizer,
-        quantize=settings.quantize,
-        num_layers=settings.num_layers,
-        presets=settings.restricted_to,
-        cache_dir=settings.cache_dir,
+        settings.model_options(),
         limits=settings.limits(),
         cache_bytes=settings.cache_bytes,
         disk_cache_dir=settings.disk_cache_dir,

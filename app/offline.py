@@ -1,7 +1,7 @@
 """The commands that need no server: encode to a file, list presets, look at a checkpoint."""
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,15 +31,7 @@ def encode(settings: Settings, prompts: list[str], preset: str | None, dtype: DT
     if numpy_file and dtype == "bfloat16":
         raise SettingsError("--dtype bfloat16: NumPy has none. Use float32, or write *.safetensors.")
     chosen = settings.catalog.get(preset)
-    checkpoint = _open(settings)
-    encoder = TextEncoder(
-        checkpoint,
-        compute_dtype=settings.compute_dtype,
-        force_float16=settings.force_float16,
-        quantize=settings.quantize,
-        num_layers=settings.num_layers,
-        presets=[chosen],
-    )
+    encoder = TextEncoder.open(replace(settings.model_options(), presets=(chosen,)))
     embeds = encoder.encode(prompts, chosen, dtype or ("float32" if numpy_file else "bfloat16"))
     if numpy_file and is_ragged(embeds):
         raise SettingsError("*.npy has no mask, and these prompts have different numbers of rows. Use *.safetensors.")
@@ -91,7 +83,7 @@ def _preset_row(preset: Preset) -> tuple[str, str, str, str, str, str]:
 
 def inspect(settings: Settings) -> int:
     """Print what a checkpoint is, the memory it takes, and which presets fit it."""
-    checkpoint = _open(settings)
+    checkpoint = open_checkpoint(settings.model_options())
     depth = choose_depth(checkpoint.config, settings.num_layers, settings.restricted_to)
     tensors = checkpoint.tensors_of(depth.layers)
     parameters = sum(math.prod(tensor.shape) for tensor in tensors)
@@ -118,15 +110,9 @@ def inspect(settings: Settings) -> int:
 
 def convert(settings: Settings, folder: Path) -> int:
     """Write a checkpoint's text encoder to a new folder, quantized as the settings say."""
-    convert_checkpoint(_open(settings), folder, settings.quantize)
+    convert_checkpoint(open_checkpoint(settings.model_options()), folder, settings.quantize)
     print(folder)
     return 0
-
-
-def _open(settings: Settings) -> Checkpoint:
-    return open_checkpoint(
-        settings.model, revision=settings.revision, cache_dir=settings.cache_dir, tokenizer=settings.tokenizer
-    )
 
 
 def _size(number: int) -> str:

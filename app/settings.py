@@ -13,7 +13,17 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_v
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from encoder import BUILT_IN, Catalog, EncoderError, Limits, Preset, read_presets
+from encoder import (
+    BUILT_IN,
+    Catalog,
+    ComputeDType,
+    EncoderError,
+    Limits,
+    ModelOptions,
+    Preset,
+    Quantize,
+    read_presets,
+)
 
 PREFIX = "QWEN3_ENCODER_"
 MIB = 1024 * 1024
@@ -42,7 +52,7 @@ class Settings(BaseSettings):
     tokenizer: str | None = Field(
         default=None, description="`tokenizer.json`, folder or Hugging Face id; unset is the checkpoint's own."
     )
-    quantize: Literal["auto", "keep", "none", "2", "3", "4", "5", "6", "8", "mxfp4", "mxfp8", "nvfp4"] = Field(
+    quantize: Quantize = Field(
         default="auto",
         description="Bits or format of the weights in memory. `keep` leaves stored quantizations, `none` makes floats; "
         "`auto` keeps on a GPU and makes floats on a CPU.",
@@ -50,7 +60,7 @@ class Settings(BaseSettings):
     num_layers: int | None = Field(
         default=None, gt=0, description="Decoder layers to load; unset loads those that `only_presets` need, else all."
     )
-    compute_dtype: Literal["auto", "bfloat16", "float32", "float16"] = Field(
+    compute_dtype: ComputeDType = Field(
         default="auto", description="Dtype of the computation; `auto` is the checkpoint's on a GPU, float32 on a CPU."
     )
     force_float16: bool = Field(default=False, description="Allow compute dtype float16, in which Qwen3 can overflow.")
@@ -148,6 +158,20 @@ class Settings(BaseSettings):
     def restricted_to(self) -> tuple[Preset, ...]:
         """All presets that can be asked for; empty where layers may be asked for that no preset names."""
         return self.catalog.presets if self.only_presets else ()
+
+    def model_options(self) -> ModelOptions:
+        """The model that the encoder loads, and how."""
+        return ModelOptions(
+            model=self.model,
+            revision=self.revision,
+            cache_dir=self.cache_dir,
+            tokenizer=self.tokenizer,
+            quantize=self.quantize,
+            compute_dtype=self.compute_dtype,
+            force_float16=self.force_float16,
+            num_layers=self.num_layers,
+            presets=self.restricted_to,
+        )
 
     def limits(self) -> Limits:
         """The limits that the encoder enforces."""

@@ -64,9 +64,9 @@ def klein_layers(layers: int) -> tuple[int, int, int]:
 
 
 def load_ours(folder: Path, layers: int) -> Any:
-    from encoder import TextEncoder, get_preset
+    from encoder import ModelOptions, TextEncoder, get_preset
 
-    encoder = TextEncoder.open(str(folder))
+    encoder = TextEncoder.open(ModelOptions(str(folder)))
     klein = replace(get_preset("flux2-klein"), layers=klein_layers(layers))
     presets = {"z-image": get_preset("z-image"), "flux2-klein": klein}
 

@@ -151,13 +151,14 @@ def load_encoder(folder: Path, threads: int, plain: bool) -> Run:
     import mlx.core as mx
 
     from encoder.checkpoint import load_weights, open_checkpoint
+    from encoder.options import ModelOptions
     from encoder.qwen3.cpu.blas import set_threads
     from encoder.qwen3.forward import Forward, choose_forward, widens_bfloat16
     from encoder.qwen3.model import Qwen3
     from encoder.qwen3.plain import PlainForward
     from encoder.types import Job, Tap
 
-    checkpoint = open_checkpoint(str(folder))
+    checkpoint = open_checkpoint(ModelOptions(str(folder)))
     model = Qwen3(checkpoint.config)
     keep_bfloat16 = not plain and widens_bfloat16(checkpoint.config)
     load_weights(checkpoint, model, mx.float32, keep_bfloat16=keep_bfloat16)

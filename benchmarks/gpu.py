@@ -102,12 +102,12 @@ def load_encoder(folder: Path, plain: bool) -> Side:
 
     mx.set_cache_limit(MLX_CACHE_BYTES["gpu"])
     if plain:
-        checkpoint = encoder.open_checkpoint(str(folder))
+        checkpoint = encoder.open_checkpoint(encoder.ModelOptions(str(folder)))
         model = Qwen3(checkpoint.config)
         load_weights(checkpoint, model, mx.bfloat16)
         forward: Any = PlainForward(model, pad_token_id=0)
     else:
-        forward = encoder.TextEncoder.open(str(folder)).forward
+        forward = encoder.TextEncoder.open(encoder.ModelOptions(str(folder))).forward
 
     def run(case: Case) -> Any:
         tap = Tap(case.layers, normed=True)

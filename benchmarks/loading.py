@@ -102,7 +102,7 @@ def load(folder: Path, compute_dtype: str, quantize: str) -> None:
     from encoder.qwen3.model import Qwen3
     from encoder.text_encoder import COMPUTE_DTYPES, resolve_compute_dtype
 
-    checkpoint = encoder.open_checkpoint(str(folder))
+    checkpoint = encoder.open_checkpoint(encoder.ModelOptions(str(folder)))
     model = Qwen3(checkpoint.config)
     base = peak_bytes()
     dtype = COMPUTE_DTYPES[resolve_compute_dtype(compute_dtype, checkpoint.dtype, False)]

@@ -19,6 +19,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from encoder.options import ModelOptions
+
 from encoder import Engine, Preset, PromptEmbeds, TextEncoder, get_preset  # isort: skip  # before MLX: see blas.py
 import mlx.core as mx
 import numpy as np
@@ -61,7 +63,7 @@ def job_for(encoder: TextEncoder, preset: Preset) -> Job:
 @cache  # pyperf comes several times in a process
 def demo() -> TextEncoder:
     """The demo checkpoint."""
-    return TextEncoder.open("demo")
+    return TextEncoder.open(ModelOptions("demo"))
 
 
 def queue() -> Step:
@@ -137,7 +139,7 @@ def read_result() -> Step:
 @asynccontextmanager
 async def find(forget: bool) -> AsyncIterator[AsyncStep]:
     """The engine's answer to a prompt seen before: in memory, or after a restart on the disk."""
-    engine = Engine("demo", disk_cache_dir=Path(FOLDER.name))
+    engine = Engine(ModelOptions("demo"), disk_cache_dir=Path(FOLDER.name))
     await engine.start()
     engine._cache.put(job_for(engine._loaded(), KLEIN), embeds(512, 3))
     await asyncio.sleep(1)  # it is on the disk by then

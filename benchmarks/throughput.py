@@ -56,10 +56,10 @@ def measure(requests: int = 256, clients: int = CLIENTS, rounds: int = 3, model:
 
 def work(folder: str) -> None:
     """Answer each list of requests with the time that they take in ideal batches."""
-    from encoder import Limits, TextEncoder, get_preset
+    from encoder import Limits, ModelOptions, TextEncoder, get_preset
     from encoder.types import Job
 
-    encoder = TextEncoder.open(folder)
+    encoder = TextEncoder.open(ModelOptions(folder))
     budget = Limits().max_batch_tokens
 
     def run(requests: list[list[str]]) -> Result:

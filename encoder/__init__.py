@@ -26,6 +26,7 @@ from encoder.errors import (  # noqa: E402
     RequestError,
     RequestTooLarge,
 )
+from encoder.options import ComputeDType, ModelOptions, Quantize  # noqa: E402
 from encoder.pipeline.limits import Limits  # noqa: E402
 from encoder.presets.built_in import BUILT_IN, LAST_HIDDEN_STATE, PRESETS, get_preset  # noqa: E402
 from encoder.presets.catalog import Catalog  # noqa: E402
@@ -56,6 +57,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "Combine",
+    "ComputeDType",
     "DType",
     "DeadlineExceeded",
     "Depth",
@@ -67,12 +69,14 @@ __all__ = [
     "Limits",
     "ModelFailure",
     "ModelInfo",
+    "ModelOptions",
     "NotReady",
     "Overloaded",
     "Pass",
     "Preset",
     "PresetFileError",
     "PromptEmbeds",
+    "Quantize",
     "QueueFull",
     "RequestError",
     "RequestTooLarge",

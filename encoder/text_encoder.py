@@ -6,17 +6,17 @@ The command line, benchmarks and parity tests use this directly; the Engine call
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
-from pathlib import Path
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from encoder.checkpoint import Checkpoint, load_weights, open_checkpoint
 from encoder.errors import CheckpointError, EncoderError
+from encoder.options import ModelOptions
 from encoder.pipeline.plan import plan_jobs
 from encoder.pipeline.selection import Selection, export, select
 from encoder.pipeline.tokenizer import tokenize
@@ -52,12 +52,8 @@ class TextEncoder:
     """A loaded Qwen3 text encoder. Load it and run it on one and the same thread: MLX streams belong to threads.
 
     Args:
-        checkpoint: as opened; its weights are read here.
-        compute_dtype: "auto" is float32 on a CPU, elsewhere the checkpoint's own (bfloat16 for a float16 one).
-        force_float16: allow float16, in which Qwen3 overflows to NaN on ordinary prompts.
-        quantize: as in load_weights.
-        num_layers: decoder layers to load; None means those that the presets need. What needs more is refused.
-        presets: all that will be asked for; none means any, and all layers are loaded.
+        checkpoint: opened with the same options; its weights are read here.
+        options: how to load and compute it.
         progress: called with bytes done and bytes in total while the weights load.
     Attributes:
         measures_passes: whether a batch waits between its steps to measure them; False unless set.
@@ -67,18 +63,13 @@ class TextEncoder:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        *,
-        compute_dtype: str = "auto",
-        force_float16: bool = False,
-        quantize: str = "auto",
-        num_layers: int | None = None,
-        presets: Iterable[Preset] = (),
+        options: ModelOptions,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.config = checkpoint.config
-        self.compute_dtype = resolve_compute_dtype(compute_dtype, checkpoint.dtype, force_float16)
-        depth = choose_depth(self.config, num_layers, presets)
+        self.compute_dtype = resolve_compute_dtype(options.compute_dtype, checkpoint.dtype, options.force_float16)
+        depth = choose_depth(self.config, options.num_layers, options.presets)
         log.info("loading %d of %d decoder layers: %s", depth.layers, self.config.num_hidden_layers, depth.reason)
         self.num_layers = depth.layers
         self.model = Qwen3(replace(self.config, num_hidden_layers=self.num_layers))
@@ -88,7 +79,7 @@ class TextEncoder:
             self.model,
             dtype,
             progress,
-            quantize=quantize,
+            quantize=options.quantize,
             keep_bfloat16=dtype == mx.float32 and widens_bfloat16(self.config),
         )
         self.parameter_bytes = sum(array.nbytes for array in dict(tree_flatten(self.model.parameters())).values())
@@ -96,30 +87,9 @@ class TextEncoder:
         self.measures_passes = False
 
     @classmethod
-    def open(
-        cls,
-        source: str,
-        *,
-        revision: str | None = None,
-        cache_dir: Path | None = None,
-        tokenizer: str | None = None,
-        compute_dtype: str = "auto",
-        force_float16: bool = False,
-        quantize: str = "auto",
-        num_layers: int | None = None,
-        presets: Iterable[Preset] = (),
-        progress: Callable[[int, int], None] | None = None,
-    ) -> "TextEncoder":
-        """Open and load a checkpoint: whatever `open_checkpoint` takes."""
-        return cls(
-            open_checkpoint(source, revision=revision, cache_dir=cache_dir, tokenizer=tokenizer),
-            compute_dtype=compute_dtype,
-            force_float16=force_float16,
-            quantize=quantize,
-            num_layers=num_layers,
-            presets=presets,
-            progress=progress,
-        )
+    def open(cls, options: ModelOptions, progress: Callable[[int, int], None] | None = None) -> "TextEncoder":
+        """Open a checkpoint and load it. Errors: CheckpointError."""
+        return cls(open_checkpoint(options), options, progress)
 
     def encode(self, prompts: Sequence[str], preset: Preset, dtype: DType = "bfloat16") -> list[PromptEmbeds]:
         """Encode prompts in one batch. The default dtype is that of the HTTP API and of `Engine.encode`.

@@ -6,23 +6,25 @@ from pathlib import Path
 from typing import Protocol
 
 from encoder.checkpoint.checkpoint import Checkpoint
+from encoder.options import ModelOptions
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the user asked for.
+    """What to open.
 
     Attributes:
-        source: as it was typed.
-        revision: branch, tag or commit of a hub repository.
-        cache_dir: where downloads and the demo go; None means each in its usual place.
-        tokenizer: a tokenizer.json, a folder with one, or a hub id; None means the checkpoint's own.
+        source: `options.model`; after a download, the path of what was fetched.
+        options: as the user gave them.
     """
 
     source: str
-    revision: str | None = None
-    cache_dir: Path | None = None
-    tokenizer: str | None = None
+    options: ModelOptions
+
+    @property
+    def name(self) -> str:
+        """The model as the user named it: for messages, and the name of the checkpoint."""
+        return self.options.model
 
     @property
     def path(self) -> Path:

@@ -11,6 +11,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from encoder.errors import DeadlineExceeded, EncoderError, NotReady, Overloaded
+from encoder.options import ModelOptions
 from encoder.pipeline.limits import Limits
 from encoder.presets.preset import Preset
 from encoder.serving.batch_loop import BatchLoop
@@ -40,9 +41,7 @@ class Engine:
     """One loaded model, served to many.
 
     Args:
-        model: a folder, a hub id, or "demo".
-        revision, cache_dir, tokenizer, compute_dtype, force_float16, quantize, num_layers, presets: as in
-            TextEncoder.open.
+        options: the model to load, and how.
         limits: on requests, queue and batches.
         cache_bytes: bound of the result cache in memory; 0 switches it off.
         disk_cache_dir: folder for results that outlive the process; None has no such cache.
@@ -53,16 +52,8 @@ class Engine:
 
     def __init__(
         self,
-        model: str,
+        options: ModelOptions,
         *,
-        revision: str | None = None,
-        compute_dtype: str = "auto",
-        force_float16: bool = False,
-        tokenizer: str | None = None,
-        quantize: str = "auto",
-        num_layers: int | None = None,
-        presets: Sequence[Preset] = (),
-        cache_dir: Path | None = None,
         limits: Limits | None = None,
         cache_bytes: int = 512 * 2**20,
         disk_cache_dir: Path | None = None,
@@ -72,20 +63,7 @@ class Engine:
     ) -> None:
         self.limits = limits or Limits()
         self._model_thread = ModelThread(
-            lambda progress: TextEncoder.open(
-                model,
-                revision=revision,
-                compute_dtype=compute_dtype,
-                force_float16=force_float16,
-                tokenizer=tokenizer,
-                quantize=quantize,
-                num_layers=num_layers,
-                presets=presets,
-                cache_dir=cache_dir,
-                progress=progress,
-            ),
-            stall_s,
-            self.limits.max_batch_tokens,
+            lambda progress: TextEncoder.open(options, progress), stall_s, self.limits.max_batch_tokens
         )
         self._measure_passes = measure_passes
         self._encoder: TextEncoder | None = None

@@ -11,6 +11,7 @@ import tokenizers
 from safetensors import safe_open
 
 from encoder import PromptEmbeds, TextEncoder
+from encoder.options import ModelOptions
 from encoder.types import Job, Tap
 from tests.reference import hidden_states, relative_error
 
@@ -46,7 +47,7 @@ def text_encoder(golden: Golden, tmp_path_factory: pytest.TempPathFactory) -> Te
     # The ids are given, so the tokenizer need only exist and name the padding token that make_golden.py used.
     vocabulary = {"<|endoftext|>": 0, "a": 1}
     tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="a")).save(str(folder / "tokenizer.json"))
-    return TextEncoder.open(str(folder), compute_dtype="float32")
+    return TextEncoder.open(ModelOptions(str(folder), compute_dtype="float32"))
 
 
 def jobs(golden: Golden, rows: int | None) -> list[Job]:

@@ -15,6 +15,7 @@ import tokenizers
 from numpy.typing import NDArray
 
 from encoder import EncoderError, Engine, InvalidField, ModelFailure, Preset, PromptEmbeds, TextEncoder, get_preset
+from encoder.options import ModelOptions
 from encoder.pipeline.selection import select
 from encoder.types import DType, Job
 from tests.checkpoints import write_checkpoint
@@ -58,7 +59,7 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
     weights = write_checkpoint(
         folder, num_hidden_layers=28, hidden_size=48, num_attention_heads=3, num_key_value_heads=1, head_dim=10
     )
-    text_encoder = TextEncoder.open(str(folder), compute_dtype="float32")
+    text_encoder = TextEncoder.open(ModelOptions(str(folder), compute_dtype="float32"))
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     pad_token_id = tokenizer.token_to_id("<|endoftext|>")
     return Subject(text_encoder, asdict(text_encoder.config), weights, tokenizer, pad_token_id)
@@ -223,7 +224,7 @@ def test_flux2_klein_runs_27_layers(text_encoder: TextEncoder) -> None:
 @pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
 def test_on_a_cpu_no_batch_is_begun_within_another(tmp_path: Path, compute_dtype: str) -> None:
     """What has been computed when a pass is described is done, and what has not is still to come whole."""
-    assert not TextEncoder.open("demo", cache_dir=tmp_path, compute_dtype=compute_dtype).runs_on
+    assert not TextEncoder.open(ModelOptions("demo", cache_dir=tmp_path, compute_dtype=compute_dtype)).runs_on
 
 
 def test_results_that_are_asked_for_without_a_service_lie_in_memory_of_their_own(
@@ -331,7 +332,7 @@ def test_float16_is_float32_rounded_by_numpy(text_encoder: TextEncoder) -> None:
 def damaged(tmp_path: Path) -> TextEncoder:
     """An encoder in which the letter x is too large for float16, and the letter y is no number."""
     write_checkpoint(tmp_path, num_hidden_layers=2, hidden_size=16)
-    encoder = TextEncoder.open(str(tmp_path), compute_dtype="float32")
+    encoder = TextEncoder.open(ModelOptions(str(tmp_path), compute_dtype="float32"))
     [x], [y] = (encoder.checkpoint.tokenizer.tokenize(letter, max_length=1)[0] for letter in "xy")
     table = np.array(encoder.model.embed_tokens.weight)
     table[x], table[y] = 1e5, np.nan

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from encoder import Preset, TextEncoder, get_preset
+from encoder.options import ModelOptions
 from tests.reference import relative_error
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: make test-parity")
@@ -39,7 +40,7 @@ PROMPTS = [
 
 @pytest.fixture(scope="module")
 def text_encoder(qwen3_folder: Path) -> TextEncoder:
-    return TextEncoder.open(str(qwen3_folder), compute_dtype="float32")
+    return TextEncoder.open(ModelOptions(str(qwen3_folder), compute_dtype="float32"))
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from encoder import PromptEmbeds, TextEncoder
+from encoder.options import ModelOptions
 from encoder.qwen3.model import apply_rope
 from encoder.types import Job, Tap
 from tests.checkpoints import write_tokenizer
@@ -97,7 +98,7 @@ def test_every_hidden_state_equals_transformers(
     randomize(model)
     model.save_pretrained(tmp_path, **save)
     write_tokenizer(tmp_path)
-    text_encoder = TextEncoder.open(str(tmp_path), compute_dtype="float32")
+    text_encoder = TextEncoder.open(ModelOptions(str(tmp_path), compute_dtype="float32"))
     model = type(model).from_pretrained(tmp_path, dtype=torch.float32).eval()
     prompts = random_prompts([window, window // 2 + 1, 7, 1])
     theirs = their_hidden_states(model, prompts, window, text_encoder.checkpoint.tokenizer.pad_token_id)
@@ -114,7 +115,7 @@ def test_long_prompts_equal_transformers(tmp_path: Path) -> None:
     randomize(model)
     model.save_pretrained(tmp_path)
     write_tokenizer(tmp_path)
-    text_encoder = TextEncoder.open(str(tmp_path), compute_dtype="float32")
+    text_encoder = TextEncoder.open(ModelOptions(str(tmp_path), compute_dtype="float32"))
     prompts = random_prompts([2048])
     theirs = their_hidden_states(model.eval(), prompts, 2048, text_encoder.checkpoint.tokenizer.pad_token_id)
     ours = our_hidden_states(text_encoder, prompts, 2048)

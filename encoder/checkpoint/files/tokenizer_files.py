@@ -48,19 +48,19 @@ def find_tokenizer(request: Request, folders: Sequence[Path], vocab_size: int) -
 
     Errors: CheckpointError when there is none, or the vocabulary is not Qwen3's.
     """
-    if request.tokenizer is not None:
-        return open_named_tokenizer(request.tokenizer, request.cache_dir)
+    if request.options.tokenizer is not None:
+        return open_named_tokenizer(request.options.tokenizer, request.options.cache_dir)
     folder = first_with_tokenizer(folders)
     if folder is None and vocab_size < QWEN3_TOKENS:
         raise CheckpointError(
-            f"{request.source}: has no tokenizer, and none lies beside it. Its vocabulary of {vocab_size:,} is not "
+            f"{request.name}: has no tokenizer, and none lies beside it. Its vocabulary of {vocab_size:,} is not "
             f"Qwen3's, so give its own with --tokenizer: a {TOKENIZER_FILE}, a folder, or a hub id."
         )
     if folder is None:
         from encoder.checkpoint.readers import hub  # the hub's reader itself opens tokenizers
 
-        folder = hub.fetch_qwen3_tokenizer(request.cache_dir)
-    log.info("%s: has no tokenizer; taken from %s", request.source, folder)
+        folder = hub.fetch_qwen3_tokenizer(request.options.cache_dir)
+    log.info("%s: has no tokenizer; taken from %s", request.name, folder)
     return open_tokenizer(folder)
 
 

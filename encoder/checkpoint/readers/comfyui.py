@@ -55,12 +55,12 @@ def open_request(request: Request) -> Checkpoint:
     tensors = assemble(_encoder_arrays(header, file), SCHEMES, Hints(metadata=header.metadata))
     rope_theta = _assume_rope_theta(file, header)
     config = config_from_shapes(tensors, file.name, rope_theta)
-    tokenizer = _inner_tokenizer(header) if request.tokenizer is None else None
+    tokenizer = _inner_tokenizer(header) if request.options.tokenizer is None else None
     tokenizer = tokenizer or find_tokenizer(
         request, [file.with_suffix(""), folder, folder / "tokenizer", folder.parent / "tokenizer"], config.vocab_size
     )
     warn_of_larger_vocabulary(tokenizer, config)
-    return describe(request.source, config, Weights(tensors), tokenizer)
+    return describe(request.name, config, Weights(tensors), tokenizer)
 
 
 def _encoder_arrays(header: Header, file: Path) -> list[tuple[str, StoredArray]]:

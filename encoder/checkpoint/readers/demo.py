@@ -89,7 +89,7 @@ def recognizes(request: Request) -> bool:
 
 def open_request(request: Request) -> Checkpoint:
     """Describe the demo checkpoint, after writing it where it is missing."""
-    return open_folder(write_demo(request.cache_dir), request)
+    return open_folder(write_demo(request.options.cache_dir), request)
 
 
 def write_demo(cache_dir: Path | None = None) -> Path:

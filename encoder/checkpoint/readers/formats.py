@@ -13,12 +13,12 @@ FORMATS: tuple[Reader, ...] = (huggingface, comfyui, gguf_reader)
 
 
 def open_path(path: Path, request: Request) -> Checkpoint:
-    """Describe the checkpoint at `path`, under the name that it was asked for by.
+    """Describe the checkpoint at `path`; its name is the one that the user gave.
 
     Errors: CheckpointError when no format recognizes it, or it is damaged.
     """
     there = replace(request, source=str(path))
     for reader in FORMATS:
         if reader.recognizes(there):
-            return replace(reader.open_request(there), name=request.source)
-    raise CheckpointError(f"{request.source}: has no such file or folder, or it is of no known format.")
+            return reader.open_request(there)
+    raise CheckpointError(f"{request.name}: has no such file or folder, or it is of no known format.")

@@ -72,11 +72,11 @@ def open_gguf(file: Path, request: Request) -> Checkpoint:
     if "embed_tokens.weight" not in tensors:
         raise CheckpointError(f"{file}: has no token_embd.weight, expected the tensors of a Qwen3.")
     config = _config(header.metadata, tensors, file)
-    if request.tokenizer is not None:
-        tokenizer = open_named_tokenizer(request.tokenizer, request.cache_dir)
+    if request.options.tokenizer is not None:
+        tokenizer = open_named_tokenizer(request.options.tokenizer, request.options.cache_dir)
     else:
         tokenizer = tokenizer_from_metadata(header.metadata, str(file))
-    return describe(request.source, config, Weights(tensors), tokenizer)
+    return describe(request.name, config, Weights(tensors), tokenizer)
 
 
 def _config(metadata: dict[str, Any], tensors: Mapping[str, StoredTensor], file: Path) -> Qwen3Config:

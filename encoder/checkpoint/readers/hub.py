@@ -96,11 +96,10 @@ def open_request(request: Request) -> Checkpoint:
     """
     hub_id = parse_hub_id(request.source)
     assert hub_id is not None
-    if request.revision and hub_id.revision and request.revision != hub_id.revision:
-        raise CheckpointError(
-            f"{request.source}: names one revision and {request.revision!r} is another. Give one of them."
-        )
-    snapshot = fetch(replace(hub_id, revision=request.revision or hub_id.revision), request.cache_dir)
+    revision = request.options.revision
+    if revision and hub_id.revision and revision != hub_id.revision:
+        raise CheckpointError(f"{request.source}: names one revision and {revision!r} is another. Give one of them.")
+    snapshot = fetch(replace(hub_id, revision=revision or hub_id.revision), request.options.cache_dir)
     checkpoint = open_path(snapshot / hub_id.path, request)
     return replace(checkpoint, revision=snapshot.name)
 

@@ -59,13 +59,13 @@ def open_folder(folder: Path, request: Request) -> Checkpoint:
     raw_config = _read_config(layout.text_encoder, headers)
     config, weights = _open_weights(layout.text_encoder, headers, raw_config)
     tokenizer = (
-        open_named_tokenizer(request.tokenizer, request.cache_dir)
-        if request.tokenizer
+        open_named_tokenizer(request.options.tokenizer, request.options.cache_dir)
+        if request.options.tokenizer
         else open_tokenizer(layout.tokenizer)
     )
     warn_of_larger_vocabulary(tokenizer, config)
     return describe(
-        request.source,
+        request.name,
         config,
         weights,
         tokenizer,

@@ -58,7 +58,7 @@ def open_request(request: Request) -> Checkpoint:
     manifest = manifest_file(request.source.removeprefix(PREFIX))
     if manifest is None or not manifest.is_file():
         where = manifest or "a name like ollama:z-image-turbo:latest"
-        raise CheckpointError(f"{request.source}: is no model of Ollama's store, expected {where}. Pull it first.")
+        raise CheckpointError(f"{request.name}: is no model of Ollama's store, expected {where}. Pull it first.")
     layers = read_layers(manifest)
     gguf = next((layer for layer in layers if layer.media_type == GGUF), None)
     return _open_tensors(layers, request) if gguf is None else _open_gguf(gguf.blob, request)
@@ -73,7 +73,7 @@ def _open_tensors(layers: list[Layer], request: Request) -> Checkpoint:
     files = {layer.name: layer.blob for layer in layers if layer.media_type == JSON}
     component = COMPONENT if f"{COMPONENT}config.json" in files else ""
     if f"{component}config.json" not in files:
-        raise CheckpointError(f"{request.source}: has no {COMPONENT}config.json among its layers. Is it a Qwen3 model?")
+        raise CheckpointError(f"{request.name}: has no {COMPONENT}config.json among its layers. Is it a Qwen3 model?")
     config = Qwen3Config.from_dict(read_json_object(files[f"{component}config.json"]))
     blobs = [layer for layer in layers if layer.media_type == TENSOR and layer.name.startswith(component)]
     named: list[tuple[str, StoredArray]] = []
@@ -85,7 +85,7 @@ def _open_tensors(layers: list[Layer], request: Request) -> Checkpoint:
             named.append((key, array))
             bits |= _declared_bits(key, array.key, header.metadata)
     weights = Weights(assemble(named, (mlx_quantized,), Hints(dims=config, bits=bits)), check_file=check_digest)
-    return describe(request.source, config, weights, _open_tokenizer(files, request))
+    return describe(request.name, config, weights, _open_tokenizer(files, request))
 
 
 def _canonical(key: str) -> str:
@@ -103,10 +103,10 @@ def _declared_bits(key: str, own_key: str, metadata: dict[str, str]) -> dict[str
 
 
 def _open_tokenizer(files: dict[str, Path], request: Request) -> Tokenizer:
-    if request.tokenizer is not None:
-        return open_named_tokenizer(request.tokenizer, request.cache_dir)
+    if request.options.tokenizer is not None:
+        return open_named_tokenizer(request.options.tokenizer, request.options.cache_dir)
     for folder in ("tokenizer/", ""):
         if f"{folder}tokenizer.json" in files:
             settings = files.get(f"{folder}tokenizer_config.json")
             return Tokenizer.from_file(files[f"{folder}tokenizer.json"], pad_token(settings) if settings else None)
-    raise CheckpointError(f"{request.source}: has no tokenizer.json among its layers. Give one with --tokenizer.")
+    raise CheckpointError(f"{request.name}: has no tokenizer.json among its layers. Give one with --tokenizer.")

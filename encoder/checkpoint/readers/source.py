@@ -2,47 +2,40 @@
 
 import logging
 import os
-from pathlib import Path
 
 from encoder.checkpoint.checkpoint import Checkpoint
 from encoder.checkpoint.readers import demo, hub, ollama
 from encoder.checkpoint.readers.formats import FORMATS
 from encoder.checkpoint.request import Reader, Request
 from encoder.errors import CheckpointError
+from encoder.options import ModelOptions
 
 log = logging.getLogger(__name__)
 
 READERS: tuple[Reader, ...] = (demo, *FORMATS, ollama, hub)  # what is here goes before what must be fetched
 
 
-def open_checkpoint(
-    source: str, *, revision: str | None = None, cache_dir: Path | None = None, tokenizer: str | None = None
-) -> Checkpoint:
-    """Describe the checkpoint that `source` means; reads headers, no tensors. Downloads it when it is on the hub.
+def open_checkpoint(options: ModelOptions) -> Checkpoint:
+    """Describe the checkpoint that `options.model` names. Reads headers, no tensors; downloads what is on the hub.
 
-    Args:
-        source: "demo", a path, a hub id as `organization/name[/path][@revision]`, or an Ollama name.
-        revision: branch, tag or commit of a hub repository.
-        cache_dir: where downloads and the demo go; None means each in its usual place.
-        tokenizer: a tokenizer.json, a folder with one, or a hub id; None means the checkpoint's own.
     Errors: CheckpointError saying what was looked for, or what is wrong with what was found.
     """
-    request = Request(source, revision, cache_dir, tokenizer)
+    request = Request(options.model, options)
     try:
         checkpoint = _reader_of(request).open_request(request)
     except OSError as error:
-        raise CheckpointError(f"{source}: cannot be read: {error}") from error
+        raise CheckpointError(f"{options.model}: cannot be read: {error}") from error
     if checkpoint.random_weights:
-        log.warning("%s: the weights of this checkpoint are RANDOM; its hidden states mean nothing.", source)
+        log.warning("%s: the weights of this checkpoint are RANDOM; its hidden states mean nothing.", options.model)
     return checkpoint
 
 
 def _reader_of(request: Request) -> Reader:
     for reader in READERS:
         if reader.recognizes(request):
-            if request.revision is not None and reader is not hub:
+            if request.options.revision is not None and reader is not hub:
                 raise CheckpointError(
-                    f"{request.source}: is no hub repository, so it has no revision {request.revision!r}. "
+                    f"{request.source}: is no hub repository, so it has no revision {request.options.revision!r}. "
                     f"Leave that out."
                 )
             return reader

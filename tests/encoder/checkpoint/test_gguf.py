@@ -18,6 +18,7 @@ from encoder import LAST_HIDDEN_STATE, TextEncoder
 from encoder.checkpoint import open_checkpoint
 from encoder.checkpoint.readers import demo
 from encoder.errors import CheckpointError
+from encoder.options import ModelOptions
 from tests.checkpoints import Array, write_checkpoint, write_tensors
 
 DIMS = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64}
@@ -115,7 +116,7 @@ def all_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def encode(source: Path, **options: Any) -> list[Array]:
-    encoder = TextEncoder.open(str(source), compute_dtype="float32", **options)
+    encoder = TextEncoder.open(ModelOptions(str(source), compute_dtype="float32", **options))
     return [embeds.hidden_states for embeds in encoder.encode(["a cat", "a red sofa"], LAST_HIDDEN_STATE, "float32")]
 
 
@@ -143,13 +144,13 @@ def test_checkpoint_is_described(tmp_path: Path, weights: dict[str, Any]) -> Non
     """What `inspect` prints."""
     write_gguf(tmp_path / "model.gguf", weights, "Q6_K")
     write_gguf(tmp_path / "renamed.gguf", weights, "Q6_K")
-    checkpoint = open_checkpoint(str(tmp_path / "model.gguf"))
+    checkpoint = open_checkpoint(ModelOptions(str(tmp_path / "model.gguf")))
 
     assert checkpoint.quantization == "Q6_K"
     assert checkpoint.dtype == "bfloat16"
     assert (checkpoint.config.rope_theta, checkpoint.config.rms_norm_eps) == (1e6, 1e-6)
     assert checkpoint.tokenizer.pad_token_id == 256
-    assert checkpoint.fingerprint == open_checkpoint(str(tmp_path / "renamed.gguf")).fingerprint
+    assert checkpoint.fingerprint == open_checkpoint(ModelOptions(str(tmp_path / "renamed.gguf"))).fingerprint
 
 
 def test_floats_have_the_fingerprint_of_the_same_floats_elsewhere(tmp_path: Path, weights: dict[str, Any]) -> None:
@@ -157,8 +158,8 @@ def test_floats_have_the_fingerprint_of_the_same_floats_elsewhere(tmp_path: Path
     write_gguf(tmp_path / "model.gguf", weights)
 
     assert (
-        open_checkpoint(str(tmp_path / "model.gguf")).fingerprint
-        == open_checkpoint(str(tmp_path / "plain")).fingerprint
+        open_checkpoint(ModelOptions(str(tmp_path / "model.gguf"))).fingerprint
+        == open_checkpoint(ModelOptions(str(tmp_path / "plain"))).fingerprint
     )
 
 
@@ -176,7 +177,7 @@ def test_tokens_are_those_of_the_tokenizer_that_was_converted(tmp_path: Path, we
     weights = write_checkpoint(tmp_path / "plain", **DIMS, vocab_size=vocab_size)
     tokens = gguf_tokens(json.loads((tmp_path / "tokenizer.json").read_text()))
     write_gguf(tmp_path / "model.gguf", weights, tokens=tokens)
-    tokenizer = open_checkpoint(str(tmp_path / "model.gguf")).tokenizer
+    tokenizer = open_checkpoint(ModelOptions(str(tmp_path / "model.gguf"))).tokenizer
 
     assert len(tokens["merges"]) > 100
     for text in TEXTS:
@@ -217,7 +218,7 @@ def test_file_that_cannot_be_served_says_why(
     write_gguf(tmp_path / "model.gguf", weights, **options)
 
     with pytest.raises(CheckpointError, match=message):
-        open_checkpoint(str(tmp_path / "model.gguf"))
+        open_checkpoint(ModelOptions(str(tmp_path / "model.gguf")))
 
 
 def text(value: str) -> bytes:
@@ -269,18 +270,19 @@ def test_damaged_file_is_named_at_once(
     started = time.process_time()
 
     with pytest.raises(CheckpointError, match=r"model.gguf: cannot be read as GGUF"):
-        open_checkpoint(str(file))
+        open_checkpoint(ModelOptions(str(file)))
     assert time.process_time() - started < 1
 
 
 def test_file_that_vanishes_before_it_is_read_is_named(tmp_path: Path, weights: dict[str, Any]) -> None:
     """Tensors are read later than headers."""
     write_gguf(tmp_path / "model.gguf", weights)
-    checkpoint = open_checkpoint(str(tmp_path / "model.gguf"))
+    options = ModelOptions(str(tmp_path / "model.gguf"))
+    checkpoint = open_checkpoint(options)
     (tmp_path / "model.gguf").unlink()
 
     with pytest.raises(CheckpointError, match=r"model.gguf: .* cannot be read"):
-        TextEncoder(checkpoint)
+        TextEncoder(checkpoint, options)
 
 
 @pytest.fixture
@@ -299,7 +301,8 @@ def test_any_part_of_a_split_model_opens_it_whole(tmp_path: Path, parts: list[Pa
 
     for found, expected in zip(encode(parts[number]), encode(tmp_path / "plain"), strict=True):
         np.testing.assert_array_equal(found, expected)
-    assert open_checkpoint(str(parts[number])).fingerprint == open_checkpoint(str(tmp_path / "plain")).fingerprint
+    plain = open_checkpoint(ModelOptions(str(tmp_path / "plain")))
+    assert open_checkpoint(ModelOptions(str(parts[number]))).fingerprint == plain.fingerprint
 
 
 @pytest.mark.parametrize(
@@ -317,9 +320,9 @@ def test_parts_that_do_not_make_a_model_are_named(
     damage(parts)
 
     with pytest.raises(CheckpointError, match=message):
-        open_checkpoint(str(parts[2]))
+        open_checkpoint(ModelOptions(str(parts[2])))
 
 
 def test_folder_of_gguf_files_asks_for_one_of_them(parts: list[Path]) -> None:
     with pytest.raises(CheckpointError, match=r"holds GGUF files. Name one of them: model-00001-of-00003.gguf"):
-        open_checkpoint(str(parts[0].parent))
+        open_checkpoint(ModelOptions(str(parts[0].parent)))

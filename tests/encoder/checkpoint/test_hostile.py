@@ -12,6 +12,7 @@ import pytest
 
 from encoder.checkpoint import load_weights, open_checkpoint
 from encoder.errors import CheckpointError
+from encoder.options import ModelOptions
 from encoder.qwen3.model import Qwen3
 from tests.checkpoints import write_checkpoint, write_tensors
 from tests.encoder.checkpoint.readers.test_comfyui import nvfp4, write_file
@@ -73,7 +74,7 @@ def test_changed_file_is_opened_or_refused(tmp_path: Path, write: Writer, monkey
 
 def refused_or_loaded(source: str) -> None:
     try:
-        checkpoint = open_checkpoint(source)
+        checkpoint = open_checkpoint(ModelOptions(source))
         load_weights(checkpoint, Qwen3(checkpoint.config), mx.float32)
     except CheckpointError:
         pass
@@ -110,5 +111,5 @@ def test_a_hundred_thousand_tensors_are_refused_at_once(tmp_path: Path) -> None:
     started = time.process_time()
 
     with pytest.raises(CheckpointError, match="holds 100,000 tensors, expected at most 16,384"):
-        open_checkpoint(str(tmp_path))
+        open_checkpoint(ModelOptions(str(tmp_path)))
     assert time.process_time() - started < 2

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from encoder import Preset, PromptEmbeds, TextEncoder
 from encoder.errors import EncoderError, InvalidField, ModelFailure
+from encoder.options import ModelOptions
 from encoder.pipeline.finite import is_finite
 from encoder.pipeline.selection import export, select
 from encoder.qwen3.cuda.to_host import Leaving
@@ -337,7 +338,7 @@ def test_numbers_of_rows_that_are_not_delivered_do_not_matter() -> None:
 def encode(tmp_path: Path) -> Callable[..., list[PromptEmbeds]]:
     """Encodes prompts with a checkpoint of two layers, by a preset of the fields given."""
     write_checkpoint(tmp_path)
-    text_encoder = TextEncoder.open(str(tmp_path), compute_dtype="float32")
+    text_encoder = TextEncoder.open(ModelOptions(str(tmp_path), compute_dtype="float32"))
 
     def encode(prompts: list[str], **fields: Any) -> list[PromptEmbeds]:
         return text_encoder.encode(

@@ -19,6 +19,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, pro
 from encoder.checkpoint import open_checkpoint
 from encoder.checkpoint.readers import demo
 from encoder.errors import CheckpointError, InvalidField
+from encoder.options import ModelOptions
 from encoder.pipeline.tokenizer import Tokenizer, tokenize
 from encoder.presets.built_in import FLUX2_KLEIN, Z_IMAGE, get_preset
 from encoder.presets.preset import Preset
@@ -363,7 +364,7 @@ def test_ids_equal_those_of_transformers(text: str, adds_a_token: bool) -> None:
 @pytest.mark.parametrize(("name", "window"), [("krea-2", 34), ("qwen-image-2.1", 14)])
 def test_a_window_that_leaves_no_row_is_refused(tmp_path: Path, name: str, window: int) -> None:
     """All rows of it would be dropped, or cut off behind the tail."""
-    tokenizer = open_checkpoint("demo", cache_dir=tmp_path).tokenizer
+    tokenizer = open_checkpoint(ModelOptions("demo", cache_dir=tmp_path)).tokenizer
 
     with pytest.raises(InvalidField, match=f"max_sequence_length: {window} leaves no row"):
         tokenize(tokenizer, ["a cat"], replace(get_preset(name), max_sequence_length=window))

@@ -2,12 +2,12 @@
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from encoder import LAST_HIDDEN_STATE, Engine, InvalidField, Preset, TextEncoder
+from encoder.options import ModelOptions
 from tests.checkpoints import write_checkpoint
 
 
@@ -19,8 +19,8 @@ def layers(*wanted: int) -> Preset:
 def test_layers_that_are_loaded_are_those_of_the_whole_model(tmp_path: Path, wanted: tuple[int, ...]) -> None:
     """A negative layer counts from the end of the whole model."""
     write_checkpoint(tmp_path, num_hidden_layers=6)
-    [whole] = TextEncoder.open(str(tmp_path)).encode(["a cat"], layers(*wanted), "float32")
-    [part] = TextEncoder.open(str(tmp_path), num_layers=3).encode(["a cat"], layers(*wanted), "float32")
+    [whole] = TextEncoder.open(ModelOptions(str(tmp_path))).encode(["a cat"], layers(*wanted), "float32")
+    [part] = TextEncoder.open(ModelOptions(str(tmp_path), num_layers=3)).encode(["a cat"], layers(*wanted), "float32")
 
     np.testing.assert_array_equal(part.hidden_states, whole.hidden_states)
 
@@ -31,14 +31,14 @@ def test_layers_that_are_loaded_are_those_of_the_whole_model(tmp_path: Path, wan
 def test_layers_that_are_not_loaded_are_refused(tmp_path: Path, preset: Preset, field: str) -> None:
     """And not answered with the last one that is there."""
     write_checkpoint(tmp_path, num_hidden_layers=6)
-    encoder = TextEncoder.open(str(tmp_path), num_layers=3)
+    encoder = TextEncoder.open(ModelOptions(str(tmp_path), num_layers=3))
 
     with pytest.raises(InvalidField, match=rf"{field}: .* needs \d decoder layers, and 3 of 6 were loaded"):
         encoder.encode(["a cat"], preset)
 
 
-async def start_and_encode(model: str, **options: Any) -> int:
-    engine = Engine(model, **options)
+async def start_and_encode(options: ModelOptions) -> int:
+    engine = Engine(options)
     await engine.start()
     try:
         result = await engine.encode(["a cat"], layers(1))
@@ -51,4 +51,4 @@ def test_engine_warms_no_more_than_is_loaded(tmp_path: Path) -> None:
     """Its first forward pass must not ask for the last layer."""
     write_checkpoint(tmp_path, num_hidden_layers=6)
 
-    assert asyncio.run(start_and_encode(str(tmp_path), num_layers=3)) == 2
+    assert asyncio.run(start_and_encode(ModelOptions(str(tmp_path), num_layers=3))) == 2

@@ -22,6 +22,7 @@ from encoder.errors import (
     QueueFull,
     RequestTooLarge,
 )
+from encoder.options import ModelOptions
 from encoder.pipeline.limits import Limits
 from encoder.pipeline.selection import select
 from encoder.presets.built_in import LAST_HIDDEN_STATE, get_preset
@@ -50,7 +51,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 async def engine(tmp_path: Path) -> AsyncIterator[Engine]:
-    engine = Engine("demo", cache_dir=tmp_path)
+    engine = Engine(ModelOptions("demo", cache_dir=tmp_path))
     await engine.start()
     yield engine
     await engine.close()
@@ -58,7 +59,7 @@ async def engine(tmp_path: Path) -> AsyncIterator[Engine]:
 
 @pytest.fixture
 async def small_engine(tmp_path: Path) -> AsyncIterator[Engine]:
-    engine = Engine("demo", cache_dir=tmp_path, limits=SMALL)
+    engine = Engine(ModelOptions("demo", cache_dir=tmp_path), limits=SMALL)
     await engine.start()
     yield engine
     await engine.close()
@@ -103,7 +104,7 @@ async def queued(engine: Engine, prompts: int) -> None:
 async def test_a_result_equals_that_of_the_synchronous_encoder(engine: Engine, tmp_path: Path) -> None:
     result = await engine.encode(["a cat"], KLEIN, dtype="float32")
 
-    [expected] = TextEncoder.open("demo", cache_dir=tmp_path).encode(["a cat"], KLEIN, "float32")
+    [expected] = TextEncoder.open(ModelOptions("demo", cache_dir=tmp_path)).encode(["a cat"], KLEIN, "float32")
     np.testing.assert_array_equal(result.embeds[0].hidden_states, expected.hidden_states)
     assert result.prompts[0].text == "<|im_start|>user\na cat<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
     assert result.layers_run == 27
@@ -338,7 +339,7 @@ async def test_a_batch_that_has_been_begun_is_ended_before_the_thread_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else MLX's streams would go while the device works on."""
-    engine = Engine("demo", cache_dir=tmp_path)
+    engine = Engine(ModelOptions("demo", cache_dir=tmp_path))
     await engine.start()
     traced = Traced(engine, runs_on=True)
     clear_streams = mx.clear_streams
@@ -455,7 +456,7 @@ async def test_draining_answers_what_was_accepted_and_refuses_the_rest(engine: E
 @pytest.mark.parametrize("policy", ["use", "refresh", "bypass"])
 async def test_closing_fails_what_still_waits(tmp_path: Path, policy: CachePolicy) -> None:
     """Others may join it or not."""
-    engine = Engine("demo", cache_dir=tmp_path)
+    engine = Engine(ModelOptions("demo", cache_dir=tmp_path))
     await engine.start()
     gate = await Gate(engine).__aenter__()
     waiting = asyncio.create_task(engine.encode(["a cat"], KLEIN, cache_policy=policy))
@@ -474,7 +475,7 @@ async def test_what_is_still_tokenized_when_the_engine_closes_fails_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was accepted, and nobody will run it."""
-    engine = Engine("demo", cache_dir=tmp_path)
+    engine = Engine(ModelOptions("demo", cache_dir=tmp_path))
     await engine.start()
     reached, release = asyncio.Event(), threading.Event()
     loop, tokenize = asyncio.get_running_loop(), TextEncoder.tokenize
@@ -551,7 +552,7 @@ async def test_after_a_failure_readiness_is_proved_by_running_the_model(engine: 
 
 
 async def test_a_stalled_forward_pass_makes_the_engine_unready(tmp_path: Path) -> None:
-    engine = Engine("demo", cache_dir=tmp_path, stall_s=0.0)
+    engine = Engine(ModelOptions("demo", cache_dir=tmp_path), stall_s=0.0)
     await engine.start()
     encoder = engine._loaded()
     begin = encoder.begin
@@ -619,7 +620,7 @@ async def test_only_what_a_prompt_needs_must_run_at_the_start(
 
     monkeypatch.setattr(TextEncoder, "run", run_what_fits)
     monkeypatch.setattr(PackedForward, "first_sizes", lambda self, most_rows: (512, 544, most_rows - 1, most_rows))
-    engine = Engine("demo", cache_dir=tmp_path, limits=Limits(max_batch_tokens=1000))
+    engine = Engine(ModelOptions("demo", cache_dir=tmp_path), limits=Limits(max_batch_tokens=1000))
     try:
         if starts:
             await engine.start()
@@ -633,7 +634,7 @@ async def test_only_what_a_prompt_needs_must_run_at_the_start(
 
 
 async def test_nothing_is_served_before_the_model_is_loaded() -> None:
-    engine = Engine("demo")
+    engine = Engine(ModelOptions("demo"))
 
     with pytest.raises(NotReady, match="still loading"):
         await engine.encode(["a cat"], KLEIN)

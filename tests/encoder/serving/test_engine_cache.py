@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from encoder.errors import DeadlineExceeded, NotReady, QueueFull
+from encoder.options import ComputeDType, ModelOptions
 from encoder.pipeline.limits import Limits
 from encoder.presets.built_in import LAST_HIDDEN_STATE, get_preset
 from encoder.serving.cache.folder import ResultFolder
@@ -37,9 +38,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 @asynccontextmanager
-async def opened(folder: Path | None, tmp_path: Path, **options: Any) -> AsyncIterator[Engine]:
+async def opened(
+    folder: Path | None, tmp_path: Path, compute_dtype: ComputeDType = "auto", **options: Any
+) -> AsyncIterator[Engine]:
     """An engine from start to close."""
-    engine = Engine("demo", cache_dir=tmp_path, disk_cache_dir=folder, **options)
+    model = ModelOptions("demo", cache_dir=tmp_path, compute_dtype=compute_dtype)
+    engine = Engine(model, disk_cache_dir=folder, **options)
     await engine.start()
     try:
         yield engine

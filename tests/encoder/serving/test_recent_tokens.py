@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from encoder.options import ModelOptions
 from encoder.presets.built_in import LAST_HIDDEN_STATE, get_preset
 from encoder.presets.preset import Preset
 from encoder.serving import recent_tokens as recent
@@ -78,7 +79,7 @@ async def test_a_request_that_comes_again_is_tokenized_once(tmp_path: Path, monk
         return tokenize(self, prompts, preset)
 
     monkeypatch.setattr(TextEncoder, "tokenize", counted)
-    engine = Engine("demo", cache_dir=tmp_path)
+    engine = Engine(ModelOptions("demo", cache_dir=tmp_path))
     await engine.start()
     try:
         first = await engine.encode(["a cat"], LAST_HIDDEN_STATE)

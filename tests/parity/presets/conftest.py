@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from encoder import TextEncoder
+from encoder.options import ModelOptions
 from tests.parity.conftest import TOKENIZER_FILES
 from tests.parity.random_weights import randomize
 
@@ -66,7 +67,7 @@ def torch_as_in_a_pipeline() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def qwen3(qwen3_folder: Path) -> TextEncoder:
     """Ours, of 28 layers as in Qwen3-0.6B and 1.7B."""
-    return TextEncoder.open(str(qwen3_folder), compute_dtype="float32")
+    return TextEncoder.open(ModelOptions(str(qwen3_folder), compute_dtype="float32"))
 
 
 @pytest.fixture(scope="session")
@@ -117,7 +118,7 @@ def qwen3_vl_model(qwen3_vl_folder: Path, qwen3_tokenizer: Path) -> Any:
 @pytest.fixture(scope="session")
 def qwen3_vl(qwen3_vl_folder: Path, qwen3_vl_model: Any) -> TextEncoder:
     """The same as ours."""
-    return TextEncoder.open(str(qwen3_vl_folder), compute_dtype="float32")
+    return TextEncoder.open(ModelOptions(str(qwen3_vl_folder), compute_dtype="float32"))
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from encoder import TextEncoder, get_preset
+from encoder.options import ModelOptions
 from tests.parity.presets.compare import OVERLONG, PROMPTS, assert_equal, assert_real_rows_equal, encode
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: make test-parity")
@@ -56,7 +57,7 @@ def embedding_folder(qwen3_folder: Path, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def embedding(embedding_folder: Path) -> TextEncoder:
-    return TextEncoder.open(str(embedding_folder), compute_dtype="float32")
+    return TextEncoder.open(ModelOptions(str(embedding_folder), compute_dtype="float32"))
 
 
 @pytest.fixture(scope="module")

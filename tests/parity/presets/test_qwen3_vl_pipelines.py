@@ -10,6 +10,7 @@ import pytest
 
 from encoder import TextEncoder, get_preset
 from encoder.errors import InvalidField
+from encoder.options import ModelOptions
 from tests.parity.presets.compare import OVERLONG, PROMPTS, assert_equal, assert_real_rows_equal, encode
 from tests.parity.presets.conftest import save_qwen3_vl
 
@@ -177,7 +178,7 @@ def minimax_h3(tmp_path_factory: pytest.TempPathFactory, qwen3_tokenizer: Path, 
         tokenizer=qwen3_vl_processor.tokenizer,
         processor=qwen3_vl_processor,
     )
-    return pipeline, TextEncoder.open(str(folder), compute_dtype="float32")
+    return pipeline, TextEncoder.open(ModelOptions(str(folder), compute_dtype="float32"))
 
 
 @pytest.mark.parametrize("prompts", PROMPTS[1:-1])

@@ -11,6 +11,7 @@ from encoder import LAST_HIDDEN_STATE, TextEncoder
 from encoder.checkpoint import convert_checkpoint, open_checkpoint
 from encoder.checkpoint.loading import convert
 from encoder.errors import CheckpointError
+from encoder.options import ModelOptions
 from tests.checkpoints import Array, write_checkpoint
 from tests.encoder.checkpoint.test_gguf import write_gguf
 
@@ -18,7 +19,7 @@ DIMS = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64}
 
 
 def encode(source: Path, **options: Any) -> list[Array]:
-    encoder = TextEncoder.open(str(source), compute_dtype="float32", **options)
+    encoder = TextEncoder.open(ModelOptions(str(source), compute_dtype="float32", **options))
     return [embeds.hidden_states for embeds in encoder.encode(["a cat", "a red sofa"], LAST_HIDDEN_STATE, "float32")]
 
 
@@ -30,9 +31,9 @@ def test_plain_checkpoint_stays_the_same(
     """Down to the fingerprint, whatever the number of files; the head is gone."""
     monkeypatch.setattr(convert, "SHARD_BYTES", shard_bytes)
     write_checkpoint(tmp_path / "a", **DIMS, dtype=dtype, tie_word_embeddings=False)
-    original = open_checkpoint(str(tmp_path / "a"))
+    original = open_checkpoint(ModelOptions(str(tmp_path / "a")))
     convert_checkpoint(original, tmp_path / "b")
-    converted = open_checkpoint(str(tmp_path / "b"))
+    converted = open_checkpoint(ModelOptions(str(tmp_path / "b")))
 
     assert converted.fingerprint == original.fingerprint
     assert converted.tokenizer.pad_token_id == original.tokenizer.pad_token_id
@@ -45,9 +46,9 @@ def test_plain_checkpoint_stays_the_same(
 def test_converting_and_quantizing_on_load_are_the_same(tmp_path: Path, quantize: str) -> None:
     """So that the slow way can be tried before the fast one is written."""
     write_checkpoint(tmp_path / "a", **DIMS)
-    convert_checkpoint(open_checkpoint(str(tmp_path / "a")), tmp_path / "b", quantize)
+    convert_checkpoint(open_checkpoint(ModelOptions(str(tmp_path / "a"))), tmp_path / "b", quantize)
 
-    assert "4-bit" in str(open_checkpoint(str(tmp_path / "b")).quantization) if quantize == "4" else True
+    assert "4-bit" in str(open_checkpoint(ModelOptions(str(tmp_path / "b"))).quantization) if quantize == "4" else True
     for ours, expected in zip(
         encode(tmp_path / "b", quantize="keep"), encode(tmp_path / "a", quantize=quantize), strict=True
     ):
@@ -58,18 +59,18 @@ def test_quantization_that_mlx_has_is_kept(tmp_path: Path) -> None:
     """Q8_0 becomes 8-bit affine; its scales are rounded from float16 to bfloat16."""
     weights = write_checkpoint(tmp_path / "a", **DIMS)
     write_gguf(tmp_path / "model.gguf", weights, "Q8_0")
-    convert_checkpoint(open_checkpoint(str(tmp_path / "model.gguf")), tmp_path / "b")
+    convert_checkpoint(open_checkpoint(ModelOptions(str(tmp_path / "model.gguf"))), tmp_path / "b")
 
-    assert open_checkpoint(str(tmp_path / "b")).quantization == "affine 8-bit in groups of 32"
+    assert open_checkpoint(ModelOptions(str(tmp_path / "b"))).quantization == "affine 8-bit in groups of 32"
     for ours, expected in zip(encode(tmp_path / "b"), encode(tmp_path / "model.gguf"), strict=True):
         np.testing.assert_allclose(ours, expected, atol=0.1)
 
 
 def test_random_weights_stay_marked(tmp_path: Path) -> None:
     """The demo is no less random when it is converted."""
-    convert_checkpoint(open_checkpoint("demo", cache_dir=tmp_path), tmp_path / "b")
+    convert_checkpoint(open_checkpoint(ModelOptions("demo", cache_dir=tmp_path)), tmp_path / "b")
 
-    assert open_checkpoint(str(tmp_path / "b")).random_weights
+    assert open_checkpoint(ModelOptions(str(tmp_path / "b"))).random_weights
 
 
 def test_folder_that_exists_is_left_alone(tmp_path: Path) -> None:
@@ -77,13 +78,13 @@ def test_folder_that_exists_is_left_alone(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "a")
 
     with pytest.raises(CheckpointError, match="exists already"):
-        convert_checkpoint(open_checkpoint(str(tmp_path / "a")), tmp_path / "a")
+        convert_checkpoint(open_checkpoint(ModelOptions(str(tmp_path / "a"))), tmp_path / "a")
 
 
 def test_nothing_is_left_of_a_conversion_that_fails(tmp_path: Path) -> None:
     """Half a checkpoint would be found by the next start."""
     write_checkpoint(tmp_path / "a")
-    checkpoint = open_checkpoint(str(tmp_path / "a"))
+    checkpoint = open_checkpoint(ModelOptions(str(tmp_path / "a")))
     (tmp_path / "a" / "model.safetensors").unlink()
 
     with pytest.raises(CheckpointError):
@@ -97,13 +98,13 @@ def test_disk_that_is_too_small_is_found_before(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(convert.shutil, "disk_usage", lambda place: type("Usage", (), {"free": 100})())
 
     with pytest.raises(CheckpointError, match=r"are needed, and 0.0 GB are free"):
-        convert_checkpoint(open_checkpoint(str(tmp_path / "a")), tmp_path / "b")
+        convert_checkpoint(open_checkpoint(ModelOptions(str(tmp_path / "a"))), tmp_path / "b")
 
 
 def test_plain_weights_in_memory_are_not_copied(tmp_path: Path) -> None:
     """A 16 GB checkpoint is converted on a machine of 8 GB: no more than one shard is held."""
     write_checkpoint(tmp_path / "a", **DIMS, vocab_size=20_000)
-    checkpoint = open_checkpoint(str(tmp_path / "a"))
+    checkpoint = open_checkpoint(ModelOptions(str(tmp_path / "a")))
     mx.clear_cache()
     before = mx.get_active_memory()
     convert_checkpoint(checkpoint, tmp_path / "b")

@@ -10,6 +10,7 @@ import pytest
 from encoder import CheckpointError, TextEncoder
 from encoder.checkpoint.loading import kernels
 from encoder.checkpoint.tensors.quantization import Quantization
+from encoder.options import ModelOptions
 from tests.encoder.checkpoint.tensors.test_mlx_quantized import write_quantized
 
 AFFINE_4 = Quantization("affine", 4, 64)
@@ -50,6 +51,8 @@ def test_weights_without_a_kernel_are_decoded(tmp_path: Path, monkeypatch: pytes
     write_quantized(tmp_path, {"bits": 4, "group_size": 64})
     monkeypatch.setattr("encoder.checkpoint.loading.residency.has_kernel", lambda *arguments, **options: False)
 
-    assert TextEncoder.open(str(tmp_path), quantize="keep").info.quantization == "affine 4-bit in groups of 64, decoded"
+    kept = TextEncoder.open(ModelOptions(str(tmp_path), quantize="keep"))
+
+    assert kept.info.quantization == "affine 4-bit in groups of 64, decoded"
     with pytest.raises(CheckpointError, match="quantize 8: this device has no kernel for it"):
-        TextEncoder.open(str(tmp_path), quantize="8")
+        TextEncoder.open(ModelOptions(str(tmp_path), quantize="8"))

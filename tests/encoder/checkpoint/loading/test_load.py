@@ -11,12 +11,13 @@ from mlx.utils import tree_flatten
 
 from encoder.checkpoint import load_weights, open_checkpoint
 from encoder.errors import CheckpointError
+from encoder.options import ModelOptions
 from encoder.qwen3.model import Qwen3
 from tests.checkpoints import Array, write_checkpoint, write_pipeline, write_tensors
 
 
 def load(folder: Path, dtype: mx.Dtype = mx.float32, **options: Any) -> Qwen3:
-    checkpoint = open_checkpoint(str(folder))
+    checkpoint = open_checkpoint(ModelOptions(str(folder)))
     model = Qwen3(checkpoint.config)
     load_weights(checkpoint, model, dtype, **options)
     return model
@@ -158,7 +159,7 @@ def test_memory_peaks_at_the_model(tmp_path: Path, dtype: mx.Dtype) -> None:
 def test_file_that_shrinks_before_it_is_read_is_named(tmp_path: Path) -> None:
     """Tensors are read later than headers; a download may restart in between."""
     write_checkpoint(tmp_path)
-    checkpoint = open_checkpoint(str(tmp_path))
+    checkpoint = open_checkpoint(ModelOptions(str(tmp_path)))
     file = tmp_path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-2000])
 
@@ -171,7 +172,7 @@ def test_failed_load_leaves_the_model_as_it_was(tmp_path: Path) -> None:
     weights = write_checkpoint(tmp_path)
     weights["norm.weight"][0] = np.nan
     write_tensors(tmp_path, weights)
-    checkpoint = open_checkpoint(str(tmp_path))
+    checkpoint = open_checkpoint(ModelOptions(str(tmp_path)))
     model = Qwen3(checkpoint.config)
     before = np.array(model.embed_tokens.weight)
 

@@ -12,6 +12,7 @@ from encoder import CheckpointError, TextEncoder
 from encoder.checkpoint import load_weights, open_checkpoint
 from encoder.checkpoint.loading import memory
 from encoder.checkpoint.loading.residency import plan
+from encoder.options import ModelOptions
 from encoder.qwen3.cpu.panels import has_panels
 from encoder.qwen3.model import Qwen3
 from tests.checkpoints import write_checkpoint, write_json, write_tokenizer
@@ -72,7 +73,7 @@ def test_what_would_fit_is_said_at_once(qwen3_4b: Path, gib: int, advice: str, m
     started = time.process_time()
 
     with pytest.raises(CheckpointError, match=rf"need 16.9 GB of memory in float32, and .*{advice}"):
-        TextEncoder.open(str(qwen3_4b), compute_dtype="float32")
+        TextEncoder.open(ModelOptions(str(qwen3_4b), compute_dtype="float32"))
     assert time.process_time() - started < 2
 
 
@@ -83,12 +84,12 @@ def test_bfloat16_weights_take_their_own_size_to_compute_float32(
     monkeypatch.setattr(memory, "available_bytes", lambda: 6 * GIB)
 
     with pytest.raises(CheckpointError, match=r"need 8.8 GB of memory in bfloat16, and .*What fits: --quantize 8"):
-        TextEncoder.open(str(qwen3_4b), compute_dtype="float32")
+        TextEncoder.open(ModelOptions(str(qwen3_4b), compute_dtype="float32"))
 
 
 def test_27_layers_of_a_4b_model_fit_into_16_gib(qwen3_4b: Path) -> None:
     """What FLUX.2 klein needs, in float32."""
-    checkpoint = open_checkpoint(str(qwen3_4b))
+    checkpoint = open_checkpoint(ModelOptions(str(qwen3_4b)))
     tensors = [tensor for tensor in checkpoint.weights.tensors.values() if not is_past(tensor.name, 27)]
 
     assert memory.bytes_needed(plan(tensors, mx.float32, None, keep=False).values()) < 14 * GIB
@@ -101,7 +102,7 @@ def is_past(name: str, layers: int) -> bool:
 def test_tensors_of_layers_that_are_not_needed_are_not_read(tmp_path: Path) -> None:
     """Nor counted."""
     weights = write_checkpoint(tmp_path, num_hidden_layers=4, tie_word_embeddings=False)
-    checkpoint = open_checkpoint(str(tmp_path))
+    checkpoint = open_checkpoint(ModelOptions(str(tmp_path)))
     calls: list[tuple[int, int]] = []
     model = Qwen3(checkpoint.config)
     del model.layers[2:]

@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 from encoder import LAST_HIDDEN_STATE, TextEncoder
 from encoder.checkpoint import open_checkpoint
 from encoder.errors import CheckpointError
+from encoder.options import ModelOptions
 from tests.checkpoints import Array, write_checkpoint, write_tensors, write_tokenizer
 
 DIMS = {"hidden_size": 128, "intermediate_size": 192, "head_dim": 32}
@@ -39,7 +40,7 @@ def write_file(
 
 
 def encode(source: Path) -> list[Array]:
-    encoder = TextEncoder.open(str(source), compute_dtype="float32")
+    encoder = TextEncoder.open(ModelOptions(str(source), compute_dtype="float32"))
     return [embeds.hidden_states for embeds in encoder.encode(PROMPTS, LAST_HIDDEN_STATE, "float32")]
 
 
@@ -65,7 +66,8 @@ def test_file_alone_is_enough(tmp_path: Path, prefix: str, rope_theta: float) ->
     if rope_theta == 1e6:
         del others["model.visual.merger.norm.weight"]
     file = write_file(tmp_path, {prefix + name: array for name, array in weights.items()} | others)
-    config, expected = open_checkpoint(str(file)).config, open_checkpoint(str(tmp_path / "plain")).config
+    config = open_checkpoint(ModelOptions(str(file))).config
+    expected = open_checkpoint(ModelOptions(str(tmp_path / "plain"))).config
 
     for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
         assert getattr(config, name) == getattr(expected, name)
@@ -79,7 +81,7 @@ def test_name_of_the_file_may_say_that_it_is_a_vision_model(tmp_path: Path, weig
     """A text part that was cut out of a Qwen3-VL has another theta, and no tensor that shows it."""
     file = write_file(tmp_path, {f"model.{key}": array for key, array in weights.items()}, name)
 
-    assert open_checkpoint(str(file)).config.rope_theta == 5e6
+    assert open_checkpoint(ModelOptions(str(file))).config.rope_theta == 5e6
 
 
 def float8(dtype: Any, limit: float, rows: bool, names: tuple[str, ...], **note: Any) -> Quantize:
@@ -198,7 +200,7 @@ def test_hidden_states_are_those_of_the_decoded_weights(
     write_tensors(tmp_path / "plain", decoded)
     file = write_file(tmp_path, tensors | {"scaled_fp8": np.zeros(0, ml_dtypes.float8_e4m3fn)})
 
-    assert open_checkpoint(str(file)).quantization == label
+    assert open_checkpoint(ModelOptions(str(file))).quantization == label
     assert_same_hidden_states(file, tmp_path / "plain")
 
 
@@ -242,7 +244,7 @@ def test_layer_that_cannot_be_decoded_is_named(tmp_path: Path, weights: Stored, 
     stored["model.layers.1.mlp.up_proj.comfy_quant"] = np.frombuffer(note, np.uint8)
 
     with pytest.raises(CheckpointError, match=f"model.layers.1.mlp.up_proj.*{message}"):
-        open_checkpoint(str(write_file(tmp_path, tensors | stored)))
+        open_checkpoint(ModelOptions(str(write_file(tmp_path, tensors | stored))))
 
 
 @pytest.mark.parametrize("place", ["beside", "folder-of-its-name", "given", "inside"])
@@ -261,7 +263,7 @@ def test_tokenizer_is_found(tmp_path: Path, weights: Stored, place: str) -> None
             (target[place] / name).write_bytes((tmp_path / "plain" / name).read_bytes())
     given = {"tokenizer": str(tmp_path / "other")} if place == "given" else {}
 
-    assert open_checkpoint(str(file), **given).tokenizer.vocab_size == 282
+    assert open_checkpoint(ModelOptions(str(file), **given)).tokenizer.vocab_size == 282
 
 
 def test_missing_tokenizer_of_an_unknown_vocabulary_is_asked_for(tmp_path: Path, weights: Stored) -> None:
@@ -270,7 +272,7 @@ def test_missing_tokenizer_of_an_unknown_vocabulary_is_asked_for(tmp_path: Path,
     (tmp_path / "tokenizer.json").unlink()
 
     with pytest.raises(CheckpointError, match="give its own with --tokenizer"):
-        open_checkpoint(str(file))
+        open_checkpoint(ModelOptions(str(file)))
 
 
 def test_all_else_in_the_file_is_left_alone(tmp_path: Path, weights: Stored) -> None:
@@ -287,7 +289,7 @@ def test_two_encoders_in_one_file_are_refused(tmp_path: Path, weights: Stored) -
     file = write_file(tmp_path, {f"{name}.{key}": weights[key] for key in weights for name in ("a", "b")})
 
     with pytest.raises(CheckpointError, match=r"several Qwen3 models, under a., b., expected one"):
-        open_checkpoint(str(file))
+        open_checkpoint(ModelOptions(str(file)))
 
 
 @pytest.mark.parametrize("gone", ["embed_tokens.weight", "layers.0.self_attn.q_norm.weight"])
@@ -296,4 +298,4 @@ def test_file_of_another_model_is_refused(tmp_path: Path, weights: Stored, gone:
     tensors = {f"model.{name}": array for name, array in weights.items() if name != gone}
 
     with pytest.raises(CheckpointError, match=f"{gone}: found nothing.*Is this a Qwen3 encoder"):
-        open_checkpoint(str(write_file(tmp_path, tensors)))
+        open_checkpoint(ModelOptions(str(write_file(tmp_path, tensors))))

@@ -13,6 +13,7 @@ import pytest
 
 from encoder.checkpoint import load_weights, open_checkpoint
 from encoder.checkpoint.readers import demo
+from encoder.options import ModelOptions
 from encoder.pipeline.tokenizer import tokenize
 from encoder.presets.built_in import FLUX2_KLEIN, PRESETS
 from encoder.qwen3.model import Qwen3
@@ -28,7 +29,7 @@ def test_weights_are_the_same_bytes_everywhere() -> None:
 
 def test_checkpoint_is_a_qwen3_of_36_layers_and_a_megabyte(tmp_path: Path) -> None:
     """Every preset's layers exist."""
-    checkpoint = open_checkpoint("demo", cache_dir=tmp_path)
+    checkpoint = open_checkpoint(ModelOptions("demo", cache_dir=tmp_path))
 
     assert checkpoint.config.num_hidden_layers == 36
     assert checkpoint.dtype == "bfloat16"
@@ -40,7 +41,7 @@ def test_checkpoint_is_a_qwen3_of_36_layers_and_a_megabyte(tmp_path: Path) -> No
 
 def test_random_weights_are_announced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Nobody should take its hidden states for a real model's."""
-    checkpoint = open_checkpoint("demo", cache_dir=tmp_path)
+    checkpoint = open_checkpoint(ModelOptions("demo", cache_dir=tmp_path))
 
     assert checkpoint.random_weights
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
@@ -50,7 +51,7 @@ def test_random_weights_are_announced(tmp_path: Path, caplog: pytest.LogCaptureF
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
 def test_every_layer_tells_prompts_apart(tmp_path: Path, dtype: mx.Dtype) -> None:
     """Finite, of a sane size, neither fading nor constant: worth testing against."""
-    checkpoint = open_checkpoint("demo", cache_dir=tmp_path)
+    checkpoint = open_checkpoint(ModelOptions("demo", cache_dir=tmp_path))
     model = Qwen3(checkpoint.config)
     load_weights(checkpoint, model, dtype)
     taps = [Tap(depth, normed=False) for depth in range(37)] + [Tap(36, normed=True)]
@@ -84,7 +85,10 @@ def test_damaged_folder_is_written_again(tmp_path: Path) -> None:
 
 def test_concurrent_starts_share_the_folder(tmp_path: Path) -> None:
     """Several servers on one machine, on their first start."""
-    code = "import sys, pathlib; from encoder.checkpoint import demo; print(demo.write_demo(pathlib.Path(sys.argv[1])))"
+    code = (
+        "import sys, pathlib; from encoder.checkpoint.readers.demo import write_demo; "
+        "print(write_demo(pathlib.Path(sys.argv[1])))"
+    )
     command = [sys.executable, "-W", "error", "-c", code, str(tmp_path)]
     starts = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
     folders = {start.communicate()[0].strip() for start in starts}
@@ -119,7 +123,7 @@ def test_transformers_reads_the_folder(tmp_path: Path) -> None:
     """It is a real Hugging Face checkpoint: same tokens, same hidden states, same chat template."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    checkpoint = open_checkpoint("demo", cache_dir=tmp_path)
+    checkpoint = open_checkpoint(ModelOptions("demo", cache_dir=tmp_path))
     [folder] = tmp_path.iterdir()
     [prompt] = tokenize(checkpoint.tokenizer, ["a cät 🦊"], FLUX2_KLEIN)
     model = Qwen3(checkpoint.config)

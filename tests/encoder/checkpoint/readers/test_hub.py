@@ -20,6 +20,7 @@ from encoder.checkpoint import open_checkpoint
 from encoder.checkpoint.files import transfer_log
 from encoder.checkpoint.readers import hub as hub_reader
 from encoder.errors import CheckpointError
+from encoder.options import ModelOptions
 from tests.checkpoints import write_checkpoint, write_json, write_pipeline
 from tests.encoder.checkpoint.hub_server import COMMIT, HubServer, running_hub
 
@@ -28,11 +29,12 @@ import json, sys
 from pathlib import Path
 from encoder.checkpoint import open_checkpoint
 from encoder.errors import CheckpointError
+from encoder.options import ModelOptions
 cache_dir, *sources = sys.argv[1:]
 for source in sources:
     source, _, revision = source.partition(" ")
     try:
-        checkpoint = open_checkpoint(source, revision=revision or None, cache_dir=Path(cache_dir))
+        checkpoint = open_checkpoint(ModelOptions(source, revision or None, Path(cache_dir)))
         opened = {"name": checkpoint.name, "revision": checkpoint.revision, "fingerprint": checkpoint.fingerprint}
     except CheckpointError as error:
         opened = {"error": str(error)}
@@ -89,7 +91,7 @@ def test_only_the_files_needed_are_fetched_and_none_twice(hub: HubServer, open_o
     assert opened == {
         "name": "org/model",
         "revision": COMMIT,
-        "fingerprint": open_checkpoint(str(repository)).fingerprint,
+        "fingerprint": open_checkpoint(ModelOptions(str(repository))).fingerprint,
     }
     assert again == opened
 
@@ -242,7 +244,7 @@ def test_subfolder_and_single_file_of_a_repository_are_fetched(
         "org/model/inner/deep@v1", "org/model/split_files/text_encoders/qwen.safetensors", "org/model/no/such.gguf"
     )
 
-    assert subfolder["fingerprint"] == single["fingerprint"] == open_checkpoint(str(folder)).fingerprint
+    assert subfolder["fingerprint"] == single["fingerprint"] == open_checkpoint(ModelOptions(str(folder))).fingerprint
     assert subfolder["name"] == "org/model/inner/deep@v1"
     assert single["revision"] == COMMIT
     assert "split_files/text_encoders/other.safetensors" not in hub.fetched

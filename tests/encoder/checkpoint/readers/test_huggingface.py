@@ -11,6 +11,7 @@ import pytest
 
 from encoder.checkpoint import open_checkpoint
 from encoder.errors import CheckpointError
+from encoder.options import ModelOptions
 from tests.checkpoints import write_checkpoint, write_json, write_pipeline, write_tensors, write_tokenizer
 
 INDEX = "model.safetensors.index.json"
@@ -31,7 +32,7 @@ INDEX = "model.safetensors.index.json"
 def test_folder_is_opened_in_every_form(tmp_path: Path, form: dict[str, Any]) -> None:
     """Same weights, same checkpoint, however they are laid out."""
     weights = write_checkpoint(tmp_path, **form)
-    checkpoint = open_checkpoint(str(tmp_path))
+    checkpoint = open_checkpoint(ModelOptions(str(tmp_path)))
 
     assert set(checkpoint.weights.tensors) == set(weights)
     assert checkpoint.config.rope_theta == 1e6
@@ -46,7 +47,7 @@ def test_dtype_is_that_of_most_weights(tmp_path: Path, dtype: str) -> None:
     """Some converters leave the norms in float32."""
     write_checkpoint(tmp_path, dtype=dtype, extra={"model.norm.weight": np.ones(16, np.float32)})
 
-    assert open_checkpoint(str(tmp_path)).dtype == dtype
+    assert open_checkpoint(ModelOptions(str(tmp_path))).dtype == dtype
 
 
 @pytest.mark.parametrize("tokenizer_folder", ["tokenizer", "processor", "text_encoder"])
@@ -54,8 +55,8 @@ def test_pipeline_folder_is_opened(tmp_path: Path, tokenizer_folder: str) -> Non
     """diffusers puts the tokenizer beside the encoder; processor-based pipelines call the folder otherwise."""
     weights = write_pipeline(tmp_path, tokenizer_folder)
 
-    assert set(open_checkpoint(str(tmp_path)).weights.tensors) == set(weights)
-    assert set(open_checkpoint(str(tmp_path / "text_encoder")).weights.tensors) == set(weights)
+    assert set(open_checkpoint(ModelOptions(str(tmp_path))).weights.tensors) == set(weights)
+    assert set(open_checkpoint(ModelOptions(str(tmp_path / "text_encoder"))).weights.tensors) == set(weights)
 
 
 def test_pipeline_without_a_text_encoder_is_refused(tmp_path: Path) -> None:
@@ -63,7 +64,7 @@ def test_pipeline_without_a_text_encoder_is_refused(tmp_path: Path) -> None:
     write_json(tmp_path / "model_index.json", {"_class_name": "ZImagePipeline", "text_encoder": [None, None]})
 
     with pytest.raises(CheckpointError, match="no text_encoder folder"):
-        open_checkpoint(str(tmp_path))
+        open_checkpoint(ModelOptions(str(tmp_path)))
 
 
 def test_pickled_weights_are_refused_with_the_way_out(tmp_path: Path) -> None:
@@ -72,7 +73,7 @@ def test_pickled_weights_are_refused_with_the_way_out(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
 
     with pytest.raises(CheckpointError, match=r"has pytorch_model.bin.*not read.*save_pretrained"):
-        open_checkpoint(str(tmp_path))
+        open_checkpoint(ModelOptions(str(tmp_path)))
 
 
 def test_files_without_an_index_are_read_together(tmp_path: Path) -> None:
@@ -80,7 +81,7 @@ def test_files_without_an_index_are_read_together(tmp_path: Path) -> None:
     weights = write_checkpoint(tmp_path, shards=3)
     (tmp_path / INDEX).unlink()
 
-    assert set(open_checkpoint(str(tmp_path)).weights.tensors) == set(weights)
+    assert set(open_checkpoint(ModelOptions(str(tmp_path))).weights.tensors) == set(weights)
 
 
 def test_shard_that_holds_nothing_of_the_encoder_may_be_missing(tmp_path: Path) -> None:
@@ -90,7 +91,7 @@ def test_shard_that_holds_nothing_of_the_encoder_may_be_missing(tmp_path: Path) 
     index["weight_map"]["visual.patch_embed.proj.weight"] = "model-vision.safetensors"
     write_json(tmp_path / INDEX, index)
 
-    assert set(open_checkpoint(str(tmp_path)).weights.tensors) == set(weights)
+    assert set(open_checkpoint(ModelOptions(str(tmp_path))).weights.tensors) == set(weights)
 
 
 def test_missing_shard_is_named(tmp_path: Path) -> None:
@@ -99,7 +100,7 @@ def test_missing_shard_is_named(tmp_path: Path) -> None:
     (tmp_path / "model-00002-of-00003.safetensors").unlink()
 
     with pytest.raises(CheckpointError, match=r"model-00002-of-00003.safetensors missing, but named in"):
-        open_checkpoint(str(tmp_path))
+        open_checkpoint(ModelOptions(str(tmp_path)))
 
 
 def test_tensor_that_is_not_in_its_file_is_named(tmp_path: Path) -> None:
@@ -110,7 +111,7 @@ def test_tensor_that_is_not_in_its_file_is_named(tmp_path: Path) -> None:
     write_json(tmp_path / INDEX, index)
 
     with pytest.raises(CheckpointError, match=r"model.layers.9.input_layernorm.weight.*model-00001-of-00002"):
-        open_checkpoint(str(tmp_path))
+        open_checkpoint(ModelOptions(str(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,7 @@ def test_index_cannot_lead_out_of_the_folder(tmp_path: Path, name: object) -> No
     write_json(tmp_path / INDEX, {"weight_map": {"model.norm.weight": name}})
 
     with pytest.raises(CheckpointError, match="expected the name of a file beside it"):
-        open_checkpoint(str(tmp_path))
+        open_checkpoint(ModelOptions(str(tmp_path)))
 
 
 @pytest.mark.parametrize("weight_map", [None, [], {}, "model.safetensors"])
@@ -132,7 +133,7 @@ def test_index_without_a_weight_map_is_refused(tmp_path: Path, weight_map: objec
     write_json(tmp_path / INDEX, {"weight_map": weight_map})
 
     with pytest.raises(CheckpointError, match="weight_map"):
-        open_checkpoint(str(tmp_path))
+        open_checkpoint(ModelOptions(str(tmp_path)))
 
 
 def test_two_tensors_for_one_parameter_are_refused(tmp_path: Path) -> None:
@@ -140,7 +141,7 @@ def test_two_tensors_for_one_parameter_are_refused(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, extra={"norm.weight": np.ones(16, np.float32)})
 
     with pytest.raises(CheckpointError, match=r"which model.safetensors already has as"):
-        open_checkpoint(str(tmp_path))
+        open_checkpoint(ModelOptions(str(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -159,7 +160,7 @@ def test_numbers_that_nothing_explains_are_refused_by_name(tmp_path: Path, dtype
     write_tensors(tmp_path, tensors)
 
     with pytest.raises(CheckpointError, match=f"layers.0.mlp.up_proj.weight has dtype {stored}"):
-        open_checkpoint(str(tmp_path))
+        open_checkpoint(ModelOptions(str(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -180,7 +181,7 @@ def test_damaged_config_is_named(tmp_path: Path, content: str, message: str) -> 
     (tmp_path / "config.json").write_bytes(content.encode("latin-1"))
 
     with pytest.raises(CheckpointError, match=f"config.json: .*{message}"):
-        open_checkpoint(str(tmp_path))
+        open_checkpoint(ModelOptions(str(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -197,7 +198,7 @@ def test_missing_file_is_named(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / name).unlink()
 
     with pytest.raises(CheckpointError, match=message):
-        open_checkpoint(str(tmp_path))
+        open_checkpoint(ModelOptions(str(tmp_path)))
 
 
 def test_slow_tokenizer_alone_is_refused_with_the_way_out(tmp_path: Path) -> None:
@@ -206,14 +207,14 @@ def test_slow_tokenizer_alone_is_refused_with_the_way_out(tmp_path: Path) -> Non
     write_json(tmp_path / "vocab.json", {})
 
     with pytest.raises(CheckpointError, match=r"has vocab.json, but no tokenizer.json.*AutoTokenizer"):
-        open_checkpoint(str(tmp_path))
+        open_checkpoint(ModelOptions(str(tmp_path)))
 
 
 def test_tokenizer_of_a_larger_vocabulary_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Small test models come with the full tokenizer; only a prompt with a token beyond them must be refused."""
     write_checkpoint(tmp_path, vocab_size=281)
 
-    open_checkpoint(str(tmp_path))
+    open_checkpoint(ModelOptions(str(tmp_path)))
 
     assert "has 282 tokens, expected at most vocab_size 281" in caplog.text
 
@@ -225,7 +226,7 @@ def test_more_layers_than_tensors_are_refused(tmp_path: Path) -> None:
     write_json(tmp_path / "config.json", config | {"num_hidden_layers": 10**6})
 
     with pytest.raises(CheckpointError, match=r"num_hidden_layers is 1,000,000, but the files hold 24 tensors"):
-        open_checkpoint(str(tmp_path))
+        open_checkpoint(ModelOptions(str(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -242,7 +243,7 @@ def test_padding_token_is_read_from_the_tokenizer_config(tmp_path: Path, pad_tok
     write_checkpoint(tmp_path)
     write_json(tmp_path / "tokenizer_config.json", {"pad_token": pad_token})
 
-    assert open_checkpoint(str(tmp_path)).tokenizer.pad_token_id == expected
+    assert open_checkpoint(ModelOptions(str(tmp_path))).tokenizer.pad_token_id == expected
 
 
 def test_tokenizer_config_may_be_missing(tmp_path: Path) -> None:
@@ -250,14 +251,14 @@ def test_tokenizer_config_may_be_missing(tmp_path: Path) -> None:
     write_checkpoint(tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
 
-    assert open_checkpoint(str(tmp_path)).tokenizer.pad_token_id == 256
+    assert open_checkpoint(ModelOptions(str(tmp_path))).tokenizer.pad_token_id == 256
 
 
 def test_opening_reads_no_tensor(tmp_path: Path, write_sparse: Callable[[Path], int]) -> None:
     """`inspect` explains a checkpoint of any size at once."""
     size = write_sparse(tmp_path / "model.safetensors")
     write_tokenizer(tmp_path)
-    checkpoint = open_checkpoint(str(tmp_path))
+    checkpoint = open_checkpoint(ModelOptions(str(tmp_path)))
 
     assert sum(tensor.nbytes for tensor in checkpoint.weights.tensors.values()) == size > 100 * 2**30
 
@@ -289,4 +290,6 @@ def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "model.safetensors")
     (tmp_path / "old.safetensors").mkdir()
 
-    assert open_checkpoint(str(tmp_path)).weights.tensors["norm.weight"].file.name == "weights.safetensors"
+    assert (
+        open_checkpoint(ModelOptions(str(tmp_path))).weights.tensors["norm.weight"].file.name == "weights.safetensors"
+    )

@@ -15,6 +15,7 @@ from encoder import LAST_HIDDEN_STATE, TextEncoder
 from encoder.checkpoint import open_checkpoint
 from encoder.checkpoint.files.ollama_store import manifest_file
 from encoder.errors import CheckpointError
+from encoder.options import ModelOptions
 from tests.checkpoints import Array, quantize_with_mlx, write_checkpoint, write_tensors
 from tests.encoder.checkpoint.test_gguf import write_gguf
 
@@ -98,7 +99,7 @@ def all_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def encode(source: str) -> list[Array]:
-    encoder = TextEncoder.open(source, compute_dtype="float32")
+    encoder = TextEncoder.open(ModelOptions(source, compute_dtype="float32"))
     return [embeds.hidden_states for embeds in encoder.encode(["a cat", "a red sofa"], LAST_HIDDEN_STATE, "float32")]
 
 
@@ -132,7 +133,7 @@ def test_language_model_has_no_component(store: Store) -> None:
     store.add_weights(lambda name: "int8", "one-blob")
     store.write_manifest("registry.ollama.ai/library/qwen3/4b-mlx")
 
-    assert open_checkpoint("qwen3:4b-mlx").quantization == "affine 8-bit in groups of 64"
+    assert open_checkpoint(ModelOptions("qwen3:4b-mlx")).quantization == "affine 8-bit in groups of 64"
 
 
 @pytest.mark.parametrize(
@@ -170,7 +171,7 @@ def test_name_cannot_lead_out_of_the_store(store: Store, name: str) -> None:
     """Nor to a file that is no manifest."""
     assert manifest_file(name) is None
     with pytest.raises(CheckpointError, match="is no model of Ollama's store"):
-        open_checkpoint(f"ollama:{name}")
+        open_checkpoint(ModelOptions(f"ollama:{name}"))
 
 
 @pytest.mark.parametrize("digest", ["sha256:../../secret", "sha256:" + "a" * 63, "md5:" + "a" * 64, 7, None])
@@ -180,7 +181,7 @@ def test_digest_cannot_lead_out_of_the_store(store: Store, digest: object) -> No
     store.write_manifest()
 
     with pytest.raises(CheckpointError, match="expected a sha256 digest"):
-        open_checkpoint("ollama:z-image-turbo")
+        open_checkpoint(ModelOptions("ollama:z-image-turbo"))
 
 
 def test_missing_blob_is_named(store: Store) -> None:
@@ -190,7 +191,7 @@ def test_missing_blob_is_named(store: Store) -> None:
     store.write_manifest()
 
     with pytest.raises(CheckpointError, match=r"of text_encoder/model.norm.weight is missing. Pull the model again"):
-        open_checkpoint("ollama:z-image-turbo")
+        open_checkpoint(ModelOptions("ollama:z-image-turbo"))
 
 
 def test_blob_that_is_not_what_its_digest_says_is_named(store: Store) -> None:
@@ -202,7 +203,7 @@ def test_blob_that_is_not_what_its_digest_says_is_named(store: Store) -> None:
     blob.write_bytes(blob.read_bytes()[:-1] + b"?")
 
     with pytest.raises(CheckpointError, match=f"{blob.name}: has the hash"):
-        open_checkpoint("ollama:z-image-turbo")
+        open_checkpoint(ModelOptions("ollama:z-image-turbo"))
 
 
 def test_large_blob_is_compared_with_its_digest_when_it_is_loaded(store: Store) -> None:
@@ -215,9 +216,9 @@ def test_large_blob_is_compared_with_its_digest_when_it_is_loaded(store: Store) 
     blob = store.root / "blobs" / str(large["digest"]).replace(":", "-")
     blob.write_bytes(blob.read_bytes()[:-1] + b"?")
 
-    assert open_checkpoint("ollama:z-image-turbo").config.vocab_size == 6000
+    assert open_checkpoint(ModelOptions("ollama:z-image-turbo")).config.vocab_size == 6000
     with pytest.raises(CheckpointError, match=f"{blob.name}: has the hash"):
-        TextEncoder.open("ollama:z-image-turbo")
+        TextEncoder.open(ModelOptions("ollama:z-image-turbo"))
 
 
 @pytest.mark.parametrize("layers", [None, [], {}, ["x"], [None], [{"digest": {}}]])
@@ -227,13 +228,13 @@ def test_damaged_manifest_is_named(store: Store, layers: Any) -> None:
     manifest = store.write_manifest()
 
     with pytest.raises(CheckpointError, match=str(manifest)):
-        open_checkpoint("ollama:z-image-turbo")
+        open_checkpoint(ModelOptions("ollama:z-image-turbo"))
 
 
 def test_model_that_is_not_pulled_says_where_it_was_looked_for(store: Store) -> None:
     """The store may be elsewhere."""
     with pytest.raises(CheckpointError, match=f"expected {store.root}/manifests/.*Pull it first"):
-        open_checkpoint("ollama:z-image-turbo")
+        open_checkpoint(ModelOptions("ollama:z-image-turbo"))
 
 
 def test_gguf_in_the_store_is_read(store: Store) -> None:

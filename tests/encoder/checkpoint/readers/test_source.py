@@ -7,6 +7,7 @@ import pytest
 
 from encoder.checkpoint import open_checkpoint
 from encoder.errors import CheckpointError
+from encoder.options import ModelOptions
 from tests.checkpoints import write_checkpoint, write_json
 
 
@@ -15,7 +16,7 @@ def test_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     write_checkpoint(tmp_path / "model")
     monkeypatch.setenv("HOME", str(tmp_path))
 
-    assert open_checkpoint("~/model").name == "~/model"
+    assert open_checkpoint(ModelOptions("~/model")).name == "~/model"
 
 
 def test_folder_named_like_a_hub_id_is_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,14 +24,14 @@ def test_folder_named_like_a_hub_id_is_the_folder(tmp_path: Path, monkeypatch: p
     write_checkpoint(tmp_path / "org" / "model")
     monkeypatch.chdir(tmp_path)
 
-    assert open_checkpoint("org/model").revision is None
+    assert open_checkpoint(ModelOptions("org/model")).revision is None
 
 
 @pytest.mark.parametrize("source", ["", "nothing", "/no/such/folder", "./org/model", "org/model@", "x" * 5000, "a\0"])
 def test_source_that_is_nothing_says_what_was_looked_for(source: str) -> None:
     """A typing error is the usual cause."""
     with pytest.raises(CheckpointError, match=r"no such folder or file, and not a hub id.*'demo'"):
-        open_checkpoint(source)
+        open_checkpoint(ModelOptions(source))
 
 
 def test_file_of_an_unknown_format_is_refused(tmp_path: Path) -> None:
@@ -39,14 +40,14 @@ def test_file_of_an_unknown_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").rename(tmp_path / "model.ckpt")
 
     with pytest.raises(CheckpointError, match="is a file of no known format"):
-        open_checkpoint(str(tmp_path / "model.ckpt"))
+        open_checkpoint(ModelOptions(str(tmp_path / "model.ckpt")))
 
 
 def test_file_of_a_folder_means_the_folder(tmp_path: Path) -> None:
     """File managers hand out files."""
     write_checkpoint(tmp_path, rope_theta=7e6)
 
-    assert open_checkpoint(str(tmp_path / "model.safetensors")).config.rope_theta == 7e6
+    assert open_checkpoint(ModelOptions(str(tmp_path / "model.safetensors"))).config.rope_theta == 7e6
 
 
 @pytest.mark.parametrize("source", ["demo", "folder"])
@@ -55,7 +56,7 @@ def test_revision_of_something_that_is_not_on_the_hub_is_refused(tmp_path: Path,
     write_checkpoint(tmp_path)
 
     with pytest.raises(CheckpointError, match="is no hub repository, so it has no revision 'v1'"):
-        open_checkpoint("demo" if source == "demo" else str(tmp_path), revision="v1")
+        open_checkpoint(ModelOptions("demo" if source == "demo" else str(tmp_path), revision="v1"))
 
 
 def test_error_of_the_file_system_is_passed_on(tmp_path: Path) -> None:
@@ -65,7 +66,7 @@ def test_error_of_the_file_system_is_passed_on(tmp_path: Path) -> None:
     write_json(tmp_path / "model.safetensors.index.json", {"weight_map": {"model.norm.weight": "x" * 1000}})
 
     with pytest.raises(CheckpointError, match=r"cannot be read: .*File name too long"):
-        open_checkpoint(str(tmp_path))
+        open_checkpoint(ModelOptions(str(tmp_path)))
 
 
 def test_linked_files_are_followed(tmp_path: Path) -> None:
@@ -75,4 +76,4 @@ def test_linked_files_are_followed(tmp_path: Path) -> None:
     for file in (tmp_path / "blobs").iterdir():
         os.symlink(file, tmp_path / "snapshot" / file.name)
 
-    assert len(open_checkpoint(str(tmp_path / "snapshot")).weights.tensors) == 24
+    assert len(open_checkpoint(ModelOptions(str(tmp_path / "snapshot"))).weights.tensors) == 24

@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 
 from encoder.checkpoint import open_checkpoint
+from encoder.options import ModelOptions
 from tests.checkpoints import write_checkpoint, write_pipeline, write_tensors
 
 
 def fingerprint(folder: Path) -> str:
-    return open_checkpoint(str(folder)).fingerprint
+    return open_checkpoint(ModelOptions(str(folder))).fingerprint
 
 
 @pytest.mark.parametrize(

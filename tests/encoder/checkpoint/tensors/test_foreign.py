@@ -7,6 +7,7 @@ import pytest
 
 from encoder.checkpoint import open_checkpoint
 from encoder.errors import CheckpointError
+from encoder.options import ModelOptions
 from tests.checkpoints import Array, write_checkpoint, write_tensors
 
 WORDS = np.zeros((16, 4), np.int32)
@@ -41,4 +42,4 @@ def test_it_is_named_with_a_way_out(tmp_path: Path, name: str) -> None:
     write_tensors(tmp_path, tensors | {f"{PATH}.{part}": array for part, array in FORMS[name].items()})
 
     with pytest.raises(CheckpointError, match=rf"up_proj[\w.]+ is quantized by {name}, .* Take the checkpoint before"):
-        open_checkpoint(str(tmp_path))
+        open_checkpoint(ModelOptions(str(tmp_path)))

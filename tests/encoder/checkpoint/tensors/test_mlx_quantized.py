@@ -12,6 +12,7 @@ import pytest
 from encoder import LAST_HIDDEN_STATE, TextEncoder
 from encoder.checkpoint import open_checkpoint
 from encoder.errors import CheckpointError
+from encoder.options import ModelOptions
 from tests.checkpoints import Array, quantize_with_mlx, write_checkpoint, write_json, write_tensors
 
 DIMS = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32, "dtype": "bfloat16"}
@@ -44,7 +45,7 @@ def write_plain(folder: Path, weights: Mapping[str, Array]) -> None:
 
 
 def encode(folder: Path, **options: Any) -> list[Array]:
-    encoder = TextEncoder.open(str(folder), compute_dtype="float32", **options)
+    encoder = TextEncoder.open(ModelOptions(str(folder), compute_dtype="float32", **options))
     return [embeds.hidden_states for embeds in encoder.encode(PROMPTS, LAST_HIDDEN_STATE, "float32")]
 
 
@@ -70,8 +71,8 @@ def test_kept_quantized_the_hidden_states_are_the_same(tmp_path: Path, quantizat
 def test_kept_weights_take_the_memory_of_the_file(tmp_path: Path) -> None:
     """A quantized checkpoint is chosen to save memory."""
     write_quantized(tmp_path, {"bits": 4, "group_size": 64})
-    kept = TextEncoder.open(str(tmp_path), quantize="keep", compute_dtype="bfloat16").info
-    decoded = TextEncoder.open(str(tmp_path), quantize="none", compute_dtype="bfloat16").info
+    kept = TextEncoder.open(ModelOptions(str(tmp_path), quantize="keep", compute_dtype="bfloat16")).info
+    decoded = TextEncoder.open(ModelOptions(str(tmp_path), quantize="none", compute_dtype="bfloat16")).info
 
     assert kept.parameter_bytes < 0.3 * decoded.parameter_bytes
     assert kept.quantization == "affine 4-bit in groups of 64"
@@ -99,7 +100,7 @@ def test_layers_may_differ_from_each_other(tmp_path: Path) -> None:
     write_tensors(tmp_path, {f"model.{name}": array for name, array in arrays.items()}, shards=3)
     write_plain(tmp_path / "plain", decoded)
 
-    assert open_checkpoint(str(tmp_path)).quantization == (
+    assert open_checkpoint(ModelOptions(str(tmp_path))).quantization == (
         "affine 4-bit in groups of 64, affine 8-bit in groups of 64, nvfp4"
     )
     for quantized, plain in zip(encode(tmp_path), encode(tmp_path / "plain"), strict=True):
@@ -157,7 +158,7 @@ def test_quantization_that_does_not_fit_the_arrays_is_refused(
     write_json(tmp_path / "config.json", config | {"quantization": quantization})
 
     with pytest.raises(CheckpointError, match=message):
-        open_checkpoint(str(tmp_path))
+        open_checkpoint(ModelOptions(str(tmp_path)))
 
 
 def test_scales_that_are_not_finite_are_refused(tmp_path: Path) -> None:
@@ -179,6 +180,6 @@ def test_fingerprint_follows_the_quantization_and_not_the_files(tmp_path: Path) 
     write_quantized(tmp_path / "a", {"bits": 4, "group_size": 64})
     write_quantized(tmp_path / "b", {"bits": 4, "group_size": 64}, shards=3)
     write_quantized(tmp_path / "c", {"bits": 4, "group_size": 32})
-    a, b, c = (open_checkpoint(str(tmp_path / name)).fingerprint for name in "abc")
+    a, b, c = (open_checkpoint(ModelOptions(str(tmp_path / name))).fingerprint for name in "abc")
 
     assert a == b != c

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from encoder.checkpoint import load_weights, open_checkpoint
+from encoder.options import ModelOptions
 from encoder.qwen3.config import Qwen3Config
 from encoder.qwen3.cpu.forward import Layers, PackedForward, PackedQwen3
 from encoder.qwen3.cpu.packed_blas import BlasLayers
@@ -74,7 +75,7 @@ def kind(request: pytest.FixtureRequest) -> type[Layers]:
 
 
 def load(folder: Path) -> Qwen3:
-    checkpoint = open_checkpoint(str(folder))
+    checkpoint = open_checkpoint(ModelOptions(str(folder)))
     model = Qwen3(checkpoint.config)
     load_weights(checkpoint, model, mx.float32)
     return model
@@ -157,7 +158,7 @@ def test_scores_in_several_portions_give_the_same(tmp_path: Path, monkeypatch: p
 @pytest.mark.skipif(not has_panels(), reason="kernels/c/panels.c was not compiled for this CPU")
 def test_bfloat16_weights_give_what_they_give_in_float32(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, num_hidden_layers=LAYERS, hidden_size=24, intermediate_size=48, dtype="bfloat16")
-    checkpoint = open_checkpoint(str(tmp_path))
+    checkpoint = open_checkpoint(ModelOptions(str(tmp_path)))
     model = Qwen3(checkpoint.config)
     load_weights(checkpoint, model, mx.float32, keep_bfloat16=widens_bfloat16(checkpoint.config))
     held = model.layers[0].mlp.up_proj.weight.dtype

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from encoder.checkpoint import load_weights, open_checkpoint
+from encoder.options import ModelOptions
 from encoder.qwen3.config import Qwen3Config
 from encoder.qwen3.cuda import kernels as cuda_kernels
 from encoder.qwen3.cuda.forward import (
@@ -45,7 +46,7 @@ ALL_KINDS = [make_job(5), make_job(300), make_job(11, 96), make_job(6, 7, pad_po
 
 
 def load(folder: Path, dtype: mx.Dtype, outliers: bool = False) -> Qwen3:
-    checkpoint = open_checkpoint(str(folder))
+    checkpoint = open_checkpoint(ModelOptions(str(folder)))
     model = Qwen3(checkpoint.config)
     load_weights(checkpoint, model, dtype)
     if outliers:
@@ -279,7 +280,7 @@ def test_dims_that_the_kernels_do_not_know_get_none(dims: dict[str, int]) -> Non
 def test_kernels_round_once(tmp_path: Path, dims: dict[str, int]) -> None:
     """Each is as far from float32 as one rounding to bfloat16, and for attention the weights' rounding too."""
     write_checkpoint(tmp_path, hidden_size=136, intermediate_size=264, **dims)
-    config = open_checkpoint(str(tmp_path)).config
+    config = open_checkpoint(ModelOptions(str(tmp_path))).config
     kernels, exact = CudaKernels(config), MlxKernels(config)
     packed = pack(ALL_KINDS, 0)
     rows = len(packed.input_ids)

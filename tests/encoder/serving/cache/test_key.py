@@ -10,6 +10,7 @@ import pytest
 
 from encoder.checkpoint.files.safetensors_files import read_header
 from encoder.checkpoint.readers.demo import write_demo
+from encoder.options import ModelOptions
 from encoder.serving.cache.key import model_identity, result_key
 from encoder.text_encoder import TextEncoder
 from encoder.types import Job, Tap
@@ -45,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def identity(folder: Path, **options: Any) -> str:
-    return model_identity(TextEncoder.open(str(folder), **options))
+    return model_identity(TextEncoder.open(ModelOptions(str(folder), **options)))
 
 
 def test_every_field_of_a_job_is_known_here() -> None:

@@ -1,0 +1,40 @@
+"""Which model to load and how. Data only: an option of the model is added here, and to the app's settings."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from encoder.presets.preset import Preset
+
+ComputeDType = Literal["auto", "bfloat16", "float32", "float16"]
+Quantize = Literal["auto", "keep", "none", "2", "3", "4", "5", "6", "8", "mxfp4", "mxfp8", "nvfp4"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """A model to load.
+
+    Attributes:
+        model: "demo", a folder, a .safetensors or .gguf file, an Ollama name, or a hub id as
+            `organization/name[/path][@revision]`.
+        revision: branch, tag or commit of a hub repository; None means the default branch.
+        cache_dir: folder for downloads and the demo checkpoint; None means the usual place of each.
+        tokenizer: a tokenizer.json, a folder with one, or a hub id; None means the checkpoint's own.
+        quantize: what the weights become in memory. "none" makes floats of all; "keep" keeps stored quantizations that
+            MLX has kernels for; "auto" is "keep" on a GPU and "none" on a CPU, whose quantized kernels are some 70
+            times slower than float32; a number of bits or a mode quantizes anew.
+        compute_dtype: "auto" is float32 on a CPU; on a GPU the checkpoint's own, or bfloat16 for a float16 checkpoint.
+        force_float16: allow compute_dtype float16, in which Qwen3 overflows to NaN on ordinary prompts.
+        num_layers: decoder layers to load; None means as many as `presets` need. Requests that need more are refused.
+        presets: all presets that will be asked for; empty means any preset, so that all layers are loaded.
+    """
+
+    model: str
+    revision: str | None = None
+    cache_dir: Path | None = None
+    tokenizer: str | None = None
+    quantize: Quantize = "auto"
+    compute_dtype: ComputeDType = "auto"
+    force_float16: bool = False
+    num_layers: int | None = None
+    presets: tuple[Preset, ...] = ()
