@@ -1,12 +1,16 @@
-"""What pyproject.toml cannot say: the compiled kernels, for each instruction set of such machines.
+"""Builds the CPU kernels on Linux, one shared library for each instruction set, and tags the wheel that carries them.
 
-Without a C compiler the package installs all the same, and multiplies through its BLAS alone.
+Everything else is in pyproject.toml. Without a C compiler the package installs too, and the encoder computes with MLX
+over a BLAS. QWEN3_ENCODER_REQUIRE_KERNELS=1 makes a kernel that does not compile an error; wheels are built with it.
 """
 
+import os
 import platform
 import sys
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
 
 INSTRUCTION_SETS = {
     "x86_64": {
@@ -17,17 +21,34 @@ INSTRUCTION_SETS = {
     "aarch64": {"neon": []},
 }
 
+
+class SharedLibraries(build_ext):
+    """Names a library `panels_avx2.so`: ctypes loads it, so it is the same for every version of Python."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return os.path.join(*fullname.split(".")) + ".so"
+
+
+class PlatformWheel(bdist_wheel):
+    """Tags a wheel `py3-none-linux_x86_64`: one for each platform. A wheel without kernels is `py3-none-any`."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
 sets = INSTRUCTION_SETS.get(platform.machine(), {}) if sys.platform == "linux" else {}
 setup(
+    cmdclass={"build_ext": SharedLibraries, "bdist_wheel": PlatformWheel},
     ext_modules=[
         Extension(
             f"encoder.qwen3.cpu.kernels.panels_{name}",
             ["encoder/qwen3/cpu/kernels/c/panels.c"],
+            # The source distribution carries these two lists.
             depends=["encoder/qwen3/cpu/kernels/c/panels_amx.h", "encoder/qwen3/cpu/kernels/c/panels_layer.h"],
             extra_compile_args=["-std=gnu11", "-O3", "-fopenmp-simd", *flags],
             libraries=["m"],
-            optional=True,
+            optional="QWEN3_ENCODER_REQUIRE_KERNELS" not in os.environ,
         )
         for name, flags in sets.items()
-    ]
+    ],
 )
