@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from app import offline
+from app.doctor import doctor
 from app.server import serve
 from app.settings import Settings, SettingsError, choices, flag, load_settings
 from encoder import EncoderError
@@ -34,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = vars(make_parser().parse_args(arguments))
     command: Callable[..., int] = given.pop("command")
     own = {name: given.pop(name) for name in list(given) if name not in Settings.model_fields}
+    if command is doctor:  # reads the settings itself, to say what is wrong with them
+        return doctor(**own)
     try:
         settings = load_settings(given)
         set_up_logging(settings.log_level)
@@ -74,6 +77,9 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("model", metavar="CHECKPOINT", help=CHECKPOINT_HELP)
     command.add_argument("folder", type=Path, metavar="FOLDER", help="to write; must not exist")
     add_settings(command, ("revision", "tokenizer", "quantize", "cache_dir", "log_level"))
+
+    command = _add(commands, "doctor", doctor, "check the installation, and print a report for an issue")
+    command.add_argument("--json", action="store_true", dest="as_json", help="print JSON")
     return parser
 
 

@@ -13,6 +13,7 @@ activate()  # before anything imports mlx.core, which binds cblas_sgemm to whate
 os.environ.setdefault("MLX_BFS_MAX_WIDTH", "200")
 
 from encoder.checkpoint import Checkpoint, convert_checkpoint, open_checkpoint  # noqa: E402
+from encoder.checkpoint.loading.memory import available_bytes  # noqa: E402
 from encoder.errors import (  # noqa: E402
     CheckpointError,
     DeadlineExceeded,
@@ -83,6 +84,7 @@ __all__ = [
     "TextEncoder",
     "TokenizedPrompt",
     "activate",
+    "available_bytes",
     "check_preset",
     "choose_depth",
     "convert_checkpoint",
