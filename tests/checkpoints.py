@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -185,8 +186,15 @@ def _from_mlx(array: mx.array) -> Array:
 def write_tokenizer(folder: Path) -> None:
     """Write the demo's tokenizer.json and tokenizer_config.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).write_bytes(demo.demo_files()[name])
+    for name, content in _tokenizer_files().items():
+        (folder / name).write_bytes(content)
+
+
+@cache
+def _tokenizer_files() -> dict[str, bytes]:
+    """The demo's, made once: making them makes its weights too."""
+    files = demo.demo_files()
+    return {name: files[name] for name in ("tokenizer.json", "tokenizer_config.json")}
 
 
 def write_json(file: Path, value: object) -> None:
