@@ -1,7 +1,7 @@
-"""The dims of a Qwen3 text model, read from a checkpoint's config.json and checked.
+"""The dims of a Qwen3 text model, read from a checkpoint's config.json and validated.
 
-Fields have the names of config.json. What this encoder does not compute (sliding windows, RoPE scaling, other
-activations) is refused here and not ignored.
+Fields have the names that config.json gives them. A config that asks for something the encoder does not implement
+(sliding windows, RoPE scaling, other activations) is an error.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import Any
 
 from encoder.errors import CheckpointError
 
-LARGEST_DIM = 2**24  # far above any model, far below what makes array sizes overflow
+MAX_DIM = 2**24  # far above any model, and array sizes still fit into 64 bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +33,11 @@ class Qwen3Config:
 
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> "Qwen3Config":
-        """Read a parsed config.json, of Qwen3 itself or of a Qwen3-VL that nests it under `text_config`.
+        """Read a parsed config.json of Qwen3, or of Qwen3-VL, which nests the text model under `text_config`.
 
-        Errors: CheckpointError naming what is missing, of the wrong kind, or asks for an unsupported variant.
-        Source of the defaults: transformers, models/qwen3/configuration_qwen3.py and qwen3_vl's.
+        Errors: CheckpointError naming the key that is missing, has a wrong type, or asks for an unsupported variant.
+        Source of the defaults: transformers, models/qwen3/configuration_qwen3.py and
+            models/qwen3_vl/configuration_qwen3_vl.py.
         """
         text = _text_config(config)
         _refuse_other_models(text)
@@ -76,12 +77,15 @@ def _refuse_other_models(text: dict[str, Any]) -> None:
         raise CheckpointError(f"config.json: hidden_act is {text['hidden_act']!r}, expected 'silu'.")
     layer_types = text.get("layer_types") or []
     if _flag(text, "use_sliding_window") or not isinstance(layer_types, list) or _has_other(layer_types):
-        raise CheckpointError("config.json: only full_attention is supported, expected no sliding window in any layer.")
+        raise CheckpointError(
+            f"config.json: use_sliding_window is {text.get('use_sliding_window')!r}, layer_types is {layer_types!r}, "
+            f"expected full_attention in every layer and no sliding window."
+        )
     for place in _rope_places(text):
         rope_type = place.get("rope_type") or place.get("type") or "default"
-        # Interleaved mrope with equal text positions is plain RoPE, whatever its sections are.
+        # Interleaved mrope is plain RoPE here: in a text all three of its positions are equal.
         if rope_type not in ("default", "mrope") or (place.get("partial_rotary_factor") or 1.0) != 1.0:
-            raise CheckpointError(f"config.json: RoPE is {place!r}, expected rope_type 'default' on whole heads.")
+            raise CheckpointError(f"config.json: RoPE is {place!r}, expected rope_type 'default' over whole heads.")
 
 
 def _has_other(layer_types: list[Any]) -> bool:
@@ -89,7 +93,10 @@ def _has_other(layer_types: list[Any]) -> bool:
 
 
 def _rope_places(text: dict[str, Any]) -> list[dict[str, Any]]:
-    """Where RoPE is described: transformers 5 writes rope_parameters, older ones rope_scaling; either may be null."""
+    """The two objects that may describe RoPE, empty where absent or null.
+
+    transformers 5 writes rope_parameters, older versions rope_scaling.
+    """
     places = [text.get(key) or {} for key in ("rope_parameters", "rope_scaling")]
     for place in places:
         if not isinstance(place, dict):
@@ -121,7 +128,9 @@ def _head_dim(text: dict[str, Any]) -> int:
     else:
         head_dim = _positive(text, "head_dim", 128)
     if head_dim < 2 or head_dim % 2:
-        raise CheckpointError(f"config.json: head_dim is {head_dim}, expected an even number: RoPE turns pairs.")
+        raise CheckpointError(
+            f"config.json: head_dim is {head_dim}, expected an even number: RoPE rotates pairs of values."
+        )
     return head_dim
 
 
@@ -141,6 +150,6 @@ def _number(config: dict[str, Any], key: str, default: float | None = None) -> f
 
 def _positive(config: dict[str, Any], key: str, default: int | None = None) -> int:
     value = default if config.get(key) is None else config[key]
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST_DIM:
-        raise CheckpointError(f"config.json: {key} is {value!r}, expected an integer from 1 to {LARGEST_DIM}.")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_DIM:
+        raise CheckpointError(f"config.json: {key} is {value!r}, expected an integer from 1 to {MAX_DIM}.")
     return value

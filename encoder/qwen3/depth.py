@@ -1,4 +1,4 @@
-"""How many decoder layers are loaded, and why: none that nobody can ask for."""
+"""Chooses how many decoder layers to load: only as many as the presets that will be served can use."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from encoder.qwen3.config import Qwen3Config
 
 @dataclass(frozen=True, slots=True)
 class Depth:
-    """Decoder layers to load.
+    """How many decoder layers to load.
 
     Attributes:
-        layers: the first so many.
-        reason: for people: why no more, or that these are all.
+        layers: number of layers, counted from the first.
+        reason: why this number, as text for a log.
     """
 
     layers: int
@@ -22,13 +22,13 @@ class Depth:
 
 
 def choose_depth(config: Qwen3Config, num_layers: int | None = None, presets: Iterable[Preset] = ()) -> Depth:
-    """The layers to load of a checkpoint with these dims.
+    """The number of decoder layers to load from a checkpoint, and the reason for it.
 
     Args:
-        config: the dims.
-        num_layers: as asked for; None leaves it to the presets.
-        presets: all that will be served; none means any, whose layers are not known.
-    Errors: CheckpointError when none of the presets fits the dims, or one that does needs more than num_layers.
+        config: dims of the checkpoint.
+        num_layers: number that the user asked for; None derives it from the presets.
+        presets: every preset that will be served; empty means that any may be asked for, so all layers are loaded.
+    Errors: CheckpointError when no preset fits the dims, or when a preset that fits needs more than num_layers.
     """
     depths: dict[str, int] = {}
     misfits: list[str] = []
@@ -39,15 +39,15 @@ def choose_depth(config: Qwen3Config, num_layers: int | None = None, presets: It
         except InvalidField as error:
             misfits.append(f"{preset.name}: {error}")
     if misfits and not depths:
-        raise CheckpointError(f"No preset to be served fits this checkpoint. {' '.join(misfits)}")
+        raise CheckpointError(f"None of the presets to be served fits this checkpoint. {' '.join(misfits)}")
     deepest = max(depths, key=lambda name: depths[name], default="")
     if num_layers is not None:
         if depths.get(deepest, 0) > num_layers:
             raise CheckpointError(
-                f"num_layers is {num_layers}, and {deepest} needs {depths[deepest]} decoder layers. Leave it out: "
-                f"what the presets need is loaded."
+                f"num_layers is {num_layers}, and {deepest} needs {depths[deepest]} decoder layers. Leave num_layers "
+                f"out to load as many as the presets need."
             )
-        return Depth(min(num_layers, config.num_hidden_layers), "as num_layers says")
+        return Depth(min(num_layers, config.num_hidden_layers), "set by num_layers")
     if not depths:
-        return Depth(config.num_hidden_layers, "all")
-    return Depth(depths[deepest], f"{deepest} needs so many, and no other preset more")
+        return Depth(config.num_hidden_layers, "any preset may be asked for")
+    return Depth(depths[deepest], f"{deepest} needs the most of the presets served")

@@ -1,6 +1,6 @@
-"""The Qwen3 decoder as an encoder: token ids in, hidden states out. Step 4 of the path.
+"""The Qwen3 decoder as an encoder: token ids in, hidden states out. The reference for all forward passes.
 
-Attributes are named as the checkpoint's keys, so loading needs no map.
+Attributes have the names of the checkpoint's keys, so that loading needs no map.
 Knows nothing of prompts, presets or padding rules.
 
 Shape letters: B batch, L sequence length, D hidden size, H attention heads, K key-value heads, d head_dim.
@@ -17,16 +17,16 @@ from encoder.types import Mask, Tap
 
 
 def rope_periods(rope_theta: float, head_dim: int) -> mx.array:
-    """1 / frequency of each pair of a head, (d/2,) float32.
+    """1 / frequency for each pair of values in a head, (d/2,) float32.
 
-    Computed in float64 and rounded once, as PyTorch rounds them: a frequency that is off in its last bit turns position
-    2047 by 2e-4.
+    Computed in float64 and rounded once, which gives PyTorch's values: a frequency with a wrong last bit changes the
+    angle at position 2047 by 2e-4.
     """
     return mx.array((rope_theta ** (np.arange(0, head_dim, 2) / head_dim)).astype(np.float32))
 
 
 def apply_rope(x: mx.array, rope_theta: float, position_ids: mx.array | None = None) -> mx.array:
-    """Rotate the first half of each head against the second by an angle that grows with the position.
+    """Rotary position embedding: rotate each pair (x[i], x[i + d/2]) of a head by position * frequency[i].
 
     Args:
         x: (B, H, L, d), any float dtype; the rotation is computed in float32.
@@ -48,9 +48,9 @@ def apply_rope(x: mx.array, rope_theta: float, position_ids: mx.array | None = N
 
 
 def repeat_kv(x: mx.array, repeats: int) -> mx.array:
-    """Expand key-value heads so that every attention head has its own: (B, K, L, d) to (B, K*repeats, L, d).
+    """Repeat key-value heads so that every attention head has its own: (B, K, L, d) to (B, K*repeats, L, d).
 
-    MLX's attention groups by itself; this is for paths that don't.
+    Not needed for MLX's attention, which takes grouped heads.
     """
     return x if repeats == 1 else mx.repeat(x, repeats, axis=1)
 
@@ -65,7 +65,7 @@ def attend(
         scale: factor on the scores.
         mask: "causal", "none", or an array that broadcasts to (B, H, L, L): bool, True where query i may attend to
             key j, or additive in q's dtype.
-        sinks: (H,) logits of one key per head that takes attention and gives nothing, or None.
+        sinks: (H,) logits of one extra key per head whose value is zero, or None.
     Returns:
         (B, H, L, d).
     """
@@ -74,7 +74,7 @@ def attend(
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with an RMSNorm per head on queries and keys."""
+    """Grouped-query attention with an RMSNorm on each head of the queries and keys."""
 
     def __init__(self, config: Qwen3Config) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class MLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention and MLP, each on the normed input, each added to it."""
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, config: Qwen3Config) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class DecoderLayer(nn.Module):
 
     @property
     def projections(self) -> tuple[nn.Module, ...]:
-        """The modules that hold its matrices."""
+        """The seven linear layers."""
         attention, mlp = self.self_attn, self.mlp
         return (
             *(attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj),
@@ -155,7 +155,7 @@ class Qwen3(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = [DecoderLayer(config) for _ in range(config.num_hidden_layers)]
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.layers_run = 0  # since it was made
+        self.layers_run = 0  # a counter: decoder layers computed since construction
 
     def __call__(
         self,
@@ -181,16 +181,16 @@ class Qwen3(nn.Module):
         mask: Mask = "causal",
         position_ids: mx.array | None = None,
     ) -> list[mx.array]:
-        """The hidden states at `taps`, in their order; no layer after the deepest of them runs.
+        """The hidden states at `taps`. Layers after the deepest tap do not run.
 
         Args:
             taps: where to take hidden states.
-            input_ids: (B, L) int, or
-            inputs_embeds: (B, L, D): exactly one of the two.
+            input_ids: (B, L) int. Give exactly one of input_ids and inputs_embeds.
+            inputs_embeds: (B, L, D), used in place of the embeddings of input_ids.
             mask: as in `attend`.
             position_ids: (B, L) int; None means 0, 1, 2, ... in every row.
         Returns:
-            one (B, L, D) for each tap.
+            one (B, L, D) for each tap, in the order of `taps`.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Qwen3: give exactly one of input_ids and inputs_embeds.")

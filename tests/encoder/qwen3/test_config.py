@@ -124,10 +124,10 @@ def test_head_dim_is_read_or_defaulted(config: dict[str, Any], head_dim: int) ->
         ),
         pytest.param(without(rope_scaling="linear"), "RoPE is described by 'linear'", id="rope-string"),
         pytest.param(without(rope_parameters=[1]), r"RoPE is described by \[1\]", id="rope-list"),
-        pytest.param(without(rope_parameters={"partial_rotary_factor": 0.5}), "on whole heads", id="partial-rope"),
-        pytest.param(without(layer_types=5), "only full_attention", id="layer-types-number"),
+        pytest.param(without(rope_parameters={"partial_rotary_factor": 0.5}), "over whole heads", id="partial-rope"),
+        pytest.param(without(layer_types=5), "expected full_attention", id="layer-types-number"),
         pytest.param(
-            without(layer_types=["full_attention", "sliding_attention"]), "only full_attention", id="layer-types"
+            without(layer_types=["full_attention", "sliding_attention"]), "expected full_attention", id="layer-types"
         ),
         pytest.param(without(rms_norm_eps=10**400), "rms_norm_eps is 1000", id="over-float"),
         pytest.param(without(hidden_size=2**40), "expected an integer from 1 to 16777216", id="absurd-size"),

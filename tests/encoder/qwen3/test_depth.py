@@ -57,7 +57,7 @@ def test_presets_of_which_none_fits_are_refused_with_the_reason() -> None:
 def test_num_layers_may_be_more_than_the_presets_need_and_not_less() -> None:
     klein = [get_preset("flux2-klein")]
 
-    assert choose_depth(CONFIG_4B, 30, klein) == Depth(30, "as num_layers says")
+    assert choose_depth(CONFIG_4B, 30, klein) == Depth(30, "set by num_layers")
     with pytest.raises(CheckpointError, match=r"num_layers is 20, and flux2-klein needs 27"):
         choose_depth(CONFIG_4B, 20, klein)
 
