@@ -2,8 +2,8 @@
 #   docker build --tag qwen3-encoder .
 #   docker build --tag qwen3-encoder:cuda --build-arg BACKEND=cuda13 .
 #
-# Both start from the same slim base: MLX's CUDA wheels bring the CUDA libraries with them from PyPI, and the driver is
-# the host's, mounted by the NVIDIA container runtime. An nvidia/cuda base would carry the same libraries twice.
+# Both images use the same slim base. The CUDA libraries come from PyPI as dependencies of MLX, so an nvidia/cuda base
+# would carry them twice. The driver belongs to the host; the NVIDIA container runtime mounts it.
 ARG PYTHON=3.12
 
 FROM python:${PYTHON}-slim AS build
@@ -11,26 +11,28 @@ ARG BACKEND=cpu
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /src
 
-# encoder/qwen3/cpu/kernels/c/panels.c is compiled when the package is installed.
+# setup.py compiles the CPU kernels.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/*
 
-# The dependencies are a layer of their own, which a change of the code does not touch: two empty packages stand in for it.
-# What is built of them must go, or it passes for newer than the code.
-COPY pyproject.toml setup.py README.md LICENSE ./
+# Dependencies first, in a layer that stays cached while only the code changes: without setup.py and with two empty
+# packages, this installs nothing else. The build folder goes, or setuptools would take the empty packages from it.
+COPY pyproject.toml README.md LICENSE ./
+COPY requirements requirements
 RUN python -m venv /opt/venv \
-    && mkdir -p app encoder/qwen3/cpu/kernels/c \
-    && touch app/__init__.py encoder/__init__.py encoder/qwen3/cpu/kernels/c/panels.c \
-    && /opt/venv/bin/pip install ".[${BACKEND}]" \
+    && mkdir app encoder \
+    && touch app/__init__.py encoder/__init__.py \
+    && /opt/venv/bin/pip install --constraint requirements/dev.txt ".[${BACKEND}]" \
     && rm -rf build *.egg-info
 
+COPY setup.py ./
 COPY app app
 COPY encoder encoder
-RUN /opt/venv/bin/pip install --no-deps --force-reinstall .
+RUN QWEN3_ENCODER_REQUIRE_KERNELS=1 /opt/venv/bin/pip install --no-deps --force-reinstall .
 
-# On CPU the renamed OpenBLAS is made now, so that the first start need not; it chooses its kernels for the CPU it runs on.
+# Make the renamed OpenBLAS now rather than at the first start. OpenBLAS selects its kernels when it is loaded.
 RUN mkdir -p /var/cache/qwen3-encoder \
     && if [ "${BACKEND}" = cpu ]; then \
         XDG_CACHE_HOME=/var/cache /opt/venv/bin/python -c \
@@ -38,9 +40,9 @@ RUN mkdir -p /var/cache/qwen3-encoder \
     fi
 
 
-# The load test of docker-compose.yml, built only when asked for; it reads every response with the client's own packages.
+# The load test of docker-compose.yml, built only for that profile. It decodes every response with app's client.
 FROM build AS load
-RUN /opt/venv/bin/pip install "locust>=2.32"
+RUN /opt/venv/bin/pip install --constraint requirements/dev.txt locust
 USER 1000
 ENTRYPOINT ["/opt/venv/bin/locust"]
 
@@ -51,7 +53,7 @@ RUN useradd --uid 1000 --create-home encoder \
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build --chown=encoder:encoder /var/cache/qwen3-encoder /var/cache/qwen3-encoder
 
-# Inside a container only 0.0.0.0 can be reached from outside; what may reach the port is for `docker run --publish` to say.
+# A container is reached from outside only at 0.0.0.0. `docker run --publish` decides who can reach the port.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     HF_HOME=/models \
