@@ -68,7 +68,7 @@ def work(folder: str) -> None:
             jobs += encoder.plan(encoder.tokenize([prompt], get_preset(preset)), get_preset(preset), "bfloat16")
         batch: list[Job] = []
         for job in sorted(jobs, key=lambda job: job.computed_rows):
-            if batch and encoder.forward.tokens([each.computed_rows for each in [*batch, job]]) > budget:
+            if batch and encoder.forward.count_rows([each.computed_rows for each in [*batch, job]]) > budget:
                 encoder.run(batch)
                 batch = []
             batch.append(job)

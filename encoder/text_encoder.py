@@ -1,4 +1,4 @@
-"""The steps of a request composed synchronously: prompts in, prompt embeds out, no concurrency.
+"""The steps of a request, synchronously: prompts in, prompt embeds out.
 
 The command line, benchmarks and parity tests use this directly; the Engine calls the same steps from its threads.
 """
@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
+from typing import NamedTuple
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
@@ -18,12 +19,12 @@ from encoder.checkpoint import Checkpoint, load_weights, open_checkpoint
 from encoder.errors import CheckpointError, EncoderError
 from encoder.options import ModelOptions
 from encoder.pipeline.plan import plan_jobs
-from encoder.pipeline.selection import Selection, export, select
+from encoder.pipeline.selection import Outcome, Selection, export, select
 from encoder.pipeline.tokenizer import tokenize
 from encoder.presets.preset import Preset
 from encoder.qwen3.cpu.blas import activate
 from encoder.qwen3.depth import choose_depth
-from encoder.qwen3.forward import choose_forward, widens_bfloat16
+from encoder.qwen3.forward import ForwardPass, OverlappingForward, choose_forward, widens_bfloat16
 from encoder.qwen3.model import Qwen3
 from encoder.types import DType, Job, ModelInfo, Pass, PromptEmbeds, Tap, TokenizedPrompt
 
@@ -33,14 +34,30 @@ COMPUTE_DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.
 VERSIONED = ("mlx", "numpy", "safetensors", "tokenizers")
 
 
-@dataclass(slots=True, eq=False)
-class Begun:
-    """A batch that the device works on.
+@dataclass(frozen=True, slots=True, eq=False)
+class BegunBatch:
+    """A batch whose first layers the device has; no layer where the forward pass cannot be begun early.
 
     Attributes:
-        selection: what comes of it.
-        computed_at: where passes are measured, when its forward pass had run, in seconds of time.perf_counter.
-        measured: the pass, where they are; complete once the batch has ended.
+        jobs: of the batch.
+        taps: all hidden states that they want.
+        forward_pass: what has been begun, or None.
+    """
+
+    jobs: Sequence[Job]
+    taps: Sequence[Tap]
+    forward_pass: ForwardPass | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DispatchedBatch:
+    """A batch that the device has whole.
+
+    Attributes:
+        selection: the results that MLX computes.
+        computed_at: when the forward pass had been computed, in seconds of time.perf_counter; 0 where nothing is
+            measured.
+        measured: the pass without its selection, where passes are measured.
     """
 
     selection: Selection
@@ -48,8 +65,15 @@ class Begun:
     measured: Pass | None = None
 
 
+class CollectedBatch(NamedTuple):
+    """The outcome of each job of a batch, and the pass where passes are measured."""
+
+    outcomes: list[Outcome]
+    measured: Pass | None
+
+
 class TextEncoder:
-    """A loaded Qwen3 text encoder. Load it and run it on one and the same thread: MLX streams belong to threads.
+    """A loaded Qwen3 text encoder. Create it and run it on the same thread: MLX streams belong to threads.
 
     Args:
         checkpoint: opened with the same options; its weights are read here.
@@ -104,7 +128,7 @@ class TextEncoder:
         return embeds
 
     def tokenize(self, prompts: Sequence[str], preset: Preset) -> list[TokenizedPrompt]:
-        """Step 1. Safe on any thread."""
+        """Apply the template of a preset and tokenize. Safe on any thread. Errors: InvalidField."""
         return tokenize(self.checkpoint.tokenizer, prompts, preset)
 
     def plan(self, prompts: Sequence[TokenizedPrompt], preset: Preset, dtype: DType) -> list[Job]:
@@ -114,51 +138,55 @@ class TextEncoder:
         """
         return plan_jobs(prompts, preset, dtype, self.config, self.num_layers)
 
-    def run(self, jobs: Sequence[Job]) -> list[PromptEmbeds | EncoderError]:
-        """Steps 3 to 5 for one batch: each job's result, or the error that concerns it alone.
+    def run(self, jobs: Sequence[Job]) -> list[Outcome]:
+        """Compute one batch: each job's result in memory of its own, or the error that concerns the job alone.
 
-        The forward pass runs to the deepest layer that a job wants, and each takes its own.
+        The forward pass runs to the deepest layer that a job wants, and each job takes its own hidden states.
         """
-        outcomes = self.end(self.begin(jobs))
-        return [outcome.own() if isinstance(outcome, PromptEmbeds) else outcome for outcome in outcomes]
+        outcomes, _ = self.collect(self.dispatch(self.begin(jobs)))
+        return [outcome.detach() if isinstance(outcome, PromptEmbeds) else outcome for outcome in outcomes]
 
-    def begin(self, jobs: Sequence[Job], meanwhile: Callable[[], None] = lambda: None) -> Begun:
-        """The first half of `run`: give the device all that there is to do, and wait for as little of it as can be.
-
-        Args:
-            meanwhile: called as soon as the device has work, where the forward pass can tell: what else there is to do.
-        """
+    def begin(self, jobs: Sequence[Job]) -> BegunBatch:
+        """The first step of `run`: give the device the first layers, where it `overlaps`, and don't wait."""
         taps = list(dict.fromkeys(tap for job in jobs for tap in job.taps))
+        if isinstance(self.forward, OverlappingForward) and self.overlaps:
+            return BegunBatch(jobs, taps, self.forward.begin(jobs, taps))
+        return BegunBatch(jobs, taps, forward_pass=None)
+
+    def dispatch(self, begun: BegunBatch) -> DispatchedBatch:
+        """The second step: give the device the rest of the batch, and wait for as little as possible."""
         if self.measures_passes:
-            return self._begin_measured(jobs, taps)
-        return Begun(select(self.forward(jobs, taps, meanwhile), jobs))
+            return self._dispatch_measured(begun)
+        hidden_states = begun.forward_pass.finish() if begun.forward_pass else self.forward(begun.jobs, begun.taps)
+        return DispatchedBatch(select(hidden_states, begun.jobs))
 
-    def end(self, begun: Begun) -> list[PromptEmbeds | EncoderError]:
-        """The second half: wait for the results and take them. Small ones may share memory."""
-        outcomes = export(begun.selection)
-        if begun.measured:
-            begun.measured = replace(begun.measured, selection_ms=(time.perf_counter() - begun.computed_at) * 1e3)
-        return outcomes
+    def collect(self, dispatched: DispatchedBatch) -> CollectedBatch:
+        """The third step: wait for the results and take them. Some may share memory, see `PromptEmbeds.detach`."""
+        outcomes = export(dispatched.selection)
+        if dispatched.measured is None:
+            return CollectedBatch(outcomes, None)
+        selection_ms = (time.perf_counter() - dispatched.computed_at) * 1e3
+        return CollectedBatch(outcomes, replace(dispatched.measured, selection_ms=selection_ms))
 
-    def _begin_measured(self, jobs: Sequence[Job], taps: Sequence[Tap]) -> Begun:
-        started = time.perf_counter()
-        hidden_states = self.forward(jobs, taps)
+    def _dispatch_measured(self, begun: BegunBatch) -> DispatchedBatch:
+        started_at = time.perf_counter()
+        hidden_states = self.forward(begun.jobs, begun.taps)
         mx.eval(list(hidden_states.values()))
         computed_at = time.perf_counter()
         measured = Pass(
-            prompts=len(jobs),
-            real_tokens=sum(len(job.input_ids) for job in jobs),
-            computed_tokens=self.forward.tokens([job.computed_rows for job in jobs]),
-            layers=max(tap.depth for tap in taps),
-            forward_ms=(computed_at - started) * 1e3,
+            prompts=len(begun.jobs),
+            real_tokens=sum(len(job.input_ids) for job in begun.jobs),
+            computed_tokens=self.forward.count_rows([job.computed_rows for job in begun.jobs]),
+            layers=max(tap.depth for tap in begun.taps),
+            forward_ms=(computed_at - started_at) * 1e3,
             selection_ms=0.0,
         )
-        return Begun(select(hidden_states, jobs), computed_at, measured)
+        return DispatchedBatch(select(hidden_states, begun.jobs), computed_at, measured)
 
     @property
-    def runs_on(self) -> bool:
-        """Whether the next batch may be begun before one has ended, see `Forward`; not while passes are measured."""
-        return self.forward.runs_on and not self.measures_passes
+    def overlaps(self) -> bool:
+        """Whether the device computes one batch while the host collects another; not while passes are measured."""
+        return isinstance(self.forward, OverlappingForward) and not self.measures_passes
 
     @property
     def layers_run(self) -> int:

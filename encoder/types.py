@@ -95,7 +95,8 @@ class PromptEmbeds:
         attention_mask: (L,) bool, True where a row belongs to a real token.
         dtype: of the numbers in hidden_states.
         rows_axis: of hidden_states.
-        shares: whether hidden_states lie in memory that others of a batch lie in, too, or that is used again.
+        shares: whether hidden_states are a view of memory that other results of the batch use as well, or that a later
+            batch will use again.
     """
 
     hidden_states: NDArray[np.generic]
@@ -106,11 +107,11 @@ class PromptEmbeds:
 
     @property
     def is_large(self) -> bool:
-        """Whether to copy it is more than the event loop should do."""
+        """Whether copying it would hold up the event loop."""
         return self.hidden_states.nbytes >= LARGE_BYTES
 
-    def own(self) -> "PromptEmbeds":
-        """The same in memory of its own: whoever keeps one result must not keep a whole batch."""
+    def detach(self) -> "PromptEmbeds":
+        """The same result in memory of its own: whoever keeps it must not keep the results of a whole batch."""
         if not self.shares:
             return self
         hidden_states = self.hidden_states.copy()

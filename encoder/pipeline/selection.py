@@ -17,6 +17,8 @@ from encoder.pipeline.finite import is_finite
 from encoder.qwen3.cuda.to_host import Leaving, leave
 from encoder.types import LARGE_BYTES, Job, PromptEmbeds, Rows, Tap
 
+Outcome = PromptEmbeds | EncoderError  # of one job: its result, or the error that concerns it alone
+
 # NumPy has no bfloat16.
 NUMPY_DTYPES = {"bfloat16": np.uint16, "float16": np.float16, "float32": np.float32}
 
@@ -65,7 +67,7 @@ def select(hidden_states: Mapping[Tap, Rows], jobs: Sequence[Job], at_once: bool
     return Selection(jobs, taken, embeds, groups, leaving, finite)
 
 
-def export(selection: Selection) -> list[PromptEmbeds | EncoderError]:
+def export(selection: Selection) -> list[Outcome]:
     """Wait for a selection, and take the result of each job out of MLX, or the error that concerns it alone.
 
     What has left for memory of ours stays there. What MLX holds is copied, each result by itself, but small ones of a
@@ -73,7 +75,7 @@ def export(selection: Selection) -> list[PromptEmbeds | EncoderError]:
     wait for it. `PromptEmbeds.own` is for whoever keeps one.
     """
     jobs, embeds = selection.jobs, selection.embeds
-    outcomes: dict[int, PromptEmbeds | EncoderError] = {}
+    outcomes: dict[int, Outcome] = {}
     for group, leaving, all_finite in zip(selection.groups, selection.leaving, np.array(selection.finite), strict=True):
         whole = leaving.wait().view(NUMPY_DTYPES[jobs[group[0]].dtype])
         ends = np.cumsum([embeds[index].size for index in group])

@@ -4,8 +4,8 @@
 others. `PackedForward` (cpu/) runs the same weights on a CPU without padding, `FusedForward` (cuda/) on a CUDA GPU.
 """
 
-from collections.abc import Callable, Mapping, Sequence, Set
-from typing import Protocol
+from collections.abc import Mapping, Sequence, Set
+from typing import Protocol, runtime_checkable
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -24,32 +24,38 @@ from encoder.types import Job, Rows, Tap
 
 
 class Forward(Protocol):
-    """The forward pass for one batch.
+    """The forward pass for one batch."""
 
-    `runs_on` says whether the device still works on a pass when the call returns, and has but little of it left: then
-    the next pass may be begun, so that the device need not wait for it.
+    def __call__(self, jobs: Sequence[Job], taps: Sequence[Tap]) -> Mapping[Tap, Rows]:
+        """For each tap, the computed rows of each job, in the order of `jobs`; a rectangle may have more rows."""
+
+    def count_rows(self, lengths: Sequence[int]) -> int:
+        """Rows that run, padding included, for a batch of jobs with so many computed rows each."""
+
+    def warmup_sizes(self, max_rows: int) -> Sequence[int]:
+        """Sizes of the passes that run before the first request, in rows: a GPU is slow at the first pass of a size.
+
+        Args:
+            max_rows: of a batch.
+        """
+
+
+class ForwardPass(Protocol):
+    """A pass whose first layers the device has."""
+
+    def finish(self) -> Mapping[Tap, Rows]:
+        """Give the device the rest of the pass, and return as `Forward.__call__` does."""
+
+
+@runtime_checkable
+class OverlappingForward(Forward, Protocol):
+    """A forward pass that the device computes after the call has returned.
+
+    The host can take the results of one batch while the device computes the next, so that the device never waits.
     """
 
-    runs_on: bool
-
-    def __call__(
-        self, jobs: Sequence[Job], taps: Sequence[Tap], meanwhile: Callable[[], None] = lambda: None
-    ) -> Mapping[Tap, Rows]:
-        """For each tap, the computed rows of each job; a rectangle may have more rows.
-
-        Args:
-            meanwhile: where the pass runs on, called once the device has so much work that it need not wait for more.
-        """
-
-    def tokens(self, lengths: Sequence[int]) -> int:
-        """Rows that run for a batch of such lengths."""
-
-    def first_sizes(self, most_rows: int) -> Sequence[int]:
-        """Rows of the passes that are to run before the first request: a GPU is slow at the first of each size.
-
-        Args:
-            most_rows: of a batch.
-        """
+    def begin(self, jobs: Sequence[Job], taps: Sequence[Tap]) -> ForwardPass:
+        """Give the device the first layers: enough work for the time in which the host does something else."""
 
 
 def widens_bfloat16(config: Qwen3Config) -> bool:

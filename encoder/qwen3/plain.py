@@ -4,7 +4,7 @@ Padding is always on the right. Attention is causal, so a padding row can never 
 array is needed only where the padding rows themselves are delivered.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -27,23 +27,19 @@ class ModelInput(NamedTuple):
 class PlainForward:
     """One rectangle, padded on the right to one of few lengths."""
 
-    runs_on = False
-
     def __init__(self, model: Qwen3, pad_token_id: int) -> None:
         self.model = model
         self.pad_token_id = pad_token_id
 
-    def __call__(
-        self, jobs: Sequence[Job], taps: Sequence[Tap], meanwhile: Callable[[], None] = lambda: None
-    ) -> Mapping[Tap, Rows]:
+    def __call__(self, jobs: Sequence[Job], taps: Sequence[Tap]) -> Mapping[Tap, Rows]:
         input_ids, mask, position_ids = pad(jobs, self.pad_token_id)
         hidden_states = self.model.hidden_states_at(taps, input_ids, mask=mask, position_ids=position_ids)
         return dict(zip(taps, hidden_states, strict=True))
 
-    def tokens(self, lengths: Sequence[int]) -> int:
+    def count_rows(self, lengths: Sequence[int]) -> int:
         return len(lengths) * bucket_length(max(lengths))
 
-    def first_sizes(self, most_rows: int) -> Sequence[int]:
+    def warmup_sizes(self, max_rows: int) -> Sequence[int]:
         on_cpu = mx.default_device().type == mx.DeviceType.cpu
         return (1,) if on_cpu else sorted({bucket_length(rows) for rows in range(1, COMMON_WINDOW + 1)})
 

@@ -1,95 +1,102 @@
-"""Runs what waits, batch after batch.
+"""Runs the waiting entries, batch after batch.
 
-The model's thread forms each batch itself when it is free for it: late, so that as much as can be has come that runs
-together, and without a way to the event loop and back, which may be busy with all that the batch before has answered.
+The model thread forms each batch itself, when it is free to run it. Batches are formed at the last moment, so that more
+requests can share them, and without a detour over the event loop, which may be busy with the answers of the batch
+before.
 
-Where a forward pass runs on by itself (`TextEncoder.runs_on`) the next one is begun before the results of the one
-before are taken, so that the device need not wait for that.
+Where `TextEncoder.overlaps`, the next batch begins before the results of the one before are collected: the device
+computes while the host collects.
 """
 
 import asyncio
 import math
-import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from threading import Lock
 
-from encoder.errors import EncoderError, NotReady
+from encoder.errors import ModelFailure, NotReady
 from encoder.pipeline.limits import Limits
-from encoder.serving.batcher import Batcher, Entry
-from encoder.serving.model_thread import ModelThread, Outcome, Running
+from encoder.serving.batch import Batch, BatchRunner
+from encoder.serving.batcher import Batcher
+from encoder.serving.entry import Entry
+from encoder.serving.health import Health
+from encoder.serving.in_flight import InFlight
+from encoder.serving.model_thread import ModelThread
 from encoder.text_encoder import TextEncoder
-from encoder.types import PromptEmbeds
 
-FIRST_RATE = 500.0  # padded tokens a second, assumed until batches have been measured
-LONGEST_RETRY_S = 60
-# What a forward pass costs beside its rows, in rows: measured on two CPUs of an AMD EPYC, and on an H100.
+FIRST_RATE = 500.0  # padded tokens per second, assumed until batches have been measured
+NEW_RATE_WEIGHT = 0.2  # of the latest batch in the moving average
+MAX_RETRY_AFTER_S = 60
+# Fixed cost of a forward pass, in rows: measured on two CPUs of an AMD EPYC, and on an H100.
 BATCH_ROWS = {"cpu": 16, "gpu": 400}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Batch:
-    """Entries that run together."""
-
-    entries: list[Entry]
-    running: Running
-
-
 class BatchLoop:
-    """The queue, and what the model's thread does about it.
+    """The queue, and the work of the model thread on it.
 
     Args:
         model_thread: runs the batches.
         limits: of queue and batches.
-        finish: called on the event loop with each entry that has run, and its outcome.
+        in_flight: settles the entries that have run.
+        health: is told of failures that nobody foresaw.
     """
 
-    def __init__(
-        self,
-        model_thread: ModelThread,
-        limits: Limits,
-        finish: Callable[[Entry, PromptEmbeds | EncoderError], None],
-    ) -> None:
+    def __init__(self, model_thread: ModelThread, limits: Limits, in_flight: InFlight, health: Health) -> None:
         self._model_thread = model_thread
-        self._finish = finish
-        self._lock = Lock()  # for the next three: the event loop fills the queue, the model's thread empties it
+        self._in_flight = in_flight
+        # Shared by both threads, under the lock: the event loop fills the queue, the model thread empties it.
+        self._lock = Lock()
         self._batcher = Batcher(limits.max_queue_tokens, limits.max_batch_tokens)
         self._running_prompts = 0  # of batches that have been taken and not delivered
         self._closed = False
-        self._working = False  # the model's thread has been told to look at the queue
-        self._begun: Batch | None = None  # and not ended; the thread's own
-        self._last_finished_at = 0.0  # the same
+        # The model thread appends and the event loop removes: a deque needs no lock for that.
+        self._finished: deque[Batch] = deque()
+        # The model thread's own.
+        self._runner = BatchRunner(health)
+        self._dispatched: Batch | None = None  # the device computes it, and its results are not collected yet
+        # The event loop's own.
+        self._working = False  # the model thread has been told to look at the queue
         self._rate = FIRST_RATE
         self._counters = dict.fromkeys(("batches", "prompts", "real_tokens", "padded_tokens"), 0)
 
     def start(self, encoder: TextEncoder) -> None:
-        """Run batches from now on; call on the event loop."""
+        """Run batches from now on. Call on the event loop."""
         self._loop = asyncio.get_running_loop()
-        self._encoder = encoder
-        self._batcher.count_tokens = encoder.forward.tokens
+        self._runner.encoder = encoder
+        self._batcher.count_tokens = encoder.forward.count_rows
         self._batcher.batch_rows = BATCH_ROWS[encoder.info.device]
 
     def close(self) -> None:
-        """Start no other batch. What waits is left where it is."""
+        """Begin no other batch. Entries that wait stay in the queue."""
         with self._lock:
             self._closed = True
 
     def check(self, entries: Sequence[Entry]) -> None:
-        """Errors: RequestTooLarge when the entries of a request would not fit an empty queue."""
+        """Refuse the entries of a request that would not fit an empty queue. Errors: RequestTooLarge."""
         self._batcher.check(entries)
 
     def put(self, entries: Sequence[Entry]) -> None:
-        """Queue all entries of a request, or none of them. Errors: as `check`, QueueFull, and NotReady once closed."""
+        """Queue all entries of a request, or none of them. Errors: RequestTooLarge, QueueFull, NotReady once closed."""
         if self._closed:
             raise NotReady("The service was closed.", 10)
         with self._lock:
             self._batcher.put(entries, self._retry_after_s())
-        self._go_on()
+        self._wake()
+
+    def put_first(self, entry: Entry) -> None:
+        """Queue an entry before all others, even where there is no room."""
+        with self._lock:
+            self._batcher.put_first(entry)
+        self._wake()
 
     def discard(self, entry: Entry) -> bool:
-        """Take an entry out of the queue; False when it had left already."""
+        """Take an entry out of the queue; False where it is not in the queue any more."""
         with self._lock:
             return self._batcher.discard(entry)
+
+    def longest_running_s(self) -> float:
+        """Seconds since the oldest running batch began, 0 where none runs."""
+        return self._runner.longest_running_s()
 
     def stats(self) -> dict[str, int]:
         """Gauges and counters by the names of EngineStats."""
@@ -99,93 +106,127 @@ class BatchLoop:
             "running_prompts": self._running_prompts,
         }
 
-    def _go_on(self) -> None:
-        """Have the model's thread look at the queue, once all that the event loop is at just now has come."""
+    # On the event loop.
+
+    def _wake(self) -> None:
+        """Let the model thread look at the queue, after the callbacks that are already due: they may add to it."""
         if not self._working:
+            self._loop.call_soon(self._submit_work)
             self._working = True
-            self._loop.call_soon(self._model_thread.submit, self._work)
+
+    def _submit_work(self) -> None:
+        self._working = False
+        with self._in_flight.border(self._batcher):
+            self._model_thread.submit(self._work)
+            self._working = True
+        if not self._working:  # all that waits has failed
+            for entry in self._batcher:
+                self.discard(entry)
 
     def _rest(self) -> None:
+        """The model thread has nothing to do, unless entries have come since it looked."""
         self._working = False
-        if len(self._batcher) and not self._closed:
-            self._go_on()
+        if not self._closed and (len(self._batcher) or self._dispatched):
+            self._wake()
 
-    def _work(self) -> None:
-        """Begin a batch if something waits, and end the one before; on the model's thread.
+    def _deliver(self) -> None:
+        """Settle the entries of all batches that the model thread has finished."""
+        while self._finished:
+            batch = self._finished.popleft()
+            with self._lock:
+                self._running_prompts -= len(batch.entries)
+            for entry, outcome in zip(batch.entries, batch.outcomes, strict=True):
+                with self._in_flight.border([entry]):
+                    self._in_flight.deliver(entry, outcome)
+            with self._in_flight.border(batch.entries):
+                self._count(batch)
 
-        One at a time, so that what else the thread is told to do finds its turn.
-        """
-        before, self._begun = self._begun, None
-        entries = self._take()
-        try:
-            if entries:
-                self._begin(entries, before)
-            elif before:
-                self._end(before)
-        finally:
-            self._look_again()
-
-    def _look_again(self) -> None:
-        """Go on with what is left; nothing is left behind for a thread that is told to end next."""
-        with self._lock:
-            if not self._closed and (self._begun or len(self._batcher)):
-                self._model_thread.submit(self._work)
-                return
-        if self._begun:
-            begun, self._begun = self._begun, None
-            self._end(begun)
-        self._tell(self._rest)
-
-    def _take(self) -> list[Entry]:
-        with self._lock:
-            entries = [] if self._closed else self._batcher.take_batch(self._running_prompts)
-            self._running_prompts += len(entries)
-            return entries
-
-    def _begin(self, entries: list[Entry], before: Batch | None) -> None:
-        jobs = [entry.job for entry in entries]
-        running = self._model_thread.begin(self._encoder, jobs, lambda: self._end(before) if before else None)
-        batch = Batch(entries, running)
-        if self._encoder.runs_on:
-            self._begun = batch
-        else:
-            self._end(batch)
-
-    def _end(self, batch: Batch) -> None:
-        ran = self._model_thread.end(self._encoder, batch.running)
-        results = zip(batch.entries, ran.outcomes, strict=True)
-        outcomes = [_kept(outcome) if entry.store else outcome for entry, outcome in results]
-        started_at, finished_at = max(batch.running.begun_at, self._last_finished_at), time.perf_counter()
-        self._last_finished_at = finished_at
-        for entry in batch.entries:
-            entry.started_at, entry.finished_at, entry.last_pass = started_at, finished_at, ran.last_pass
-        self._tell(self._deliver, batch.entries, outcomes, finished_at - started_at)
-
-    def _tell(self, function: Callable[..., None], *arguments: object) -> None:
-        """Have the event loop call it, unless that has ended because the thread hung for too long."""
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(function, *arguments)
-
-    def _deliver(self, entries: list[Entry], outcomes: list[Outcome], seconds: float) -> None:
-        """On the event loop again."""
-        with self._lock:
-            self._running_prompts -= len(entries)
-        self._count(entries, seconds)
-        for entry, outcome in zip(entries, outcomes, strict=True):
-            self._finish(entry, outcome)
-
-    def _count(self, entries: list[Entry], seconds: float) -> None:
-        padded_tokens = self._batcher.count_tokens([entry.length for entry in entries])
-        self._rate = 0.8 * self._rate + 0.2 * padded_tokens / seconds
+    def _count(self, batch: Batch) -> None:
+        if batch.error is not None:
+            return
+        padded_tokens = self._batcher.count_tokens([entry.length for entry in batch.entries])
+        latest_rate = padded_tokens / max(batch.finished_at - batch.started_at, 1e-6)
+        self._rate += NEW_RATE_WEIGHT * (latest_rate - self._rate)
         self._counters["batches"] += 1
-        self._counters["prompts"] += len(entries)
+        self._counters["prompts"] += len(batch.entries)
         self._counters["padded_tokens"] += padded_tokens
-        self._counters["real_tokens"] += sum(entry.job.computed_rows for entry in entries)
+        self._counters["real_tokens"] += sum(entry.job.computed_rows for entry in batch.entries)
 
     def _retry_after_s(self) -> int:
-        return min(LONGEST_RETRY_S, max(1, math.ceil(self._batcher.queued_tokens / self._rate)))
+        """The time in which the queue will be worked off at the measured rate."""
+        return min(MAX_RETRY_AFTER_S, max(1, math.ceil(self._batcher.queued_tokens / self._rate)))
 
+    # On the model thread.
 
-def _kept(outcome: Outcome) -> Outcome:
-    """What the cache will keep, a large result in memory of its own: on the event loop others wait to be answered."""
-    return outcome.own() if isinstance(outcome, PromptEmbeds) and outcome.is_large else outcome
+    def _work(self) -> None:
+        """Run one batch. Only one, so that other work of the thread gets its turn."""
+        try:
+            previous, self._dispatched = self._dispatched, None
+            batch = self._take()
+            if batch is not None:
+                self._runner.begin(batch)
+            if previous is not None:
+                self._end(previous)
+            if batch is not None:
+                self._runner.dispatch(batch)
+                if self._runner.encoder.overlaps:
+                    self._dispatched = batch
+                else:
+                    self._end(batch)
+        finally:
+            self._continue()
+
+    def _continue(self) -> None:
+        """Look at the queue again, or come to rest. A batch that is computed is ended before the thread can be."""
+        with self._runner.border(Batch()):  # an error here ends no batch: the event loop looks at the queue instead
+            with self._lock:
+                if not self._closed and (self._dispatched is not None or len(self._batcher)):
+                    self._model_thread.submit(self._work)
+                    return
+            if self._dispatched is not None:
+                batch, self._dispatched = self._dispatched, None
+                self._end(batch)
+        self._tell(self._rest)
+
+    def _take(self) -> Batch | None:
+        """The next batch; where it cannot be formed, the oldest entry with the error; None where nothing waits."""
+        batch = Batch()
+        with self._lock:
+            if self._closed:
+                return None
+            with self._runner.border(batch):
+                batch.entries = self._batcher.take_batch(self._running_prompts)
+            if batch.error is not None:
+                batch.entries = self._batcher.take_oldest()
+            self._running_prompts += len(batch.entries)
+        return batch if batch.entries else None
+
+    def _end(self, batch: Batch) -> None:
+        """Wait for the outcomes of a batch and pass them on.
+
+        If it failed, its entries run one by one, so that none can fail the others.
+        """
+        self._runner.collect(batch)
+        if batch.error is None or len(batch.entries) == 1:
+            self._pass_on(batch)
+            return
+        batch.release()
+        for entry in batch.entries:
+            alone = Batch([entry])
+            self._runner.begin(alone)
+            self._runner.dispatch(alone)
+            self._end(alone)
+
+    def _pass_on(self, batch: Batch) -> None:
+        """Hand a batch to the event loop."""
+        if batch.error is not None:
+            failure = ModelFailure(f"The batch failed: {batch.error!r}. The log has the details.")
+            batch.outcomes = [failure] * len(batch.entries)
+        batch.release()
+        self._finished.append(batch)
+        self._tell(self._deliver)
+
+    def _tell(self, function: Callable[[], None]) -> None:
+        """Let the event loop call a function. Where it has ended, because this thread hung for too long, do nothing."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(function)

@@ -1,42 +1,16 @@
-"""A bounded queue, measured in tokens, from which batches are taken. Step 2 of the path.
+"""A bounded queue, measured in tokens, from which batches are taken.
 
-Batches by token count. Knows nothing of tensors, threads or HTTP; has no lock of its own, see batch_loop.py.
+Knows nothing of tensors, threads or HTTP. It has no lock of its own, see batch_loop.py.
 """
 
 import math
-import time
-from asyncio import Future
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
-from encoder.errors import EncoderError, QueueFull, RequestTooLarge
-from encoder.types import Job, Pass, PromptEmbeds
+from encoder.errors import QueueFull, RequestTooLarge
+from encoder.serving.entry import Entry
 
-WINDOW = 64  # waiting entries looked at for one batch, so that forming it stays cheap however long the queue is
-
-
-@dataclass(eq=False, slots=True)
-class Entry:
-    """A job that waits or runs.
-
-    `length` is in tokens, live padding included, and at least 1; `outcome` is None until it is settled; `waiters` are
-    told then, one for each request that wants it, `request` is the number of the one that queued it; `store` says
-    whether the result may be kept, `from_disk` whether it was found there and never ran; times are in seconds of
-    time.perf_counter, 0 while not known; `last_pass` is the pass it ran in, where those are measured.
-    """
-
-    job: Job
-    length: int
-    outcome: PromptEmbeds | EncoderError | None = None
-    waiters: "list[Future[None]]" = field(default_factory=list)
-    request: int = 0
-    store: bool = True
-    from_disk: bool = False
-    enqueued_at: float = field(default_factory=time.perf_counter)
-    started_at: float = 0.0
-    finished_at: float = 0.0
-    last_pass: Pass | None = None
+WINDOW = 64  # waiting entries that one batch is chosen from, so that the choice stays cheap however long the queue is
 
 
 class Batcher:
@@ -44,9 +18,9 @@ class Batcher:
 
     Args:
         max_queue_tokens: padded tokens that may wait.
-        max_batch_tokens: tokens in one batch; an entry that is longer alone still runs, alone.
-        count_tokens: tokens that run for a batch of such lengths; a rectangle unless told otherwise.
-        batch_rows: what a batch costs on top of its tokens, in tokens.
+        max_batch_tokens: padded tokens in one batch; a longer entry still runs, alone.
+        count_tokens: padded tokens of a batch of entries of these lengths; by default those of a rectangle.
+        batch_rows: the fixed cost of a batch, in tokens.
     """
 
     def __init__(
@@ -61,11 +35,14 @@ class Batcher:
         self.count_tokens = count_tokens
         self.batch_rows = batch_rows
         self.queued_tokens = 0
-        self._requests = 0
+        self._requests = 0  # queued since the start: numbers them
         self._waiting: dict[Entry, None] = {}  # in order of arrival, with removal from anywhere
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(list(self._waiting))
 
     def check(self, entries: Sequence[Entry]) -> None:
         """Errors: RequestTooLarge when the entries of a request would not fit an empty queue."""
@@ -79,7 +56,10 @@ class Batcher:
     def put(self, entries: Sequence[Entry], retry_after_s: int) -> None:
         """Queue all entries of a request, or none of them.
 
-        Errors: as `check`, and QueueFull when they don't fit now.
+        Args:
+            entries: of one request.
+            retry_after_s: seconds after which a refused request should try again.
+        Errors: RequestTooLarge as in `check`, QueueFull when they don't fit now.
         """
         self.check(entries)
         tokens = sum(entry.length for entry in entries)
@@ -103,19 +83,31 @@ class Batcher:
         self.queued_tokens -= entry.length
         return True
 
+    def put_first(self, entry: Entry) -> None:
+        """Queue an entry before all others, even where there is no room."""
+        self._waiting = {entry: None, **self._waiting}
+        self.queued_tokens += entry.length
+
+    def take_oldest(self) -> list[Entry]:
+        """Remove and return the oldest entry, where there is one."""
+        oldest = list(islice(self._waiting, 1))
+        for entry in oldest:
+            self.discard(entry)
+        return oldest
+
     def take_batch(self, running: int = 0) -> list[Entry]:
         """Remove and return the next batch; empty when nothing waits.
 
-        The oldest entry leads every batch, so nobody starves. Of those behind it, the nearest in length join first,
-        while the batch stays inside its token budget, and each only where it costs less than in a batch of its own:
-        a long or a deep entry makes all others longer or deeper.
+        The oldest entry leads every batch, so no entry starves. Of those behind it, the nearest in length join first,
+        as long as the batch stays inside its token budget. Each joins only where it costs less than in a batch of its
+        own: a long or a deep entry makes all others longer or deeper.
 
-        A batch that has paid for itself takes from other requests no more than half of what waits and runs: one half
-        runs while the other is answered and its clients ask again. Else nearly all would be answered at one time, and
-        the model would wait for that.
+        Once a batch has paid for its fixed cost, it takes from other requests no more than half of the entries that
+        wait and run. So one half runs while the other is answered and its clients ask again. Otherwise nearly all
+        clients would be answered at the same time, and the model would wait for their next requests.
 
         Args:
-            running: entries of the batch before this one, as far as it has not been finished.
+            running: entries of batches that have been taken and not delivered.
         """
         window = list(islice(self._waiting, WINDOW))
         if not window:
@@ -138,5 +130,5 @@ class Batcher:
         return batch
 
     def _cost(self, tokens: int, depth: int) -> int:
-        """Of a batch, in tokens through one layer."""
+        """The cost of a batch, in tokens through one layer."""
         return (tokens + self.batch_rows) * depth

@@ -81,10 +81,10 @@ def test_who_joins_a_pass_is_told_its_own_wait(
     """The pass had run before the request came, and that time is not the request's."""
     begin, started, release = TextEncoder.begin, threading.Event(), threading.Event()
 
-    def begin_when_released(encoder: TextEncoder, jobs: Sequence[Job], meanwhile: Any) -> Any:
+    def begin_when_released(encoder: TextEncoder, jobs: Sequence[Job]) -> Any:
         started.set()
         release.wait()
-        return begin(encoder, jobs, meanwhile)
+        return begin(encoder, jobs)
 
     monkeypatch.setattr(TextEncoder, "begin", begin_when_released)
     body = {"prompt": "a cat that two ask for", "preset": "flux2-klein"}

@@ -224,7 +224,7 @@ def test_flux2_klein_runs_27_layers(text_encoder: TextEncoder) -> None:
 @pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
 def test_on_a_cpu_no_batch_is_begun_within_another(tmp_path: Path, compute_dtype: str) -> None:
     """What has been computed when a pass is described is done, and what has not is still to come whole."""
-    assert not TextEncoder.open(ModelOptions("demo", cache_dir=tmp_path, compute_dtype=compute_dtype)).runs_on
+    assert not TextEncoder.open(ModelOptions("demo", cache_dir=tmp_path, compute_dtype=compute_dtype)).overlaps
 
 
 def test_results_that_are_asked_for_without_a_service_lie_in_memory_of_their_own(
@@ -234,7 +234,7 @@ def test_results_that_are_asked_for_without_a_service_lie_in_memory_of_their_own
     monkeypatch.setattr("encoder.text_encoder.select", partial(select, at_once=True))
     preset = get_preset("last-hidden-state")
     jobs = text_encoder.plan(text_encoder.tokenize(["a cat", "a dog"], preset), preset, "float32")
-    together = text_encoder.end(text_encoder.begin(jobs))
+    together, _ = text_encoder.collect(text_encoder.dispatch(text_encoder.begin(jobs)))
 
     assert [embeds.shares for embeds in together if isinstance(embeds, PromptEmbeds)] == [True, True]
     assert [embeds.shares for embeds in text_encoder.encode(["a cat", "a dog"], preset, "float32")] == [False, False]

@@ -50,23 +50,19 @@ class Layers(Protocol):
 class PackedForward:
     """All rows one after the other, on several streams with one thread each. Takes the model's weights over."""
 
-    runs_on = False
-
     def __init__(self, model: Qwen3, pad_token_id: int, kind: type[Layers]) -> None:
         set_threads(1)
         self.packed = PackedQwen3(model, count_streams(model.config, available_cpus()), kind)
         self.pad_token_id = pad_token_id
 
-    def __call__(
-        self, jobs: Sequence[Job], taps: Sequence[Tap], meanwhile: Callable[[], None] = lambda: None
-    ) -> Mapping[Tap, Rows]:
+    def __call__(self, jobs: Sequence[Job], taps: Sequence[Tap]) -> Mapping[Tap, Rows]:
         return self.packed.hidden_states_at(taps, jobs, self.pad_token_id)
 
-    def tokens(self, lengths: Sequence[int]) -> int:
+    def count_rows(self, lengths: Sequence[int]) -> int:
         multiple = self.packed.compute.row_multiple
         return -(-sum(lengths) // multiple) * multiple
 
-    def first_sizes(self, most_rows: int) -> Sequence[int]:
+    def warmup_sizes(self, max_rows: int) -> Sequence[int]:
         return (1,)  # as a proof: a CPU is as fast at the first pass of a size as at others
 
 

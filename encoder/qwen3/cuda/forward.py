@@ -1,15 +1,15 @@
 """Qwen3's forward pass on a CUDA GPU: rows packed without padding, seven operations for each layer.
 
-Gives what encoder/qwen3/model.py gives, which stays the reference. What is different, and why, was measured in
+Gives what encoder/qwen3/model.py gives, which stays the reference. The differences, with their measurements in
 docs/decisions/0005-fused-forward-on-cuda.md:
 
-- The rows of all prompts stand one after the other, so no padding is computed and there are no masks. Live padding rows
-  see the real tokens of their own prompt and are seen by nobody.
-- q, k and v are one matrix product, gate and up another; what is added to the rows is added inside a product. The
-  norms' weights are multiplied into the matrices, so that a product takes the rows as they are.
-- All between two products is one kernel (encoder/qwen3/cuda/kernels/__init__.py).
-- The host describes a layer once for each shape, and hands over a few layers at a time: one prompt takes it nearly as
-  long as the GPU.
+- The rows of all prompts are concatenated, so no padding is computed and there are no masks. Live padding rows see the
+  real tokens of their own prompt, and no row sees them.
+- q, k and v are one matrix product, gate and up another; each residual is added inside a product. The norms' weights
+  are multiplied into the matrices, so a product takes the rows before their norm.
+- Everything between two products is one kernel (encoder/qwen3/cuda/kernels/__init__.py).
+- MLX traces a layer once for each shape, and the host hands over a few layers at a time: for one prompt, describing
+  the pass takes the host nearly as long as computing it takes the GPU.
 
 Shape letters: T packed rows, D hidden size, H attention heads, K key-value heads, d head_dim, F intermediate size.
 """
@@ -17,110 +17,31 @@ Shape letters: T packed rows, D hidden size, H attention heads, K key-value head
 import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
 from encoder.qwen3.config import Qwen3Config
-from encoder.qwen3.cuda.kernels import TILE_ROWS, Kernels
+from encoder.qwen3.cuda.kernels import Kernels
+from encoder.qwen3.cuda.pack import Packed, pack, round_rows
 from encoder.qwen3.model import DecoderLayer, Qwen3, rope_periods
 from encoder.types import COMMON_WINDOW, Job, Rows, Tap
 
-# Without CUDA graphs a short prompt takes the host a fifth less; MLX looks at this when it first uses the GPU.
+# Without CUDA graphs the host needs a fifth less time for a short prompt. MLX reads this when it first uses the GPU.
 os.environ.setdefault("MLX_USE_CUDA_GRAPHS", "0")
 
-FEWEST_ROWS = 16  # keeps matrix products on their fast kernels
-STEPS = 16  # sizes of a pass between one power of two and the next
-TILES_STEP = 8  # passes of more tiles have a multiple of so many: each shape is described by itself
-LAYERS_AT_ONCE = 4  # the GPU starts on these while the host goes on to the next
-LAYERS_MEANWHILE = 8  # that the GPU has when the host turns to something else
-# Rows times layers that the host may be ahead, in this pass and the one before: each holds 100 KB with Qwen3-4B's dims.
-ROWS_AHEAD = 16384
-LARGEST_FIRST = 4096  # rows of a pass before the first request; larger ones take longer than what they would spare
-HANDED_OVER = 16  # times that are looked at for this: so many of fewer than 256 rows each are never too far ahead
-
-
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """All rows of a batch, job after job, then filling.
-
-    Attributes:
-        input_ids, position_ids: (T,) int32.
-        tiles: (n, 5) int32, as `Kernels.attend` takes them; the last ones may have no rows.
-        spans: the rows of each job.
-    """
-
-    input_ids: mx.array
-    position_ids: mx.array
-    tiles: mx.array
-    spans: list[slice]
-
-
-def round_rows(rows: int) -> int:
-    """How many rows run for so many: one of few sizes.
-
-    The first product of a size takes the GPU's library 3 to 30 ms longer, so all sizes run before the first request.
-    Multiples of 16 up to 512, then sixteen sizes to each doubling: 544, 576, ..., 1024, 1088, ...
-    """
-    step = max(FEWEST_ROWS, (1 << max(rows - 1, 0).bit_length()) // (2 * STEPS))
-    return max(FEWEST_ROWS, -(-rows // step) * step)
-
-
-def pack(jobs: Sequence[Job], pad_token_id: int) -> Packed:
-    """Put the rows of all jobs in one line."""
-    input_ids: list[int] = []
-    position_ids: list[int] = []
-    tiles: list[tuple[int, int, int, int, int]] = []
-    spans = []
-    for job in jobs:
-        start, tokens, rows = len(input_ids), len(job.input_ids), job.computed_rows
-        live = range(tokens, rows)
-        spans.append(slice(start, start + rows))
-        input_ids += [*job.input_ids, *[pad_token_id] * len(live)]
-        position_ids += [*range(tokens), *(live if job.pad_position is None else [job.pad_position] * len(live))]
-        tiles += _tiles(start, rows, tokens)
-    filling = round_rows(len(input_ids)) - len(input_ids)
-    tiles += _tiles(len(input_ids), filling, 0)
-    if len(tiles) > TILES_STEP:
-        tiles += [(0, 0, 0, 0, 0)] * (-len(tiles) % TILES_STEP)
-    return Packed(
-        mx.array(np.array(input_ids + [pad_token_id] * filling, dtype=np.int32)),
-        mx.array(np.array(position_ids + [0] * filling, dtype=np.int32)),
-        mx.array(np.array(tiles, dtype=np.int32)),
-        spans,
-    )
-
-
-def _tiles(start: int, rows: int, keys: int) -> list[tuple[int, int, int, int, int]]:
-    return [(start + place, min(TILE_ROWS, rows - place), start, keys, place) for place in range(0, rows, TILE_ROWS)]
-
-
-class FusedForward:
-    """All rows one after the other, in few operations. Takes the model's weights over."""
-
-    runs_on = True
-
-    def __init__(self, model: Qwen3, pad_token_id: int, kernels: Kernels) -> None:
-        self.fused = FusedQwen3(model, kernels)
-        self.pad_token_id = pad_token_id
-
-    def __call__(
-        self, jobs: Sequence[Job], taps: Sequence[Tap], meanwhile: Callable[[], None] = lambda: None
-    ) -> Mapping[Tap, Rows]:
-        return self.fused.hidden_states_at(taps, jobs, self.pad_token_id, meanwhile)
-
-    def tokens(self, lengths: Sequence[int]) -> int:
-        return round_rows(sum(lengths))
-
-    def first_sizes(self, most_rows: int) -> Sequence[int]:
-        return sorted({round_rows(rows) for rows in range(1, min(max(most_rows, COMMON_WINDOW), LARGEST_FIRST) + 1)})
+LAYERS_AT_ONCE = 4  # handed over together: the GPU computes them while the host describes the next ones
+LAYERS_BEGUN = 8  # handed over by `begin`: the GPU computes them while the host takes the results of another batch
+# Rows times layers that the host may be ahead of the GPU, in this pass and those before: each holds 100 KB of memory
+# with Qwen3-4B's dims.
+MAX_ROWS_AHEAD = 16384
+MAX_HANDED_OVER = 16  # handed-over states to look at: that many, of fewer than 256 rows each, are never too far ahead
+MAX_WARMUP_ROWS = 4096  # a first pass of more rows takes the time of the pass itself, so warming it up saves little
 
 
 class FusedLayer(NamedTuple):
-    """One layer's weights; the matrices are [in, out] views of what lies [out, in]."""
+    """One layer's weights; the matrices are [in, out] views of memory that is laid out [out, in]."""
 
     qkv: mx.array
     q_norm: mx.array
@@ -130,73 +51,112 @@ class FusedLayer(NamedTuple):
     down: mx.array
 
 
-class FusedQwen3:
-    """The weights of a loaded Qwen3, joined. The model's layers are empty afterwards.
+class FusedForward:
+    """The forward pass with joined weights. Takes the model's layers over: they are gone from it afterwards.
+
+    Create and run on one thread.
 
     Args:
-        model: loaded; no biases, no attention sinks, nothing quantized. Create and run on one thread.
-        kernels: for its config and dtype.
+        model: loaded; no biases, no attention sinks, nothing quantized.
+        pad_token_id: the token of live padding rows.
+        kernels: for the model's config and dtype.
     """
 
-    def __init__(self, model: Qwen3, kernels: Kernels) -> None:
+    def __init__(self, model: Qwen3, pad_token_id: int, kernels: Kernels) -> None:
         self.config = model.config
         self.model = model
+        self.pad_token_id = pad_token_id
         self.kernels = kernels
         self.layers: list[FusedLayer] = []
-        self._layers_by_shape: dict[tuple[int, int], Callable[..., mx.array]] = {}  # rows and tiles
-        # The rows as they were handed over, after LAYERS_AT_ONCE more layers each time, of this pass and those before.
-        self.running: deque[mx.array] = deque(maxlen=HANDED_OVER)
+        self._layers_by_shape: dict[tuple[int, int], Callable[..., mx.array]] = {}  # by rows and query blocks
+        # The rows after each hand-over, oldest first, of this pass and those before.
+        self.handed_over: deque[mx.array] = deque(maxlen=MAX_HANDED_OVER)
         while model.layers:  # one at a time, so that no more than one layer is in memory twice
             self.layers.append(_join(model.layers.pop(0)))
-            mx.clear_cache()  # else MLX keeps what the layer was read into
+            mx.clear_cache()  # else MLX keeps the memory that the layer was read into
 
-    def hidden_states_at(
-        self, taps: Sequence[Tap], jobs: Sequence[Job], pad_token_id: int, meanwhile: Callable[[], None] = lambda: None
-    ) -> dict[Tap, list[mx.array]]:
-        """For each tap, the computed rows of each job, (computed_rows, D). No layer after the deepest tap runs.
+    def __call__(self, jobs: Sequence[Job], taps: Sequence[Tap]) -> Mapping[Tap, Rows]:
+        return self.begin(jobs, taps).finish()
 
-        Args:
-            meanwhile: called once the GPU has the first layers, if there are so many.
+    def begin(self, jobs: Sequence[Job], taps: Sequence[Tap]) -> "FusedPass":
+        """Hand the first LAYERS_BEGUN layers over to the GPU."""
+        begun = FusedPass(self, pack(jobs, self.pad_token_id), taps)
+        begun.run_to(LAYERS_BEGUN)
+        return begun
+
+    def count_rows(self, lengths: Sequence[int]) -> int:
+        return round_rows(sum(lengths))
+
+    def warmup_sizes(self, max_rows: int) -> Sequence[int]:
+        largest = min(max(max_rows, COMMON_WINDOW), MAX_WARMUP_ROWS)
+        return sorted({round_rows(rows) for rows in range(1, largest + 1)})
+
+    def layer_for(self, rows: int, query_blocks: int) -> Callable[..., mx.array]:
+        """One decoder layer as a function of rows, cosines and sines, query blocks and weights, traced for this shape.
+
+        One traced function for each shape: MLX searches all shapes of one function linearly.
         """
-        packed = pack(jobs, pad_token_id)
-        turns = _turns(packed.position_ids, self.config)
-        run_layer = self._layer_for(len(packed.input_ids), len(packed.tiles))
-        x = self.model.embed_tokens(packed.input_ids)  # (T, D)
-        wanted = {tap.depth for tap in taps}
-        outputs = {0: x}
-        for depth, layer in enumerate(self.layers[: max(wanted)], start=1):
-            x = run_layer(x, turns, packed.tiles, *layer)
-            self.model.layers_run += 1
-            if depth in wanted:
-                outputs[depth] = x
-            hands_over = depth % LAYERS_AT_ONCE == 0
-            if hands_over:
-                mx.async_eval(x)
-                self.running.append(x)
-            if depth == LAYERS_MEANWHILE:
-                meanwhile()
-            while hands_over and sum(map(len, self.running)) * LAYERS_AT_ONCE > ROWS_AHEAD:
-                mx.eval(self.running.popleft())
-        normed = {tap: self.model.norm(outputs[tap.depth]) if tap.normed else outputs[tap.depth] for tap in taps}
-        return {tap: [rows[span] for span in packed.spans] for tap, rows in normed.items()}
-
-    def _layer_for(self, rows: int, tiles: int) -> Callable[..., mx.array]:
-        """`_layer` as MLX keeps it for this shape; by shape, as it would look through all that one function has had."""
         if not self.kernels.traceable:
             return self._layer
-        if (rows, tiles) not in self._layers_by_shape:
-            self._layers_by_shape[rows, tiles] = mx.compile(self._layer)
-        return self._layers_by_shape[rows, tiles]
+        if (rows, query_blocks) not in self._layers_by_shape:
+            self._layers_by_shape[rows, query_blocks] = mx.compile(self._layer)
+        return self._layers_by_shape[rows, query_blocks]
 
-    def _layer(self, x: mx.array, turns: mx.array, tiles: mx.array, *weights: mx.array) -> mx.array:
+    def hand_over(self, x: mx.array) -> None:
+        """Let the GPU compute the rows x, (T, D), and everything that they depend on."""
+        mx.async_eval(x)
+        self.handed_over.append(x)
+
+    def wait_for_gpu(self) -> None:
+        """Return when the host is no more than MAX_ROWS_AHEAD ahead: what is handed over holds memory."""
+        while sum(map(len, self.handed_over)) * LAYERS_AT_ONCE > MAX_ROWS_AHEAD:
+            mx.eval(self.handed_over.popleft())
+
+    def _layer(self, x: mx.array, cos_sin: mx.array, query_blocks: mx.array, *weights: mx.array) -> mx.array:
         kernels, layer = self.kernels, FusedLayer(*weights)
-        qkv = kernels.finish_heads(x, x @ layer.qkv, layer.q_norm, layer.k_norm, turns)  # (T, (H+2K)*d)
-        x = mx.addmm(x, kernels.attend(qkv, tiles), layer.o)  # (T, D)
+        qkv = kernels.finish_heads(x, x @ layer.qkv, layer.q_norm, layer.k_norm, cos_sin)  # (T, (H+2K)*d)
+        x = mx.addmm(x, kernels.attend(qkv, query_blocks), layer.o)  # (T, D)
         return mx.addmm(x, kernels.swiglu(x, x @ layer.gate_up), layer.down)
 
 
-def _turns(position_ids: mx.array, config: Qwen3Config) -> mx.array:
-    """(T, d) float32: the cosine of the angle of each pair of a head, then the sine."""
+class FusedPass:
+    """One pass: the layers handed over so far, and the hidden states taken on the way."""
+
+    def __init__(self, forward: FusedForward, packed: Packed, taps: Sequence[Tap]) -> None:
+        self._forward = forward
+        self._packed = packed
+        self._taps = taps
+        self._wanted = {tap.depth for tap in taps}
+        self._cos_sin = _cos_sin(packed.position_ids, forward.config)
+        self._run_layer = forward.layer_for(len(packed.input_ids), len(packed.query_blocks))
+        self._x = forward.model.embed_tokens(packed.input_ids)  # (T, D)
+        self._outputs = {0: self._x}
+        self._depth = 0  # layers described so far
+
+    def run_to(self, depth: int) -> None:
+        """Describe the layers up to `depth`, or up to the deepest tap, and hand them over in groups."""
+        for layer in self._forward.layers[self._depth : min(depth, max(self._wanted))]:
+            if self._depth % LAYERS_AT_ONCE == 0:
+                self._forward.wait_for_gpu()
+            self._x = self._run_layer(self._x, self._cos_sin, self._packed.query_blocks, *layer)  # (T, D)
+            self._depth += 1
+            self._forward.model.layers_run += 1
+            if self._depth in self._wanted:
+                self._outputs[self._depth] = self._x
+            if self._depth % LAYERS_AT_ONCE == 0:
+                self._forward.hand_over(self._x)
+
+    def finish(self) -> dict[Tap, list[mx.array]]:
+        """For each tap, the computed rows of each job, (computed_rows, D). No layer after the deepest tap runs."""
+        self.run_to(len(self._forward.layers))
+        self._forward.wait_for_gpu()
+        norm, outputs = self._forward.model.norm, self._outputs
+        states = {tap: norm(outputs[tap.depth]) if tap.normed else outputs[tap.depth] for tap in self._taps}
+        return {tap: [rows[span] for span in self._packed.spans] for tap, rows in states.items()}
+
+
+def _cos_sin(position_ids: mx.array, config: Qwen3Config) -> mx.array:
+    """(T, d) float32: the cosine of RoPE's angle for each pair of a head, then the sine."""
     angles = position_ids[:, None].astype(mx.float32) * (1 / rope_periods(config.rope_theta, config.head_dim))
     return mx.concatenate([mx.cos(angles), mx.sin(angles)], axis=-1)
 
@@ -205,18 +165,18 @@ def _join(layer: DecoderLayer) -> FusedLayer:
     """One layer's weights, evaluated."""
     attention, mlp = layer.self_attn, layer.mlp
     joined = FusedLayer(
-        qkv=_stack(layer.input_layernorm, attention.q_proj, attention.k_proj, attention.v_proj),
+        qkv=_join_projections(layer.input_layernorm, attention.q_proj, attention.k_proj, attention.v_proj),
         q_norm=attention.q_norm.weight,
         k_norm=attention.k_norm.weight,
         o=attention.o_proj.weight.T,
-        gate_up=_stack(layer.post_attention_layernorm, mlp.gate_proj, mlp.up_proj),
+        gate_up=_join_projections(layer.post_attention_layernorm, mlp.gate_proj, mlp.up_proj),
         down=mlp.down_proj.weight.T,
     )
     mx.eval(joined)
     return joined
 
 
-def _stack(norm: nn.RMSNorm, *projections: nn.Linear) -> mx.array:
-    """One matrix, (D, all outputs), the norm's weight multiplied into it in float32."""
+def _join_projections(norm: nn.RMSNorm, *projections: nn.Linear) -> mx.array:
+    """One matrix, (D, all outputs), with the norm's weight multiplied into it in float32."""
     scale = norm.weight.astype(mx.float32)
     return mx.concatenate([(p.weight * scale).astype(p.weight.dtype) for p in projections]).T

@@ -106,7 +106,7 @@ def test_results_leave_mlx_unchanged_and_can_be_had_in_memory_of_their_own(at_on
 
     for embeds, rows, job in zip(selected(states, jobs, at_once), states[FIRST], jobs, strict=True):
         assert isinstance(embeds, PromptEmbeds)
-        own = embeds.own()
+        own = embeds.detach()
         expected = np.array(rows.astype(getattr(mx, job.dtype)))
         for result in (embeds, own):
             np.testing.assert_array_equal(result.hidden_states, expected)
@@ -132,7 +132,7 @@ def test_small_results_of_a_batch_leave_mlx_together_and_large_ones_alone() -> N
 
     assert isinstance(small, PromptEmbeds) and isinstance(other, PromptEmbeds) and isinstance(large, PromptEmbeds)
     assert (small.shares, other.shares, large.shares) == (True, True, False)
-    assert np.shares_memory(small.own().hidden_states, small.hidden_states) is False
+    assert np.shares_memory(small.detach().hidden_states, small.hidden_states) is False
     assert memory_of(large) == large.hidden_states.nbytes
 
 
@@ -161,7 +161,7 @@ def test_a_result_that_shares_memory_with_no_other_is_not_copied_again(at_once: 
     [alone] = selected(numbers(make_job(2)), [make_job(2)], at_once)
 
     assert isinstance(alone, PromptEmbeds)
-    assert alone.own() is alone
+    assert alone.detach() is alone
 
 
 def test_rows_may_come_without_a_rectangle() -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -29,12 +29,12 @@ from encoder.presets.built_in import LAST_HIDDEN_STATE, get_preset
 from encoder.presets.preset import Preset
 from encoder.qwen3.cpu.forward import PackedForward
 from encoder.qwen3.cuda.to_host import Leaving
+from encoder.qwen3.forward import Forward
 from encoder.serving.engine import Engine
-from encoder.text_encoder import Begun, TextEncoder
-from encoder.types import CachePolicy, EncodeResult, Job, PromptEmbeds, TokenizedPrompt
+from encoder.text_encoder import BegunBatch, CollectedBatch, DispatchedBatch, TextEncoder
+from encoder.types import CachePolicy, EncodeResult, Job, PromptEmbeds, Rows, Tap, TokenizedPrompt
 
 pytestmark = pytest.mark.anyio
-Meanwhile = Callable[[], None]
 
 KLEIN = replace(get_preset("flux2-klein"), max_sequence_length=64)  # a short window, to be quick
 Z_IMAGE = replace(get_preset("ollama/z-image"), max_sequence_length=64)
@@ -76,9 +76,9 @@ class Gate:
         encoder = self._engine._loaded()
         begin = encoder.begin
 
-        def begin_when_open(jobs: Sequence[Job], meanwhile: Meanwhile = lambda: None) -> Begun:
+        def begin_when_open(jobs: Sequence[Job]) -> BegunBatch:
             self._open.wait(30)
-            return begin(jobs, meanwhile)
+            return begin(jobs)
 
         encoder.begin = begin_when_open  # type: ignore[method-assign]
         self.first = asyncio.create_task(self._engine.encode(["x"], SHORT))
@@ -143,13 +143,13 @@ async def test_a_large_result_that_is_kept_is_copied_by_the_models_thread(
     """
     monkeypatch.setattr("encoder.pipeline.selection.leave", lambda x: Leaving(x, np.array(x)))
     monkeypatch.setattr("encoder.types.LARGE_BYTES", large_bytes)
-    own, copied_on = PromptEmbeds.own, []
+    detach, copied_on = PromptEmbeds.detach, []
 
     def noted(embeds: PromptEmbeds) -> PromptEmbeds:
         copied_on.extend([threading.current_thread().name] if embeds.shares else [])
-        return own(embeds)
+        return detach(embeds)
 
-    monkeypatch.setattr(PromptEmbeds, "own", noted)
+    monkeypatch.setattr(PromptEmbeds, "detach", noted)
     passing = await engine.encode(["a"], SHORT, cache_policy="bypass")
     assert (passing.embeds[0].shares, copied_on) == (True, [])
 
@@ -204,39 +204,53 @@ async def test_what_waits_together_runs_together(engine: Engine) -> None:
     assert engine.stats().batches == 2
 
 
+class WholePass:
+    """A forward pass that has only been promised."""
+
+    def __init__(self, forward: Forward, jobs: Sequence[Job], taps: Sequence[Tap]) -> None:
+        self._forward, self._jobs, self._taps = forward, jobs, taps
+
+    def finish(self) -> Mapping[Tap, Rows]:
+        return self._forward(self._jobs, self._taps)
+
+
 @dataclass
 class Traced:
-    """What the model's thread does, in order, and a gate behind each batch that has been begun.
+    """What the model thread does, in order, and a gate behind each batch that has been begun.
 
     Attributes:
-        runs_on: as a GPU does, whose forward pass also tells when there is time for something else.
-        steps: "begin" or "end", and the prompts of the batch.
+        overlaps: as on a GPU, which computes a pass after the call has returned.
+        steps: "begin", "dispatch" or "collect", and the prompts of the batch.
     """
 
     engine: Engine
-    runs_on: bool
-    tells: bool = True
+    overlaps: bool
     steps: list[tuple[str, int]] = field(default_factory=list)
     go_on: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
         encoder = self.engine._loaded()
-        begin, end = encoder.begin, encoder.end
-        encoder.forward.runs_on = self.runs_on
+        begin, dispatch, collect = encoder.begin, encoder.dispatch, encoder.collect
+        if self.overlaps:
+            encoder.forward.begin = partial(WholePass, encoder.forward)  # type: ignore[attr-defined]
 
-        def begin_traced(jobs: Sequence[Job], meanwhile: Meanwhile = lambda: None) -> Begun:
+        def begin_traced(jobs: Sequence[Job]) -> BegunBatch:
             self.steps.append(("begin", len(jobs)))
-            begun = begin(jobs, meanwhile)
+            begun = begin(jobs)
             self.go_on.wait(30)
-            if self.runs_on and self.tells:
-                meanwhile()
             return begun
 
-        def end_traced(begun: Begun) -> list[object]:
-            self.steps.append(("end", len(begun.selection.jobs)))
-            return end(begun)
+        def dispatch_traced(begun: BegunBatch) -> DispatchedBatch:
+            self.steps.append(("dispatch", len(begun.jobs)))
+            return dispatch(begun)
 
-        encoder.begin, encoder.end = begin_traced, end_traced  # type: ignore[method-assign,assignment]
+        def collect_traced(dispatched: DispatchedBatch) -> CollectedBatch:
+            self.steps.append(("collect", len(dispatched.selection.jobs)))
+            return collect(dispatched)
+
+        encoder.begin = begin_traced  # type: ignore[method-assign]
+        encoder.dispatch = dispatch_traced  # type: ignore[method-assign]
+        encoder.collect = collect_traced  # type: ignore[method-assign]
 
     async def encode_in_turn(self) -> list[EncodeResult]:
         """One prompt that runs alone, and three that come while it does."""
@@ -250,20 +264,26 @@ class Traced:
         return list(await asyncio.wait_for(asyncio.gather(first, others), 30))
 
 
-@pytest.mark.parametrize("tells", [True, False])
-async def test_a_batch_is_begun_before_the_results_of_the_one_before_are_taken(engine: Engine, tells: bool) -> None:
-    """Where the device works on by itself, it need not wait for them; the last batch waits for no other."""
-    traced = Traced(engine, runs_on=True, tells=tells)
+OVERLAPPING = [
+    *[("begin", 1), ("dispatch", 1)],
+    *[("begin", 3), ("collect", 1), ("dispatch", 3), ("collect", 3)],
+]
+IN_TURN = [(step, prompts) for prompts in (1, 3) for step in ("begin", "dispatch", "collect")]
+
+
+async def test_a_batch_is_begun_before_the_results_of_the_one_before_are_collected(engine: Engine) -> None:
+    """The device computes the first layers meanwhile and never waits. The last batch waits for no other."""
+    traced = Traced(engine, overlaps=True)
     alone, together = await traced.encode_in_turn()
 
-    assert traced.steps == [("begin", 1), ("begin", 3), ("end", 1), ("end", 3)]
+    assert traced.steps == OVERLAPPING
     assert [len(result.embeds) for result in (alone, together)] == [1, 3]
     assert engine.stats().running_prompts == 0
 
 
 async def test_no_batch_takes_more_than_half_of_what_waits_and_runs(engine: Engine) -> None:
     """What runs is about to be answered, and to come again: two of a request run, and two come by themselves."""
-    traced = Traced(engine, runs_on=True)
+    traced = Traced(engine, overlaps=True)
     running = asyncio.create_task(engine.encode(["a" * 20, "b" * 20], SHORT))
     async with asyncio.timeout(30):
         while not traced.steps:
@@ -273,7 +293,7 @@ async def test_no_batch_takes_more_than_half_of_what_waits_and_runs(engine: Engi
     traced.go_on.set()
     await asyncio.gather(running, *waiting)
 
-    assert traced.steps == [("begin", 2), ("begin", 2), ("end", 2), ("end", 2)]
+    assert [prompts for step, prompts in traced.steps if step == "begin"] == [2, 2]
 
 
 async def test_what_comes_as_the_thread_comes_to_rest_is_run(engine: Engine) -> None:
@@ -288,34 +308,34 @@ async def test_what_comes_as_the_thread_comes_to_rest_is_run(engine: Engine) -> 
 
 async def test_where_the_device_does_not_work_on_batches_run_one_after_the_other(engine: Engine) -> None:
     """The later a batch is formed, the more has come that it can take."""
-    traced = Traced(engine, runs_on=False)
+    traced = Traced(engine, overlaps=False)
     await traced.encode_in_turn()
 
-    assert traced.steps == [("begin", 1), ("end", 1), ("begin", 3), ("end", 3)]
+    assert traced.steps == IN_TURN
 
 
 async def test_while_passes_are_measured_none_is_begun_within_another(engine: Engine) -> None:
     """Each would be taken for a part of the other."""
     engine._loaded().measures_passes = True
-    traced = Traced(engine, runs_on=True)
+    traced = Traced(engine, overlaps=True)
     await traced.encode_in_turn()
 
-    assert traced.steps == [("begin", 1), ("end", 1), ("begin", 3), ("end", 3)]
+    assert traced.steps == IN_TURN
 
 
 @pytest.mark.parametrize("ill", [1, 3], ids=["the-first", "the-second"])
 async def test_a_batch_that_fails_does_not_fail_the_one_beside_it(engine: Engine, ill: int) -> None:
     """One has been begun, and the other has not been ended."""
-    traced = Traced(engine, runs_on=True)
-    end = engine._loaded().end
+    traced = Traced(engine, overlaps=True)
+    collect = engine._loaded().collect
 
-    def end_unless_ill(begun: Begun) -> object:
-        outcomes = end(begun)
-        if len(begun.selection.jobs) == ill:
+    def collect_unless_ill(dispatched: DispatchedBatch) -> CollectedBatch:
+        collected = collect(dispatched)
+        if len(dispatched.selection.jobs) == ill:
             raise RuntimeError("device lost")
-        return outcomes
+        return collected
 
-    engine._loaded().end = end_unless_ill  # type: ignore[method-assign,assignment]
+    engine._loaded().collect = collect_unless_ill  # type: ignore[method-assign]
     if ill == 1:
         with pytest.raises(ModelFailure, match="device lost"):
             await traced.encode_in_turn()
@@ -327,7 +347,7 @@ async def test_a_batch_that_fails_does_not_fail_the_one_beside_it(engine: Engine
 
 async def test_what_runs_within_another_batch_is_not_counted_twice(engine: Engine) -> None:
     """Batches follow one another in the times that requests are told, and in the rate that a full queue promises."""
-    traced = Traced(engine, runs_on=True)
+    traced = Traced(engine, overlaps=True)
     started = time.perf_counter()
     alone, together = await traced.encode_in_turn()
 
@@ -341,7 +361,7 @@ async def test_a_batch_that_has_been_begun_is_ended_before_the_thread_is(
     """Else MLX's streams would go while the device works on."""
     engine = Engine(ModelOptions("demo", cache_dir=tmp_path))
     await engine.start()
-    traced = Traced(engine, runs_on=True)
+    traced = Traced(engine, overlaps=True)
     clear_streams = mx.clear_streams
 
     def clear_traced() -> None:
@@ -358,7 +378,7 @@ async def test_a_batch_that_has_been_begun_is_ended_before_the_thread_is(
     traced.go_on.set()
     await closing
 
-    assert traced.steps == [("begin", 1), ("end", 1), ("clear streams", 0)]
+    assert traced.steps == [("begin", 1), ("dispatch", 1), ("collect", 1), ("clear streams", 0)]
     with pytest.raises(NotReady, match="closed"):
         await request
 
@@ -381,10 +401,10 @@ async def test_a_prompt_is_settled_once_and_for_all_who_still_wait(engine: Engin
     async with Gate(engine):
         cancelled, waiting = (asyncio.create_task(engine.encode(["a cat"], KLEIN)) for _ in range(2))
         await queued(engine, 1)
-        [entry] = [entry for entry in engine._unsettled if entry.waiters and entry.job.depth == 27]
+        [entry] = [entry for entry in engine._in_flight._unsettled if entry.waiters and entry.job.depth == 27]
         cancelled.cancel()
-        engine._settle(entry, NotReady("The first answer.", 1))
-        engine._settle(entry, NotReady("The second answer.", 1))
+        engine._in_flight.settle(entry, NotReady("The first answer.", 1))
+        engine._in_flight.settle(entry, NotReady("The second answer.", 1))
 
         with pytest.raises(NotReady, match="first"):
             await waiting
@@ -509,7 +529,7 @@ async def test_a_refused_request_leaves_nothing_behind(small_engine: Engine) -> 
         await waiting
     await gate.first
 
-    assert not small_engine._unsettled and not small_engine._in_flight
+    assert not small_engine._in_flight._unsettled and not small_engine._in_flight._joinable
 
 
 async def test_a_batch_that_raises_runs_its_prompts_one_by_one(engine: Engine) -> None:
@@ -517,10 +537,10 @@ async def test_a_batch_that_raises_runs_its_prompts_one_by_one(engine: Engine) -
     encoder = engine._loaded()
     begin = encoder.begin
 
-    def begin_if_alone(jobs: Sequence[Job], meanwhile: Meanwhile = lambda: None) -> Begun:
+    def begin_if_alone(jobs: Sequence[Job]) -> BegunBatch:
         if len(jobs) > 1:
             raise RuntimeError("out of memory")
-        return begin(jobs, meanwhile)
+        return begin(jobs)
 
     encoder.begin = begin_if_alone  # type: ignore[method-assign]
 
@@ -534,10 +554,10 @@ async def test_after_a_failure_readiness_is_proved_by_running_the_model(engine: 
     begin = encoder.begin
     broken = True
 
-    def begin_unless_broken(jobs: Sequence[Job], meanwhile: Meanwhile = lambda: None) -> Begun:
+    def begin_unless_broken(jobs: Sequence[Job]) -> BegunBatch:
         if broken:
             raise RuntimeError("device lost")
-        return begin(jobs, meanwhile)
+        return begin(jobs)
 
     encoder.begin = begin_unless_broken  # type: ignore[method-assign]
     with pytest.raises(ModelFailure, match="device lost"):
@@ -559,10 +579,10 @@ async def test_a_stalled_forward_pass_makes_the_engine_unready(tmp_path: Path) -
     reached, release = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
 
-    def begin_slowly(jobs: Sequence[Job], meanwhile: Meanwhile = lambda: None) -> Begun:
+    def begin_slowly(jobs: Sequence[Job]) -> BegunBatch:
         loop.call_soon_threadsafe(reached.set)
         release.wait()
-        return begin(jobs, meanwhile)
+        return begin(jobs)
 
     encoder.begin = begin_slowly  # type: ignore[method-assign]
     request = asyncio.create_task(engine.encode(["a cat"], KLEIN))
@@ -619,13 +639,13 @@ async def test_only_what_a_prompt_needs_must_run_at_the_start(
         return run(encoder, jobs)
 
     monkeypatch.setattr(TextEncoder, "run", run_what_fits)
-    monkeypatch.setattr(PackedForward, "first_sizes", lambda self, most_rows: (512, 544, most_rows - 1, most_rows))
+    monkeypatch.setattr(PackedForward, "warmup_sizes", lambda self, max_rows: (512, 544, max_rows - 1, max_rows))
     engine = Engine(ModelOptions("demo", cache_dir=tmp_path), limits=Limits(max_batch_tokens=1000))
     try:
         if starts:
             await engine.start()
             assert sizes == [512, 512, 544, 999]
-            assert "a batch of 999 tokens does not run: out of memory" in caplog.text
+            assert "A batch of 999 tokens does not run: out of memory" in caplog.text
         else:
             with pytest.raises(RuntimeError, match="out of memory"):
                 await engine.start()

@@ -202,7 +202,7 @@ async def test_what_nobody_wants_after_the_look_up_does_not_run(
         await engine.encode(["a dog"], KLEIN)
 
         assert engine.stats().prompts == 1
-        assert engine._in_flight == {}
+        assert len(engine._in_flight) == 0
 
 
 async def test_a_full_queue_refuses_after_the_look_up(
@@ -223,7 +223,7 @@ async def test_a_full_queue_refuses_after_the_look_up(
         outcomes = await asyncio.gather(*requests, third, return_exceptions=True)
 
         assert any(isinstance(outcome, QueueFull) for outcome in outcomes)
-        assert engine._in_flight == {}
+        assert len(engine._in_flight) == 0
 
 
 async def test_a_disk_that_hangs_is_not_waited_for(
@@ -246,7 +246,7 @@ async def test_closing_fails_what_is_looked_up(folder: Path, tmp_path: Path, mon
         reads = HeldReads(monkeypatch)
         request = asyncio.create_task(engine.encode(["a cat"], KLEIN))
         await reads.are_reached()
-        [lookup] = engine._lookups
+        [lookup] = engine._results._lookups
         closing = asyncio.create_task(engine.close())
         await asyncio.sleep(0.05)
         reads.opened.set()
@@ -394,7 +394,7 @@ def replace_by_a_file(folder: Path) -> None:
 async def test_a_folder_that_vanishes_leaves_memory_and_one_warning(
     folder: Path, tmp_path: Path, trouble: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.WARNING, "encoder.cache")
+    caplog.set_level(logging.WARNING, "encoder.serving.cache")
     async with opened(folder, tmp_path) as engine:
         await engine.encode(["a cat"], KLEIN)
         await asyncio.to_thread(engine._cache._disk._writer.submit(bool).result)  # type: ignore[union-attr]

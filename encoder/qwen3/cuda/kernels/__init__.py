@@ -1,7 +1,7 @@
 """The operations of a Qwen3 layer that MLX has no single kernel for: as CUDA kernels, and in MLX's own operations.
 
-`CudaKernels` and `MlxKernels` give the same; the second is what the first is tested against, and runs everywhere.
-The sources of the first are in encoder/cuda. Knows nothing of weights and jobs.
+`MlxKernels` runs everywhere and is the reference that `CudaKernels` is tested against. The CUDA sources lie beside this
+file. Knows nothing of weights and jobs.
 
 Shape letters: T rows, D hidden size, H attention heads, K key-value heads, d head_dim, F intermediate size.
 """
@@ -19,51 +19,56 @@ from encoder.qwen3.config import Qwen3Config
 logger = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent
-DTYPE = mx.bfloat16  # float16 has no room for rows before their norm
+DTYPE = mx.bfloat16  # rows before their norm overflow float16
 HEAD_DIMS = (64, 128)
-SIZE_MULTIPLE = 8  # of hidden_size and intermediate_size: numbers that a thread reads at once
-TILE_ROWS = 64  # queries that one thread block attends for
+SIZE_MULTIPLE = 8  # of hidden_size and intermediate_size: a thread reads so many numbers at once
+QUERY_BLOCK_ROWS = 64  # queries of one thread block
 
 
 class Kernels(Protocol):
-    """What a layer does beside matrix products.
+    """The part of a layer between its matrix products.
 
-    The products are with rows x (T, D) before their RMSNorm, whose weight is in the matrices; these divide by x's RMS.
-    `traceable` says whether mx.compile can trace them: they look at no number while they are described.
+    The products take rows x (T, D) before their RMSNorm, whose weight is in the matrices; these operations divide by
+    the RMS of x. `traceable` says whether mx.compile can trace them: they read no number while they are described.
     """
 
     traceable: bool
 
-    def finish_heads(self, x: mx.array, qkv: mx.array, q_norm: mx.array, k_norm: mx.array, turns: mx.array) -> mx.array:
-        """x's norm on all heads, then RMSNorm and RoPE of queries and keys: (T, (H+2K)*d) to the same.
+    def finish_heads(
+        self, x: mx.array, qkv: mx.array, q_norm: mx.array, k_norm: mx.array, cos_sin: mx.array
+    ) -> mx.array:
+        """Apply the norm of x to all heads, then RMSNorm and RoPE to queries and keys: (T, (H+2K)*d) to the same.
 
         Args:
             q_norm, k_norm: (d,) weights.
-            turns: (T, d) float32, the cosine of the angle of each pair of a head, then the sine.
+            cos_sin: (T, d) float32, the cosine of RoPE's angle for each pair of a head, then the sine.
         """
 
-    def attend(self, qkv: mx.array, tiles: mx.array) -> mx.array:
+    def attend(self, qkv: mx.array, query_blocks: mx.array) -> mx.array:
         """Attention: (T, (H+2K)*d) to (T, H*d).
 
         Args:
-            tiles: (n, 5) int32, up to TILE_ROWS queries each: first row, rows, first key, keys, and the place of the
-                first row in its sequence. A row at place i sees the keys up to i; one that sees none gets zeros.
+            query_blocks: (n, 5) int32, up to QUERY_BLOCK_ROWS queries each: first row, rows, first key, keys, and the
+                position of the first row in its sequence. A row at position i attends to the keys up to i; a row
+                without keys gets zeros.
         """
 
     def swiglu(self, x: mx.array, gate_up: mx.array) -> mx.array:
-        """x's norm on both, then silu(gate) * up: (T, 2F) to (T, F)."""
+        """Apply the norm of x to gate and up, then silu(gate) * up: (T, 2F) to (T, F)."""
 
 
 class MlxKernels:
     """In MLX's own operations, computed in float32."""
 
-    traceable = False  # `attend` reads its tiles
+    traceable = False  # `attend` reads its query blocks
 
     def __init__(self, config: Qwen3Config) -> None:
         self.config = config
 
-    def finish_heads(self, x: mx.array, qkv: mx.array, q_norm: mx.array, k_norm: mx.array, turns: mx.array) -> mx.array:
-        c, (cos, sin) = self.config, mx.split(turns[:, None], 2, axis=-1)  # (T, 1, d/2)
+    def finish_heads(
+        self, x: mx.array, qkv: mx.array, q_norm: mx.array, k_norm: mx.array, cos_sin: mx.array
+    ) -> mx.array:
+        c, (cos, sin) = self.config, mx.split(cos_sin[:, None], 2, axis=-1)  # (T, 1, d/2)
         heads = (qkv * self._inverse_rms(x)).reshape(len(qkv), -1, c.head_dim)  # (T, H+2K, d)
         q, k, v = mx.split(heads, [c.num_attention_heads, c.num_attention_heads + c.num_key_value_heads], axis=1)
         normed = [
@@ -74,14 +79,14 @@ class MlxKernels:
         rotated = mx.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
         return mx.concatenate([rotated, v], axis=1).reshape(qkv.shape).astype(qkv.dtype)
 
-    def attend(self, qkv: mx.array, tiles: mx.array) -> mx.array:
+    def attend(self, qkv: mx.array, query_blocks: mx.array) -> mx.array:
         c, heads = self.config, qkv.reshape(len(qkv), -1, self.config.head_dim).swapaxes(0, 1).astype(mx.float32)
         q, k, v = mx.split(heads, [c.num_attention_heads, c.num_attention_heads + c.num_key_value_heads])
         out = mx.zeros((len(qkv), c.num_attention_heads * c.head_dim), qkv.dtype)
-        for row, rows, key, keys, place in np.array(tiles).tolist():
+        for row, rows, key, keys, position in np.array(query_blocks).tolist():
             if keys == 0:
                 continue
-            hidden = mx.arange(keys) > place + mx.arange(rows)[:, None]
+            hidden = mx.arange(keys) > position + mx.arange(rows)[:, None]
             attended = mx.fast.scaled_dot_product_attention(
                 q[None, :, row : row + rows],
                 k[None, :, key : key + keys],
@@ -104,7 +109,7 @@ class MlxKernels:
 class CudaKernels:
     """As CUDA kernels in bfloat16, compiled when they first run.
 
-    Errors: what cannot be compiled raises RuntimeError when it is evaluated.
+    Errors: RuntimeError when the result of a kernel that cannot be compiled is evaluated.
     """
 
     traceable = True
@@ -119,25 +124,27 @@ class CudaKernels:
             f"constexpr int HIDDEN = {config.hidden_size}, F = {config.intermediate_size}, D = {config.head_dim},"
             f"H = {config.num_attention_heads}, K = {config.num_key_value_heads};\n"
         )
-        self._finish_heads = cuda_kernel("finish_heads", ["x", "qkv", "q_norm", "k_norm", "turns"], constants)
-        self._attend = cuda_kernel("attend", ["qkv", "tiles"], constants)
+        self._finish_heads = cuda_kernel("finish_heads", ["x", "qkv", "q_norm", "k_norm", "cos_sin"], constants)
+        self._attend = cuda_kernel("attend", ["qkv", "query_blocks"], constants)
         self._swiglu = cuda_kernel("swiglu", ["x", "gate_up"], constants)
 
-    def finish_heads(self, x: mx.array, qkv: mx.array, q_norm: mx.array, k_norm: mx.array, turns: mx.array) -> mx.array:
+    def finish_heads(
+        self, x: mx.array, qkv: mx.array, q_norm: mx.array, k_norm: mx.array, cos_sin: mx.array
+    ) -> mx.array:
         rows = x.shape[0]
         return self._finish_heads(  # type: ignore[no-any-return]
-            inputs=[x, qkv, q_norm, k_norm, turns],
+            inputs=[x, qkv, q_norm, k_norm, cos_sin],
             grid=(512 * rows, 1, 1),
             threadgroup=(512, 1, 1),
             output_shapes=[(rows, self.qkv_width)],
             output_dtypes=[DTYPE],
         )[0]
 
-    def attend(self, qkv: mx.array, tiles: mx.array) -> mx.array:
-        threads = 2 * TILE_ROWS
+    def attend(self, qkv: mx.array, query_blocks: mx.array) -> mx.array:
+        threads = 2 * QUERY_BLOCK_ROWS
         return self._attend(  # type: ignore[no-any-return]
-            inputs=[qkv, tiles],
-            grid=(threads * self.heads, tiles.shape[0], 1),
+            inputs=[qkv, query_blocks],
+            grid=(threads * self.heads, query_blocks.shape[0], 1),
             threadgroup=(threads, 1, 1),
             output_shapes=[(qkv.shape[0], self.width)],
             output_dtypes=[DTYPE],
@@ -145,7 +152,7 @@ class CudaKernels:
 
     def swiglu(self, x: mx.array, gate_up: mx.array) -> mx.array:
         rows = x.shape[0]
-        parts = max(1, min(4, 512 // rows))  # few rows would leave much of the GPU idle
+        parts = max(1, min(4, 512 // rows))  # with few rows, one block for each would leave most of the GPU idle
         return self._swiglu(  # type: ignore[no-any-return]
             inputs=[x, gate_up],
             grid=(256 * rows, parts, 1),
@@ -156,7 +163,7 @@ class CudaKernels:
 
 
 def build_kernels(config: Qwen3Config) -> CudaKernels | None:
-    """Compiled kernels, which takes some seconds; None where they do not know the dims or cannot be compiled."""
+    """Compile the kernels, which takes some seconds; None where they do not support the dims or cannot be compiled."""
     if (
         config.head_dim not in HEAD_DIMS
         or config.hidden_size % SIZE_MULTIPLE
@@ -177,20 +184,20 @@ def build_kernels(config: Qwen3Config) -> CudaKernels | None:
 
 
 def cuda_kernel(name: str, inputs: list[str], constants: str = "", call: str | None = None) -> Any:
-    """The kernel of a name in encoder/cuda, which gives `out`; compiled when it first runs.
+    """The kernel in the file of that name beside this one. It writes `out` and is compiled when it first runs.
 
-    Its source is included, not handed over: MLX copies and hashes what it is given in every call.
+    The source is included by path: MLX would copy and hash a source text in every call.
 
     Args:
-        constants: what the source expects to be defined.
-        call: what it is called with before `out`, if not with the inputs.
+        constants: definitions that the source needs.
+        call: the arguments before `out`, as an expression; None means the inputs.
     """
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(SOURCES.glob("*.cuh")))).hexdigest()
-    unlike = f"// {digest}: should MLX keep what it compiles, then not past a change of the sources\n"
+    version = f"// {digest}: so that a change of the sources is a new kernel to any cache of compiled ones\n"
     return mx.fast.cuda_kernel(
         name=f"qwen3_{name}",
         input_names=inputs,
         output_names=["out"],
-        header=f'{unlike}{constants}#include "{(SOURCES / name).as_posix()}.cuh"\n',
+        header=f'{version}{constants}#include "{(SOURCES / name).as_posix()}.cuh"\n',
         source=f"{name}({call or ', '.join(inputs)}, out);",
     )

@@ -71,14 +71,14 @@ __device__ float sum_of_four_lanes(float x) {
   return x + __shfl_xor_sync(~0u, x, 2);
 }
 
-// Args: qkv (T, (H+2K)*D), ready; tiles (n, 5), see Kernels.attend; out (T, H*D).
-__device__ void attend(const T* qkv, const int* tiles, T* out) {
+// Args: qkv (T, (H+2K)*D), normed and rotated; query_blocks (n, 5), see Kernels.attend; out (T, H*D).
+__device__ void attend(const T* qkv, const int* query_blocks, T* out) {
   __shared__ alignas(PITCH) T key_tile[TILE * D], value_tile[TILE * D];
   const unsigned key_at = __cvta_generic_to_shared(key_tile), value_at = __cvta_generic_to_shared(value_tile);
   const int lane = threadIdx.x % 32, head = blockIdx.x, kv_head = head / (H / K);
-  const int* tile = tiles + blockIdx.y * 5;
-  const int first_row = tile[0], rows = tile[1], first_key = tile[2], all_keys = tile[3], first_place = tile[4];
-  const int keys = min(all_keys, first_place + rows);  // no row of the tile sees more
+  const int* block = query_blocks + blockIdx.y * 5;
+  const int first_row = block[0], rows = block[1], first_key = block[2], all_keys = block[3], position = block[4];
+  const int keys = min(all_keys, position + rows);  // no query of the block attends to more
   const int lane_row = threadIdx.x / 32 * 16 + lane / 4, lane_column = lane % 4 * 2;
   const T* key_source = qkv + size_t(first_key) * ROW + (H + kv_head) * D;
   const T* value_source = key_source + K * D;
@@ -122,10 +122,10 @@ __device__ void attend(const T* qkv, const int* tiles, T* out) {
     if (next < keys) copy_tile(key_at, key_source + next * ROW, keys - next);
     end_group();
 
-    if (next > min(all_keys, first_place + 1)) {  // else all rows see the whole tile
+    if (next > min(all_keys, position + 1)) {  // else all queries attend to the whole key tile
       #pragma unroll
       for (int i = 0; i < TILE / 2; ++i) {
-        const int seen = min(all_keys, first_place + lane_row + i / 2 % 2 * 8 + 1);
+        const int seen = min(all_keys, position + lane_row + i / 2 % 2 * 8 + 1);
         if (key + i / 4 * 8 + lane_column + i % 2 >= seen) scores[i / 4][i % 4] = HIDE;
       }
     }

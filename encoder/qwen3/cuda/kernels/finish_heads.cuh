@@ -1,17 +1,17 @@
-// What happens to the heads of one row between their projection and attention, one thread block for each row.
+// The heads of one row between projection and attention: norm and RoPE. One thread block for each row.
 // Source of the math: transformers, models/qwen3/modeling_qwen3.py, Qwen3Attention.
 
 #pragma once
 #include "row.cuh"
 
-// Args: x (T, HIDDEN) before its norm; qkv (T, (H+2K)*D), projected from it; turns (T, D), cosines, then sines;
+// Args: x (T, HIDDEN) before its norm; qkv (T, (H+2K)*D), projected from it; cos_sin (T, D), cosines, then sines;
 //   out as qkv: queries and keys normed and rotated, values normed as x.
 __device__ void finish_heads(
-    const T* x, const T* qkv, const T* q_norm, const T* k_norm, const float* turns, T* out) {
+    const T* x, const T* qkv, const T* q_norm, const T* k_norm, const float* cos_sin, T* out) {
   constexpr int N = D / 64;  // a lane has N numbers of either half of a head
   using Numbers = mlx::core::cu::AlignedVector<T, N>;
   const int row = blockIdx.x, lane = threadIdx.x % 32;
-  const float* turn = turns + size_t(row) * D + lane * N;
+  const float* row_cos_sin = cos_sin + size_t(row) * D + lane * N;
   const float row_scale = inverse_rms(x + size_t(row) * HIDDEN);
 
   for (int head = threadIdx.x / 32; head < H + 2 * K; head += blockDim.x / 32) {
@@ -26,8 +26,8 @@ __device__ void finish_heads(
     const float scale = row_scale * rsqrtf(row_scale * row_scale * sum_of_lanes(squares) / D + EPS);
     for (int i = 0; i < N; ++i) {
       if (head < H + K) {
-        const float a = float(first[i]) * scale * float(weight[0][i]), cos = turn[i];
-        const float b = float(second[i]) * scale * float(weight[32][i]), sin = turn[i + D / 2];
+        const float a = float(first[i]) * scale * float(weight[0][i]), cos = row_cos_sin[i];
+        const float b = float(second[i]) * scale * float(weight[32][i]), sin = row_cos_sin[i + D / 2];
         first[i] = T(a * cos - b * sin);
         second[i] = T(b * cos + a * sin);
       } else {

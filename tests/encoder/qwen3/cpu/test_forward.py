@@ -225,8 +225,8 @@ def test_only_what_is_asked_for_is_counted(tmp_path: Path, kind: type[Layers]) -
     """Nothing is padded, so tokens that run are the tokens of the prompts; for the BLAS up to a multiple of four."""
     write_checkpoint(tmp_path, num_hidden_layers=1)
 
-    assert PackedForward(load(tmp_path), 0, kind).tokens([5, 40, 129]) == (174 if kind is PanelsLayers else 176)
-    assert PlainForward.tokens(None, [5, 40, 129]) == 3 * 160  # type: ignore[arg-type]
+    assert PackedForward(load(tmp_path), 0, kind).count_rows([5, 40, 129]) == (174 if kind is PanelsLayers else 176)
+    assert PlainForward.count_rows(None, [5, 40, 129]) == 3 * 160  # type: ignore[arg-type]
 
 
 def test_exp2_is_exact_to_float32() -> None:

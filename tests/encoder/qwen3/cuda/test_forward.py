@@ -17,16 +17,14 @@ from encoder.options import ModelOptions
 from encoder.qwen3.config import Qwen3Config
 from encoder.qwen3.cuda import kernels as cuda_kernels
 from encoder.qwen3.cuda.forward import (
-    HANDED_OVER,
     LAYERS_AT_ONCE,
-    ROWS_AHEAD,
+    MAX_HANDED_OVER,
+    MAX_ROWS_AHEAD,
     FusedForward,
-    FusedQwen3,
-    pack,
-    round_rows,
 )
-from encoder.qwen3.cuda.kernels import DTYPE, TILE_ROWS, CudaKernels, MlxKernels, build_kernels
-from encoder.qwen3.forward import choose_forward
+from encoder.qwen3.cuda.kernels import DTYPE, QUERY_BLOCK_ROWS, CudaKernels, MlxKernels, build_kernels
+from encoder.qwen3.cuda.pack import pack, round_rows
+from encoder.qwen3.forward import OverlappingForward, choose_forward
 from encoder.qwen3.model import Qwen3
 from encoder.qwen3.plain import PlainForward
 from encoder.types import Job, Tap
@@ -65,7 +63,7 @@ def test_fused_rows_equal_those_of_the_padded_rectangle(tmp_path: Path, dims: di
     write_checkpoint(tmp_path, num_hidden_layers=LAYERS, hidden_size=24, intermediate_size=48, **dims)
     plain = PlainForward(load(tmp_path, mx.float32), pad_token_id=0)(jobs, TAPS)
     model = load(tmp_path, mx.float32)
-    fused = FusedQwen3(model, MlxKernels(model.config)).hidden_states_at(TAPS, jobs, pad_token_id=0)
+    fused = FusedForward(model, 0, MlxKernels(model.config))(jobs, TAPS)
 
     for tap in TAPS:
         assert [len(rows) for rows in fused[tap]] == [job.computed_rows for job in jobs]
@@ -77,30 +75,30 @@ def test_outlier_channels_leave_the_rest_exact(tmp_path: Path) -> None:
     plain_model, model = load(tmp_path, mx.float32, outliers=True), load(tmp_path, mx.float32, outliers=True)
 
     plain = PlainForward(plain_model, 0)(ALL_KINDS, TAPS)
-    fused = FusedQwen3(model, MlxKernels(model.config)).hidden_states_at(TAPS, ALL_KINDS, 0)
+    fused = FusedForward(model, 0, MlxKernels(model.config))(ALL_KINDS, TAPS)
 
     assert all(largest_error(fused[tap], plain[tap], ALL_KINDS) < CLOSE for tap in TAPS)
 
 
-def test_every_row_is_in_one_tile_and_sees_its_own_prompt_alone() -> None:
+def test_every_row_is_in_one_query_block_and_sees_its_own_prompt_alone() -> None:
     packed = pack(ALL_KINDS, pad_token_id=0)
-    tiles = np.array(packed.tiles).tolist()
+    blocks = np.array(packed.query_blocks).tolist()
 
-    assert [row for first, rows, *_ in tiles for row in range(first, first + rows)] == list(
+    assert [row for first, rows, *_ in blocks for row in range(first, first + rows)] == list(
         range(len(packed.input_ids))
     )
     assert len(packed.input_ids) == round_rows(len(packed.input_ids))
-    for first, rows, first_key, keys, place in tiles:
+    for first, rows, first_key, keys, position in blocks:
         jobs = [job for job, span in zip(ALL_KINDS, packed.spans, strict=True) if span.start <= first < span.stop]
-        assert (0 < rows <= TILE_ROWS and first - place == first_key) or not jobs or not rows
+        assert (0 < rows <= QUERY_BLOCK_ROWS and first - position == first_key) or not jobs or not rows
         assert keys == sum(len(job.input_ids) for job in jobs if rows)  # filling rows see nothing
 
 
-def test_a_batch_has_few_numbers_of_tiles() -> None:
-    """Each is a shape of its own, for which MLX has a layer described."""
-    tiles = {len(pack([make_job(5)] * prompts, pad_token_id=0).tiles) for prompts in range(1, 100)}
+def test_batches_have_few_numbers_of_query_blocks() -> None:
+    """Each is a shape of its own, for which MLX traces a layer."""
+    numbers = {len(pack([make_job(5)] * prompts, pad_token_id=0).query_blocks) for prompts in range(1, 100)}
 
-    assert tiles <= {*range(1, 9), *range(16, 105, 8)}
+    assert numbers <= {*range(1, 9), *range(16, 105, 8)}
 
 
 class Traced(MlxKernels):
@@ -111,9 +109,9 @@ class Traced(MlxKernels):
         self.traceable = traceable
         self.described = 0
 
-    def attend(self, qkv: mx.array, tiles: mx.array) -> mx.array:
+    def attend(self, qkv: mx.array, query_blocks: mx.array) -> mx.array:
         self.described += 1
-        return qkv[:, : self.config.num_attention_heads * self.config.head_dim] + tiles.sum()
+        return qkv[:, : self.config.num_attention_heads * self.config.head_dim] + query_blocks.sum()
 
 
 def test_a_layer_is_described_once_for_each_shape_and_gives_the_same(tmp_path: Path) -> None:
@@ -124,8 +122,8 @@ def test_a_layer_is_described_once_for_each_shape_and_gives_the_same(tmp_path: P
     for traceable in (True, False):
         model = load(tmp_path, mx.float32)
         kernels = Traced(model.config, traceable)
-        fused = FusedQwen3(model, kernels)
-        results.append([fused.hidden_states_at(TAPS, jobs, 0) for jobs in batches])
+        fused = FusedForward(model, 0, kernels)
+        results.append([fused(jobs, TAPS) for jobs in batches])
         described.append(kernels.described)
 
     assert described == [2, LAYERS * len(batches)]
@@ -144,45 +142,64 @@ def test_few_sizes_hold_any_number_of_rows_with_little_filling() -> None:
     assert len({size for size in sizes.values() if size <= 4096}) == 80
 
 
-@pytest.mark.parametrize(("most_rows", "largest"), [(4096, 4096), (1000, 1024), (100_000, 4096), (100, 512)])
+@pytest.mark.parametrize(("max_rows", "largest"), [(4096, 4096), (1000, 1024), (100_000, 4096), (100, 512)])
 def test_every_size_up_to_a_large_batch_runs_before_the_first_request(
-    tmp_path: Path, most_rows: int, largest: int
+    tmp_path: Path, max_rows: int, largest: int
 ) -> None:
     write_checkpoint(tmp_path, num_hidden_layers=LAYERS)
     model = load(tmp_path, mx.float32)
     forward = FusedForward(model, 0, MlxKernels(model.config))
 
-    sizes = forward.first_sizes(most_rows)
-    assert {forward.tokens([rows]) for rows in range(1, largest + 1)} == set(sizes)
+    sizes = forward.warmup_sizes(max_rows)
+    assert {forward.count_rows([rows]) for rows in range(1, largest + 1)} == set(sizes)
     assert max(sizes) == largest
 
 
 def test_layers_are_taken_over_one_by_one_and_counted_when_they_run(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, num_hidden_layers=LAYERS)
     model = load(tmp_path, mx.float32)
-    fused = FusedQwen3(model, MlxKernels(model.config))
+    fused = FusedForward(model, 0, MlxKernels(model.config))
     fused.layers[2:] = []
 
-    fused.hidden_states_at([Tap(2, False), Tap(0, False)], [make_job(5)], 0)
+    fused([make_job(5)], [Tap(2, False), Tap(0, False)])
 
     assert model.layers == [] and model.layers_run == 2
 
 
-@pytest.mark.parametrize(("layers", "after"), [(3, [2]), (1, [])])
-def test_the_host_turns_to_something_else_once_the_gpu_has_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layers: int, after: list[int]
+@pytest.mark.parametrize(("layers", "begun"), [(3, 2), (1, 1), (0, 0)])
+def test_a_pass_is_begun_with_some_layers_and_finished_with_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layers: int, begun: int
 ) -> None:
-    """Once, with layers still to come: what is left to do then takes the GPU's time from nobody."""
-    monkeypatch.setattr("encoder.qwen3.cuda.forward.LAYERS_MEANWHILE", 2)
+    """The GPU computes the first layers while the host takes the results of another batch."""
+    monkeypatch.setattr("encoder.qwen3.cuda.forward.LAYERS_BEGUN", 2)
     write_checkpoint(tmp_path, num_hidden_layers=LAYERS)
     model = load(tmp_path, mx.float32)
-    found: list[int] = []
-    jobs, taps = [make_job(5)], [Tap(layers, normed=False)]
     forward = FusedForward(model, 0, MlxKernels(model.config))
-    forward(jobs, taps, lambda: found.append(model.layers_run))
+    jobs, taps = [make_job(5)], [Tap(layers, normed=False)]
+    whole = forward(jobs, taps)
+    before = model.layers_run
+    forward_pass = forward.begin(jobs, taps)
 
-    assert forward.runs_on
-    assert found == after
+    assert isinstance(forward, OverlappingForward)
+    assert model.layers_run - before == begun
+    np.testing.assert_array_equal(np.array(forward_pass.finish()[taps[0]][0]), np.array(whole[taps[0]][0]))
+    assert model.layers_run - before == layers
+
+
+def test_a_pass_that_is_begun_while_another_is_finished_changes_neither(tmp_path: Path) -> None:
+    """As the batch loop does it: begin the next, collect the one before, finish the next."""
+    write_checkpoint(tmp_path, num_hidden_layers=LAYERS)
+    model = load(tmp_path, mx.float32)
+    forward = FusedForward(model, 0, MlxKernels(model.config))
+    batches = [[make_job(5), make_job(7)], [make_job(40)]]
+    expected = [forward(jobs, TAPS) for jobs in batches]
+    begun = [forward.begin(jobs, TAPS) for jobs in batches]
+
+    for forward_pass, rows in zip(begun, expected, strict=True):
+        finished = forward_pass.finish()
+        for tap in TAPS:
+            for one, other in zip(finished[tap], rows[tap], strict=True):
+                np.testing.assert_array_equal(np.array(one), np.array(other))
 
 
 def test_a_batch_of_many_rows_waits_for_the_gpu_and_gives_the_same(
@@ -191,14 +208,14 @@ def test_a_batch_of_many_rows_waits_for_the_gpu_and_gives_the_same(
     """The host may be only so far ahead, here two layers, of this pass and the one before: what runs holds memory."""
     write_checkpoint(tmp_path, num_hidden_layers=LAYERS)
     model = load(tmp_path, mx.float32)
-    fused = FusedQwen3(model, MlxKernels(model.config))
-    expected = fused.hidden_states_at(TAPS, ALL_KINDS, 0)
+    fused = FusedForward(model, 0, MlxKernels(model.config))
+    expected = fused(ALL_KINDS, TAPS)
     waits: list[object] = []
 
     monkeypatch.setattr("encoder.qwen3.cuda.forward.LAYERS_AT_ONCE", 1)
-    monkeypatch.setattr("encoder.qwen3.cuda.forward.ROWS_AHEAD", 2 * len(pack(ALL_KINDS, 0).input_ids))
+    monkeypatch.setattr("encoder.qwen3.cuda.forward.MAX_ROWS_AHEAD", 2 * len(pack(ALL_KINDS, 0).input_ids))
     monkeypatch.setattr(mx, "eval", waits.append)
-    waited = fused.hidden_states_at(TAPS, ALL_KINDS, 0)
+    waited = fused(ALL_KINDS, TAPS)
 
     assert len(waits) == 1 + LAYERS - 2  # what the pass before has handed over last counts, too
     for tap in TAPS:
@@ -210,12 +227,12 @@ def test_of_many_small_passes_few_are_remembered(tmp_path: Path) -> None:
     """Each time the host hands over, it looks at all that it remembers, and what it remembers holds memory."""
     write_checkpoint(tmp_path, num_hidden_layers=LAYERS)
     model = load(tmp_path, mx.float32)
-    fused = FusedQwen3(model, MlxKernels(model.config))
+    fused = FusedForward(model, 0, MlxKernels(model.config))
     for _ in range(20):
-        fused.hidden_states_at(TAPS, [make_job(5)], 0)
+        fused([make_job(5)], TAPS)
 
-    assert len(fused.running) == HANDED_OVER
-    assert LAYERS_AT_ONCE * HANDED_OVER * 256 >= ROWS_AHEAD  # larger ones are waited for before they are forgotten
+    assert len(fused.handed_over) == MAX_HANDED_OVER
+    assert LAYERS_AT_ONCE * MAX_HANDED_OVER * 256 >= MAX_ROWS_AHEAD  # larger passes are waited for earlier
 
 
 @pytest.mark.skipif(HAS_GPU, reason="what a CPU runs")
@@ -233,7 +250,7 @@ def test_without_a_compiler_for_kernels_the_plain_pass_runs(
     class Broken(MlxKernels):
         qkv_width = 4 * 64
 
-        def attend(self, qkv: mx.array, tiles: mx.array) -> mx.array:
+        def attend(self, qkv: mx.array, query_blocks: mx.array) -> mx.array:
             raise RuntimeError("Can not find locations of CUDA headers")
 
     write_checkpoint(tmp_path, num_attention_heads=2, num_key_value_heads=1, head_dim=64)
@@ -288,12 +305,12 @@ def test_kernels_round_once(tmp_path: Path, dims: dict[str, int]) -> None:
         (mx.random.normal((rows, width)) * 30).astype(DTYPE) for width in (136, kernels.qkv_width, 2 * 264)
     )
     norms = [(1 + mx.random.normal((config.head_dim,)) / 5).astype(DTYPE) for _ in "qk"]
-    turns = mx.random.normal((rows, config.head_dim))
+    cos_sin = mx.random.normal((rows, config.head_dim))
 
-    heads = kernels.finish_heads(x, qkv, *norms, turns)
+    heads = kernels.finish_heads(x, qkv, *norms, cos_sin)
     pairs = {
-        "heads": (heads, exact.finish_heads(*widen([x, qkv, *norms]), turns)),
-        "attend": (kernels.attend(heads, packed.tiles), exact.attend(*widen([heads]), packed.tiles)),
+        "heads": (heads, exact.finish_heads(*widen([x, qkv, *norms]), cos_sin)),
+        "attend": (kernels.attend(heads, packed.query_blocks), exact.attend(*widen([heads]), packed.query_blocks)),
         "swiglu": (kernels.swiglu(x, gate_up), exact.swiglu(*widen([x, gate_up]))),
     }
 

@@ -1,0 +1,118 @@
+"""Entries that run together, and the steps that they take. Knows nothing of queues."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from encoder.pipeline.selection import Outcome
+from encoder.serving.entry import Entry
+from encoder.serving.health import Health
+from encoder.text_encoder import BegunBatch, DispatchedBatch, TextEncoder
+from encoder.types import PromptEmbeds
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Entries that run together. Belongs to the model thread until its outcomes are delivered.
+
+    Times are in seconds of time.perf_counter.
+
+    Attributes:
+        entries: that run together.
+        begun, dispatched: the state of its forward pass.
+        outcomes: one for each entry, once they are collected.
+        error: what ended it, or None.
+        begun_at: when it began.
+        started_at: when the device was free for it.
+        finished_at: when its outcomes were collected.
+    """
+
+    entries: list[Entry] = field(default_factory=list)
+    begun: BegunBatch | None = None
+    dispatched: DispatchedBatch | None = None
+    outcomes: list[Outcome] = field(default_factory=list)
+    error: BaseException | None = None
+    begun_at: float = 0.0
+    started_at: float = 0.0
+    finished_at: float = 0.0
+
+    def release(self) -> None:
+        """Let go of the memory of a pass that failed, also in the frames of its traceback."""
+        self.begun = self.dispatched = None
+        if self.error is not None:
+            self.error = self.error.with_traceback(None)
+
+
+class BatchRunner:
+    """Takes the steps of batches on the model thread. A step that fails ends its batch, and the next ones skip it.
+
+    Args:
+        health: is told of failures.
+    Attributes:
+        encoder: runs the batches; set once it is loaded.
+    """
+
+    encoder: TextEncoder
+
+    def __init__(self, health: Health) -> None:
+        self._health = health
+        self._running_since: dict[Batch, float] = {}
+        self._last_finished_at = 0.0
+
+    @contextmanager
+    def border(self, batch: Batch) -> Iterator[None]:
+        """The model thread's border: an exception that nobody foresaw ends this batch, and no other."""
+        try:
+            yield
+        except BaseException as error:  # Whatever it is, the thread must go on: others wait for their batches.
+            batch.error = error
+            self._health.report(f"a batch of {len(batch.entries)} prompts failed", error)
+
+    def begin(self, batch: Batch) -> None:
+        """Give the device the first layers, where it can begin early."""
+        batch.begun_at = self._running_since[batch] = time.perf_counter()
+        self._attempt(batch, self._begin)
+
+    def dispatch(self, batch: Batch) -> None:
+        """Give the device the rest."""
+        self._attempt(batch, self._dispatch)
+
+    def collect(self, batch: Batch) -> None:
+        """Wait for the outcomes, and take them."""
+        self._attempt(batch, self._collect)
+        self._running_since.pop(batch, None)
+
+    def longest_running_s(self) -> float:
+        """Seconds since the oldest running batch began, 0 where none runs. Safe on any thread."""
+        now = time.perf_counter()
+        return now - min([now, *self._running_since.values()])
+
+    def _attempt(self, batch: Batch, step: Callable[[Batch], None]) -> None:
+        if batch.error is None:
+            with self.border(batch):
+                step(batch)
+
+    def _begin(self, batch: Batch) -> None:
+        batch.begun = self.encoder.begin([entry.job for entry in batch.entries])
+
+    def _dispatch(self, batch: Batch) -> None:
+        assert batch.begun is not None
+        batch.dispatched = self.encoder.dispatch(batch.begun)
+
+    def _collect(self, batch: Batch) -> None:
+        assert batch.dispatched is not None
+        outcomes, last_pass = self.encoder.collect(batch.dispatched)
+        batch.outcomes = [
+            _detach_if_large(outcome) if entry.store else outcome
+            for entry, outcome in zip(batch.entries, outcomes, strict=True)
+        ]
+        batch.started_at, batch.finished_at = max(batch.begun_at, self._last_finished_at), time.perf_counter()
+        self._last_finished_at = batch.finished_at
+        for entry in batch.entries:
+            entry.started_at, entry.finished_at, entry.last_pass = batch.started_at, batch.finished_at, last_pass
+
+
+def _detach_if_large(outcome: Outcome) -> Outcome:
+    """Copy a large result that the cache will keep here: on the event loop, others would wait for the copy."""
+    return outcome.detach() if isinstance(outcome, PromptEmbeds) and outcome.is_large else outcome

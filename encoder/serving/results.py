@@ -1,0 +1,174 @@
+"""Where the results of a request come from: memory, the work of another request, the disk, or the model.
+
+They are asked in this order. Belongs to the event loop.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from encoder.errors import DeadlineExceeded, EncoderError, NotReady, Overloaded
+from encoder.serving.batch_loop import BatchLoop
+from encoder.serving.cache import ResultCache
+from encoder.serving.entry import Entry
+from encoder.serving.in_flight import InFlight
+from encoder.types import CachePolicy, Job, Pass, PromptEmbeds
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The results of one request, in the order of its jobs. Attributes as in EncodeResult."""
+
+    embeds: list[PromptEmbeds]
+    cache: Literal["hit", "miss", "coalesced"]
+    queue_ms: float
+    inference_ms: float
+    layers_run: int
+    last_pass: Pass | None
+
+
+class Results:
+    """Answers requests for jobs. Equal jobs run once, within a request and across requests.
+
+    Args:
+        cache: asked first.
+        in_flight: entries of all requests.
+        batch_loop: runs what is found nowhere.
+    """
+
+    def __init__(self, cache: ResultCache, in_flight: InFlight, batch_loop: BatchLoop) -> None:
+        self._cache = cache
+        self._in_flight = in_flight
+        self._batch_loop = batch_loop
+        self._lookups: set[asyncio.Task[None]] = set()
+        self._closed = False
+        self._counters = dict.fromkeys(("cache_hits", "cache_misses", "cache_coalesced"), 0)
+
+    def close(self) -> None:
+        """Fail everything that waits, and refuse what comes."""
+        self._closed = True
+        self._in_flight.fail_all(_closed())
+        for lookup in self._lookups:
+            lookup.cancel()
+
+    def stats(self) -> dict[str, int]:
+        """Counters by the names of EngineStats."""
+        return self._counters
+
+    async def get(self, jobs: Sequence[Job], timeout_s: float, policy: CachePolicy) -> Answer:
+        """The results of one request.
+
+        Errors: RequestTooLarge, QueueFull, NotReady once closed, DeadlineExceeded, InvalidField, ModelFailure.
+        """
+        asked_at = time.perf_counter()
+        distinct = list(dict.fromkeys(jobs))
+        cached = self._cache.get(distinct) if policy == "use" else {}
+        missing = [job for job in distinct if job not in cached] if cached else distinct
+        found = {job: self._in_flight.find(job) if policy == "use" else None for job in missing}
+        joined = [entry for entry in found.values() if entry is not None]
+        new = [
+            Entry(job, max(1, job.computed_rows), store=policy != "bypass")
+            for job, entry in found.items()
+            if entry is None
+        ]
+        self._counters["cache_hits"] += len(cached)
+        self._counters["cache_coalesced"] += len(joined)
+        if new:
+            self._look_up_or_queue(new, policy)
+        entries = joined + new
+        await self._wait(entries, timeout_s)
+        results = cached | {entry.job: _result(entry, timeout_s) for entry in entries}
+        return _answer([results[job] for job in jobs], joined, new, asked_at)
+
+    async def prove(self, job: Job, timeout_s: float) -> None:
+        """Run a job before all others, through every step of a request but the look-ups.
+
+        Errors: DeadlineExceeded, and whatever the job's error is.
+        """
+        entry = Entry(job, max(1, job.computed_rows))
+        with self._in_flight.border([entry]):
+            self._in_flight.add([entry], joinable=False)
+            self._batch_loop.put_first(entry)
+        await self._wait([entry], timeout_s)
+        _result(entry, timeout_s)
+
+    def _look_up_or_queue(self, entries: Sequence[Entry], policy: CachePolicy) -> None:
+        if self._closed:
+            raise _closed()
+        self._batch_loop.check(entries)  # before anyone can join them: a request that joins could be small enough
+        with self._in_flight.border(entries):
+            self._in_flight.add(entries, joinable=policy == "use")
+            if policy == "use" and self._cache.has_disk:
+                # In a task of its own: other requests may join the entries and wait longer than this one.
+                lookup = asyncio.create_task(self._look_up(entries))
+                self._lookups.add(lookup)
+                lookup.add_done_callback(self._lookups.discard)
+            else:
+                self._queue(entries)
+
+    async def _look_up(self, entries: Sequence[Entry]) -> None:
+        """Settle what is found on disk, and queue the rest as far as requests still want it."""
+        with self._in_flight.border(entries):
+            found = await self._cache.find([entry.job for entry in entries])
+            for entry in entries:
+                if entry.job in found:
+                    entry.from_disk = True
+                    entry.started_at = entry.finished_at = time.perf_counter()
+                    self._in_flight.settle(entry, found[entry.job])
+                elif not entry.waiters:
+                    self._in_flight.forget(entry)
+            self._queue([entry for entry in entries if entry.waiters and entry.outcome is None])
+
+    def _queue(self, entries: Sequence[Entry]) -> None:
+        """Queue all of them, or fail all of them."""
+        try:
+            self._batch_loop.put(entries)
+        except Overloaded as error:
+            self._in_flight.fail(entries, error)
+        else:
+            self._counters["cache_misses"] += len(entries)
+
+    async def _wait(self, entries: Sequence[Entry], timeout_s: float) -> None:
+        """Wait for all entries. An entry that no request waits for any more leaves the queue."""
+        try:
+            await self._in_flight.wait(entries, timeout_s)
+        finally:
+            for entry in entries:
+                if not entry.waiters and entry.outcome is None and self._batch_loop.discard(entry):
+                    self._in_flight.forget(entry)
+
+
+def _closed() -> NotReady:
+    return NotReady("The service was closed.", 10)
+
+
+def _result(entry: Entry, timeout_s: float) -> PromptEmbeds:
+    if entry.outcome is None:
+        raise DeadlineExceeded(f"No result within {timeout_s:g} s. Send fewer prompts, or allow more time.")
+    if isinstance(entry.outcome, EncoderError):
+        raise entry.outcome
+    return entry.outcome
+
+
+def _answer(embeds: list[PromptEmbeds], joined: list[Entry], new: list[Entry], asked_at: float) -> Answer:
+    computed = [entry for entry in joined + new if not entry.from_disk]
+    queue_ms, inference_ms, last_pass = _last_batch(joined + new, asked_at)
+    return Answer(
+        embeds=embeds,
+        cache="miss" if any(not entry.from_disk for entry in new) else "coalesced" if computed else "hit",
+        queue_ms=queue_ms,
+        inference_ms=inference_ms,
+        layers_run=max((entry.job.depth for entry in computed), default=0),
+        last_pass=last_pass,
+    )
+
+
+def _last_batch(entries: Sequence[Entry], asked_at: float) -> tuple[float, float, Pass | None]:
+    """The wait for the last of a request's batches and its run, both in ms: the request may have joined it late."""
+    if not entries:
+        return 0.0, 0.0, None
+    last = max(entries, key=lambda entry: entry.finished_at)
+    began_at = max(asked_at, last.started_at)
+    return (began_at - asked_at) * 1e3, (last.finished_at - began_at) * 1e3, last.last_pass

@@ -1,0 +1,49 @@
+"""The passes that run before the first request, and the job that proves the model later."""
+
+import logging
+from dataclasses import replace
+
+from encoder.errors import EncoderError
+from encoder.text_encoder import TextEncoder
+from encoder.types import COMMON_WINDOW, Job, Tap
+
+logger = logging.getLogger(__name__)
+
+
+def warm_up(encoder: TextEncoder, max_rows: int) -> None:
+    """Run the model once at each size that is slow the first time.
+
+    Args:
+        encoder: to run.
+        max_rows: of a batch.
+    Errors: whatever the model raises for a pass within a common window.
+    """
+    for rows in encoder.forward.warmup_sizes(max_rows):
+        try:
+            _run(encoder, warmup_job(encoder, rows))
+            if rows <= COMMON_WINDOW:
+                _run(encoder, replace(warmup_job(encoder, 1), computed_rows=rows, delivered_rows=rows))
+        except Exception as error:  # whatever MLX raises where a GPU has no room for a large batch beside the model
+            if rows <= COMMON_WINDOW:
+                raise
+            logger.warning("A batch of %d tokens does not run: %s. Set max_batch_tokens below that.", rows, error)
+            return
+
+
+def warmup_job(encoder: TextEncoder, rows: int) -> Job:
+    """A job of so many padding tokens, through all layers."""
+    return Job(
+        input_ids=(encoder.checkpoint.tokenizer.pad_token_id,) * rows,
+        computed_rows=rows,
+        delivered_rows=rows,
+        dropped_rows=0,
+        taps=(Tap(encoder.num_layers, normed=True),),
+        combine="concat",
+        dtype="bfloat16",
+    )
+
+
+def _run(encoder: TextEncoder, job: Job) -> None:
+    [outcome] = encoder.run([job])
+    if isinstance(outcome, EncoderError):
+        raise outcome
