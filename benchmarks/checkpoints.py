@@ -71,7 +71,8 @@ def write_checkpoint(
 
 def write_tokenizer(folder: Path, prompts: Sequence[str]) -> None:
     """A byte-pair tokenizer of the prompts, with Qwen3's control tokens: about as many tokens as Qwen3's own makes."""
-    from encoder.checkpoint.readers.demo import CHAT_TEMPLATE  # not above: a peer's process is to have its own BLAS
+    # Not imported above: a peer's process is to have its own BLAS.
+    from encoder.checkpoint.files.demo_tokenizer import CHAT_TEMPLATE
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()

@@ -145,12 +145,12 @@ def write_checkpoint(folder: Path, layers: int) -> int:
     """Write random bfloat16 weights; the bytes of all shards."""
     from safetensors.numpy import save_file
 
-    from encoder.checkpoint.readers import demo
+    from encoder.checkpoint.files.demo_files import demo_files
 
     config = CONFIG | {"num_hidden_layers": layers}
     (folder / "config.json").write_text(json.dumps(config))
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).write_bytes(demo.demo_files()[name])
+        (folder / name).write_bytes(demo_files()[name])
     generator = np.random.default_rng(0)
     shard: dict[str, np.ndarray] = {}
     weight_map: dict[str, str] = {}

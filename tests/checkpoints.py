@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from encoder.checkpoint.readers import demo
+from encoder.checkpoint.files.demo_files import CONFIG, demo_files
 
 Array = NDArray[Any]
 RopePlace = Literal["rope_parameters", "rope_theta", "rope_scaling"]
@@ -60,7 +60,7 @@ def write_checkpoint(
     Returns:
         the stored weights by the model's parameter names, as float32.
     """
-    vocab_size = vocab_size or demo.CONFIG["vocab_size"]
+    vocab_size = vocab_size or CONFIG["vocab_size"]
     width, kv_width = num_attention_heads * head_dim, num_key_value_heads * head_dim
     shapes: dict[str, tuple[int, ...]] = {
         "embed_tokens.weight": (vocab_size, hidden_size),
@@ -193,7 +193,7 @@ def write_tokenizer(folder: Path) -> None:
 @cache
 def _tokenizer_files() -> dict[str, bytes]:
     """The demo's, made once: making them makes its weights too."""
-    files = demo.demo_files()
+    files = demo_files()
     return {name: files[name] for name in ("tokenizer.json", "tokenizer_config.json")}
 
 

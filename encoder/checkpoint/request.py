@@ -1,17 +1,15 @@
-"""What a reader of one format or place is: it recognizes what it can open, and opens it."""
+"""What a reader is asked to open."""
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
-from encoder.checkpoint.checkpoint import Checkpoint
 from encoder.options import ModelOptions
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to open.
+    """One source to open.
 
     Attributes:
         source: `options.model`; after a download, the path of what was fetched.
@@ -37,15 +35,5 @@ class Request:
         return bool(self.source) and os.path.isdir(self.path)  # Path.is_dir raises for names that are too long
 
     def is_file(self, suffix: str) -> bool:
-        """Whether the source is a file that exists and ends in `suffix`."""
+        """Whether the source is a file that exists and ends in `suffix`, in lower or upper case."""
         return self.path.suffix.lower() == suffix and os.path.isfile(self.path)
-
-
-class Reader(Protocol):
-    """A module with these two functions, listed in `source.READERS`."""
-
-    def recognizes(self, request: Request) -> bool:
-        """Whether the source is of this reader's kind. Looks at names, and whether files exist; nothing is opened."""
-
-    def open_request(self, request: Request) -> Checkpoint:
-        """Describe the checkpoint; reads headers, no tensors. Errors: CheckpointError."""

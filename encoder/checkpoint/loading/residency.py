@@ -7,7 +7,7 @@ from math import prod
 
 import mlx.core as mx
 
-from encoder.checkpoint.loading.kernels import has_kernel
+from encoder.checkpoint.loading.quantized_kernels import has_kernel
 from encoder.checkpoint.tensors.encodings import Plain
 from encoder.checkpoint.tensors.quantization import Quantization
 from encoder.checkpoint.tensors.weights import Arrays, StoredTensor

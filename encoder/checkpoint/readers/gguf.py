@@ -1,7 +1,7 @@
 """Reads a GGUF model: config, tokenizer and tensors are all in its file, under llama.cpp's names.
 
-llama.cpp reorders the rows of q_proj and k_proj for models whose RoPE turns neighbouring numbers. Qwen3's turns halves,
-so its rows are in order.
+llama.cpp permutes the rows of q_proj and k_proj for models whose RoPE rotates neighbouring elements. Qwen3's rotates
+halves of a head, so its rows keep their order.
 Source: llama.cpp, gguf-py/gguf/constants.py:MODEL_ARCH.QWEN3, convert_hf_to_gguf.py:Qwen3Model.
 """
 
@@ -37,9 +37,9 @@ _MODULES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-_OUTER = {"token_embd.weight": "embed_tokens.weight", "output_norm.weight": "norm.weight"}
-_NOT_OURS = ("output.", "rope_freqs.", "v.", "mm.")  # head, RoPE, and what Ollama adds for vision
-_FIELDS = {  # of config.json, from the keys behind the architecture
+_OUTSIDE_LAYERS = {"token_embd.weight": "embed_tokens.weight", "output_norm.weight": "norm.weight"}
+_UNUSED = ("output.", "rope_freqs.", "v.", "mm.")  # language model head, RoPE, and what Ollama adds for vision
+_FIELDS = {  # of config.json, and the GGUF key of each, which follows the architecture: `qwen3.embedding_length`
     "hidden_size": "embedding_length",
     "intermediate_size": "feed_forward_length",
     "num_hidden_layers": "block_count",
@@ -63,7 +63,7 @@ def open_request(request: Request) -> Checkpoint:
 
 
 def open_gguf(file: Path, request: Request) -> Checkpoint:
-    """Describe the checkpoint in a GGUF file, whatever that is called, and in the files that it is one part with.
+    """Describe the checkpoint in a GGUF file of any name, and in the other files where the model is split.
 
     Errors: CheckpointError when it is damaged, lacks a part, or is no Qwen3.
     """
@@ -83,7 +83,7 @@ def _config(metadata: dict[str, Any], tensors: Mapping[str, StoredTensor], file:
     architecture = metadata.get("general.architecture")
     if architecture not in _ARCHITECTURES:
         raise CheckpointError(f"{file}: general.architecture is {architecture!r}, expected 'qwen3' or 'qwen3vl'.")
-    fields = {field: _exact(metadata.get(f"{architecture}.{key}")) for field, key in _FIELDS.items()}
+    fields = {field: _as_decimal(metadata.get(f"{architecture}.{key}")) for field, key in _FIELDS.items()}
     scaling = metadata.get(f"{architecture}.rope.scaling.type")
     return Qwen3Config.from_dict(
         fields
@@ -96,20 +96,20 @@ def _config(metadata: dict[str, Any], tensors: Mapping[str, StoredTensor], file:
     )
 
 
-def _exact(value: Any) -> Any:
-    """The decimal number that a float32 stands for: 1e-6 has become 9.99999997e-7."""
+def _as_decimal(value: Any) -> Any:
+    """The decimal number that a float32 was made from: 1e-6 is stored as 9.99999997e-7."""
     return float(f"{value:.7g}") if isinstance(value, float) else value
 
 
 def _tensor(array: StoredArray) -> tuple[str, StoredTensor] | None:
-    """The tensor under the parameter's name, None for one that the encoder never needs."""
-    if array.key.startswith(_NOT_OURS):
+    """The parameter's name and the tensor; None for an array that the encoder never needs."""
+    if array.key.startswith(_UNUSED):
         return None
     match = _LAYER.fullmatch(array.key)
     if match:
         name = f"layers.{match[1]}.{_MODULES.get(match[2], match[2])}.{match[3]}"
     else:
-        name = _OUTER.get(array.key, array.key)
+        name = _OUTSIDE_LAYERS.get(array.key, array.key)
     if array.dtype not in FLOATS and len(array.shape) != 2:
         raise CheckpointError(f"{array.file}: {array.key} is {array.dtype} {array.shape}, expected a matrix or floats.")
     if array.dtype in FLOATS:

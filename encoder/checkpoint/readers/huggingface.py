@@ -1,39 +1,23 @@
-"""Reads a Hugging Face folder, whole or sharded, and a diffusers pipeline folder; also as MLX and mflux save them."""
+"""Reads the folder of a model or of a diffusers pipeline, as Hugging Face's libraries, MLX and mflux save them."""
 
-import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from encoder.checkpoint.checkpoint import Checkpoint, describe
 from encoder.checkpoint.files.json_file import read_json_object
-from encoder.checkpoint.files.safetensors_files import Header, read_header
-from encoder.checkpoint.files.tokenizer_files import first_with_tokenizer, open_named_tokenizer, open_tokenizer
+from encoder.checkpoint.files.layout import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, find_layout, read_index
+from encoder.checkpoint.files.safetensors_header import Header, read_header
+from encoder.checkpoint.files.tokenizer_files import open_named_tokenizer, open_tokenizer, warn_of_larger_vocabulary
 from encoder.checkpoint.request import Request
 from encoder.checkpoint.tensors.assemble import Hints, assemble, by_key
-from encoder.checkpoint.tensors.dims import config_from_shapes
-from encoder.checkpoint.tensors.keys import parameter_name
+from encoder.checkpoint.tensors.dims import QWEN3_THETA, config_from_shapes
 from encoder.checkpoint.tensors.schemes import SCHEMES
 from encoder.checkpoint.tensors.weights import Weights
 from encoder.errors import CheckpointError
-from encoder.pipeline.tokenizer import Tokenizer
 from encoder.qwen3.config import Qwen3Config
 
-log = logging.getLogger(__name__)
-
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-CONFIG_FILE = "config.json"
-_LISTED = 20
+_MAX_LISTED = 20
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Which folders of a checkpoint hold what."""
-
-    text_encoder: Path
-    tokenizer: Path
 
 
 def recognizes(request: Request) -> bool:
@@ -47,98 +31,42 @@ def open_request(request: Request) -> Checkpoint:
 
 
 def open_folder(folder: Path, request: Request) -> Checkpoint:
-    """Describe the checkpoint in `folder`; reads headers, no tensors.
+    """Describe the checkpoint in `folder`. Reads headers, no tensors.
 
     Args:
         folder: of a Qwen3 model, of a diffusers pipeline, or the `text_encoder` within one.
-        request: that it answers.
+        request: the request that the checkpoint answers.
     Errors: CheckpointError naming the file and what is wrong with it.
     """
     layout = find_layout(folder)
-    headers = _open_headers(layout.text_encoder)
+    headers = _read_headers(layout.text_encoder)
     raw_config = _read_config(layout.text_encoder, headers)
-    config, weights = _open_weights(layout.text_encoder, headers, raw_config)
-    tokenizer = (
-        open_named_tokenizer(request.options.tokenizer, request.options.cache_dir)
-        if request.options.tokenizer
-        else open_tokenizer(layout.tokenizer)
-    )
-    warn_of_larger_vocabulary(tokenizer, config)
-    return describe(
-        request.name,
-        config,
-        weights,
-        tokenizer,
-        random_weights=bool(raw_config and raw_config.get("random_weights", False)),
-    )
-
-
-def find_layout(folder: Path) -> Layout:
-    """Where text encoder and tokenizer are, in a pipeline folder and in a plain one."""
-    inner = folder / "text_encoder"
-    if (folder / "model_index.json").is_file() or (inner / CONFIG_FILE).is_file() or any(inner.glob("*.safetensors")):
-        if not inner.is_dir():
-            raise CheckpointError(
-                f"{folder}: this diffusers pipeline has no text_encoder folder. "
-                f"Name the Qwen3 checkpoint that it was published to go with."
-            )
-        text_encoder, candidates = inner, [folder / "tokenizer", folder / "processor", inner]
+    config, weights = _describe_weights(layout.text_encoder, headers, raw_config)
+    if request.options.tokenizer:
+        tokenizer = open_named_tokenizer(request.options.tokenizer, request.options.cache_dir)
     else:
-        text_encoder, candidates = folder, [folder, folder.parent / "tokenizer", folder.parent / "processor"]
-    return Layout(text_encoder, first_with_tokenizer(candidates) or candidates[0])
+        tokenizer = open_tokenizer(layout.tokenizer)
+    warn_of_larger_vocabulary(tokenizer, config.vocab_size)
+    random_weights = bool(raw_config and raw_config.get("random_weights", False))
+    return describe(request.name, config, weights, tokenizer, random_weights=random_weights)
 
 
-def read_index(file: Path) -> dict[str, str]:
-    """From the keys of the encoder's tensors to the names of the files that hold them.
-
-    Errors: CheckpointError when the index is damaged, or leads out of its folder.
-    """
-    weight_map = read_json_object(file).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{file}: weight_map is no map of tensors to files, or empty.")
-    for key, name in weight_map.items():
-        if not isinstance(name, str) or name in ("", "..") or name != Path(name).name or "\\" in name:
-            raise CheckpointError(f"{file}: {key} is in {name!r}, expected the name of a file beside it.")
-    return {key: name for key, name in weight_map.items() if parameter_name(key) is not None}
-
-
-def warn_of_larger_vocabulary(tokenizer: Tokenizer, config: Qwen3Config) -> None:
-    """Say in the log when the tokenizer has tokens that the model lacks."""
-    if tokenizer.vocab_size > config.vocab_size:
-        log.warning(
-            "tokenizer.json has %d tokens, expected at most vocab_size %d of config.json: prompts with tokens beyond "
-            "it will be refused. Are both from the same model?",
-            *(tokenizer.vocab_size, config.vocab_size),
-        )
-
-
-def _open_headers(folder: Path) -> list[Header]:
+def _read_headers(folder: Path) -> list[Header]:
     """The headers of the safetensors files of `folder`.
 
     Errors: CheckpointError when there are none, or the index names a file or a tensor that is not there.
     """
-    if (folder / SINGLE_FILE).is_file():
-        return [read_header(folder / SINGLE_FILE)]
+    if (folder / WEIGHTS_FILE).is_file():
+        return [read_header(folder / WEIGHTS_FILE)]
     if (folder / INDEX_FILE).is_file():
-        return _open_indexed(folder)
+        return _read_indexed_headers(folder)
     files = sorted(file for file in folder.glob("*.safetensors") if file.is_file())  # opening a pipe would hang
     if files:
         return [read_header(file) for file in files]
-    models = sorted(file.name for file in folder.glob("*.gguf"))
-    if models:
-        raise CheckpointError(f"{folder}: holds GGUF files. Name one of them: {', '.join(models[:_LISTED])}.")
-    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLE_SUFFIXES)
-    if pickles:
-        raise CheckpointError(
-            f"{folder}: has {', '.join(pickles)}, expected {SINGLE_FILE}. Pickle can run code and is not read; "
-            f"convert it once with transformers: AutoModel.from_pretrained(folder).save_pretrained(folder)."
-        )
-    if not (folder / CONFIG_FILE).is_file():
-        raise CheckpointError(f"{folder / CONFIG_FILE}: does not exist. Is this the folder of a Qwen3 checkpoint?")
-    raise CheckpointError(f"{folder}: has no *.safetensors file. Is the download complete?")
+    raise CheckpointError(_explain_missing_weights(folder))
 
 
-def _open_indexed(folder: Path) -> list[Header]:
+def _read_indexed_headers(folder: Path) -> list[Header]:
     index = read_index(folder / INDEX_FILE)
     files = [folder / name for name in sorted(set(index.values()))]
     missing = [file.name for file in files if not file.is_file()]
@@ -148,12 +76,28 @@ def _open_indexed(folder: Path) -> list[Header]:
     present = {(array.key, array.file.name) for header in headers for array in header.arrays}
     absent = sorted(index.items() - present)
     if absent:
-        listed = ", ".join(f"{key} in {name}" for key, name in absent[:_LISTED])
-        more = f" and {len(absent) - _LISTED} more" if len(absent) > _LISTED else ""
+        listed = ", ".join(f"{key} in {name}" for key, name in absent[:_MAX_LISTED])
+        more = f" and {len(absent) - _MAX_LISTED} more" if len(absent) > _MAX_LISTED else ""
         raise CheckpointError(
             f"{folder / INDEX_FILE}: names {listed}{more}, which is not there. Fetch the files again."
         )
     return headers
+
+
+def _explain_missing_weights(folder: Path) -> str:
+    """What to do about a folder without a safetensors file, from what it holds instead."""
+    models = sorted(file.name for file in folder.glob("*.gguf"))
+    if models:
+        return f"{folder}: holds GGUF files. Name one of them: {', '.join(models[:_MAX_LISTED])}."
+    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLE_SUFFIXES)
+    if pickles:
+        return (
+            f"{folder}: has {', '.join(pickles)}, expected {WEIGHTS_FILE}. Pickle can run code and is not read; "
+            f"convert it once with transformers: AutoModel.from_pretrained(folder).save_pretrained(folder)."
+        )
+    if not (folder / CONFIG_FILE).is_file():
+        return f"{folder / CONFIG_FILE}: does not exist. Is this the folder of a Qwen3 checkpoint?"
+    return f"{folder}: has no *.safetensors file. Is the download complete?"
 
 
 def _read_config(folder: Path, headers: list[Header]) -> dict[str, Any] | None:
@@ -163,13 +107,13 @@ def _read_config(folder: Path, headers: list[Header]) -> dict[str, Any] | None:
     return read_json_object(folder / CONFIG_FILE)
 
 
-def _open_weights(
+def _describe_weights(
     folder: Path, headers: list[Header], raw_config: dict[str, Any] | None
 ) -> tuple[Qwen3Config, Weights]:
-    """The dims and the tensors, the one with the help of the other."""
+    """The dims and the tensors. Where there is no config.json, the dims follow from the tensors' shapes."""
     arrays = by_key(array for header in headers for array in header.arrays)
     metadata = {key: value for header in headers for key, value in header.metadata.items()}
     dims = None if raw_config is None else Qwen3Config.from_dict(raw_config)
     tensors = assemble(arrays, SCHEMES, Hints(raw_config or {}, metadata, dims))
-    # What mflux saves is Qwen3 for Z-Image and FLUX.2; theta stands nowhere in the files.
-    return dims or config_from_shapes(tensors, str(folder), rope_theta=1e6), Weights(tensors)
+    # mflux saves the Qwen3 of Z-Image and FLUX.2. Its files do not say rope_theta.
+    return dims or config_from_shapes(tensors, str(folder), QWEN3_THETA), Weights(tensors)

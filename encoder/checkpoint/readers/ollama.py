@@ -1,6 +1,6 @@
-"""Reads models straight from Ollama's store: the text encoder of an image model, a language model, and GGUF.
+"""Reads models from Ollama's store, where they lie: the text encoder of an image model, a language model, and GGUF.
 
-A tensor is a blob, itself a small safetensors file. Quantized weights have had two forms:
+Each tensor is a blob, which is a small safetensors file. Quantized weights have had two forms:
 
 until February 2026    three blobs, each with the key `data`; layers `….weight`, `….weight_scale`, `….weight_qbias`
 since then             one blob with the keys `….weight`, `….weight.scale`, `….weight.bias`, `quant_type` in its header
@@ -16,8 +16,8 @@ from pathlib import Path
 from encoder.checkpoint.checkpoint import Checkpoint, describe
 from encoder.checkpoint.files.json_file import read_json_object
 from encoder.checkpoint.files.ollama_store import GGUF, JSON, TENSOR, Layer, check_digest, manifest_file, read_layers
-from encoder.checkpoint.files.safetensors_files import read_header
-from encoder.checkpoint.files.tokenizer_files import open_named_tokenizer, pad_token
+from encoder.checkpoint.files.safetensors_header import read_header
+from encoder.checkpoint.files.tokenizer_files import open_named_tokenizer, read_pad_token
 from encoder.checkpoint.readers.gguf import open_gguf
 from encoder.checkpoint.request import Request
 from encoder.checkpoint.tensors.assemble import Hints, assemble
@@ -53,7 +53,7 @@ def recognizes(request: Request) -> bool:
 def open_request(request: Request) -> Checkpoint:
     """Describe a model of the store.
 
-    Errors: CheckpointError when the store does not have it, it is damaged, or it is no Qwen3.
+    Errors: CheckpointError when the store does not have the model, or the model is damaged or no Qwen3.
     """
     manifest = manifest_file(request.source.removeprefix(PREFIX))
     if manifest is None or not manifest.is_file():
@@ -81,21 +81,21 @@ def _open_tensors(layers: list[Layer], request: Request) -> Checkpoint:
     for layer in blobs:
         header = read_header(layer.blob)
         for array in header.arrays:
-            key = _canonical(layer.name if array.key == _SINGLE_KEY else array.key)
+            key = _mlx_key(layer.name if array.key == _SINGLE_KEY else array.key)
             named.append((key, array))
             bits |= _declared_bits(key, array.key, header.metadata)
     weights = Weights(assemble(named, (mlx_quantized,), Hints(dims=config, bits=bits)), check_file=check_digest)
     return describe(request.name, config, weights, _open_tokenizer(files, request))
 
 
-def _canonical(key: str) -> str:
-    """The key as MLX would have it: `….scales` and `….biases` beside `….weight`."""
+def _mlx_key(key: str) -> str:
+    """The key that MLX would give the array: `….scales` and `….biases` beside `….weight`."""
     match = _BESIDE_WEIGHT.fullmatch(key)
     return f"{match['path']}.{_ROLES[match['role']]}" if match else key
 
 
 def _declared_bits(key: str, own_key: str, metadata: dict[str, str]) -> dict[str, int]:
-    """The bits of a weight by the path of its module, where the blob names its type."""
+    """The bits of a weight by the path of its module, where the blob names its type; else empty."""
     quant_type = metadata.get(f"{own_key}.quant_type") or metadata.get("quant_type") or ""
     name = parameter_name(key)
     bits = _BITS.get(quant_type.lower())
@@ -108,5 +108,5 @@ def _open_tokenizer(files: dict[str, Path], request: Request) -> Tokenizer:
     for folder in ("tokenizer/", ""):
         if f"{folder}tokenizer.json" in files:
             settings = files.get(f"{folder}tokenizer_config.json")
-            return Tokenizer.from_file(files[f"{folder}tokenizer.json"], pad_token(settings) if settings else None)
+            return Tokenizer.from_file(files[f"{folder}tokenizer.json"], read_pad_token(settings) if settings else None)
     raise CheckpointError(f"{request.name}: has no tokenizer.json among its layers. Give one with --tokenizer.")

@@ -1,4 +1,4 @@
-"""The dims of a model, and what its tensors' names and shapes have to do with them."""
+"""The dims of a model, and how they follow from the names and shapes of its tensors."""
 
 import re
 from collections.abc import Mapping
@@ -7,17 +7,18 @@ from encoder.checkpoint.tensors.weights import StoredTensor
 from encoder.errors import CheckpointError
 from encoder.qwen3.config import Qwen3Config
 
+QWEN3_THETA, QWEN3_VL_THETA = 1e6, 5e6  # rope_theta of the two families
 _LAYER = re.compile(r"layers\.(\d+)\.")
 
 
 def layer_of(name: str) -> int | None:
-    """The decoder layer that a parameter belongs to, None for the embedding and the last norm."""
+    """The decoder layer that a parameter belongs to; None for the embedding and the final norm."""
     match = _LAYER.match(name)
     return int(match[1]) if match else None
 
 
 def columns_of(config: Qwen3Config, path: str) -> int | None:
-    """Numbers in a row of the matrix at a module's path, None for a module that a Qwen3 does not have."""
+    """The width of the matrix at a module's path; None for a module that Qwen3 does not have."""
     module = path.rpartition(".")[2]
     if module == "o_proj":
         return config.num_attention_heads * config.head_dim
@@ -28,12 +29,12 @@ def columns_of(config: Qwen3Config, path: str) -> int | None:
 
 
 def config_from_shapes(tensors: Mapping[str, StoredTensor], where: str, rope_theta: float) -> Qwen3Config:
-    """The dims that the tensors have. What no shape shows is Qwen3's own: eps, and the caller's rope_theta.
+    """The dims that follow from the tensors' shapes. rms_norm_eps, which no shape shows, is Qwen3's.
 
     Args:
         tensors: of the encoder, by parameter name.
         where: the file, for messages.
-        rope_theta: 1e6 for Qwen3, 5e6 for Qwen3-VL.
+        rope_theta: QWEN3_THETA or QWEN3_VL_THETA; no shape shows it.
     Errors: CheckpointError naming the tensor that a Qwen3 has and this does not.
     """
 
@@ -60,6 +61,6 @@ def config_from_shapes(tensors: Mapping[str, StoredTensor], where: str, rope_the
             "rms_norm_eps": 1e-6,
             "rope_theta": rope_theta,
             "attention_bias": "layers.0.self_attn.q_proj.bias" in tensors,
-            "max_position_embeddings": 262144 if rope_theta == 5e6 else 40960,
+            "max_position_embeddings": 262144 if rope_theta == QWEN3_VL_THETA else 40960,
         }
     )

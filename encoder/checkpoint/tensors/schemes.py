@@ -2,8 +2,8 @@
 
 from encoder.checkpoint.tensors.assemble import Scheme
 from encoder.checkpoint.tensors.comfy_quant import comfy_quant
-from encoder.checkpoint.tensors.foreign import foreign
 from encoder.checkpoint.tensors.mlx_quantized import mlx_quantized
 from encoder.checkpoint.tensors.scaled import scaled
+from encoder.checkpoint.tensors.unsupported import unsupported
 
-SCHEMES: tuple[Scheme, ...] = (mlx_quantized, comfy_quant, scaled, foreign)
+SCHEMES: tuple[Scheme, ...] = (mlx_quantized, comfy_quant, scaled, unsupported)

@@ -10,13 +10,18 @@ from threading import Thread
 from urllib.parse import urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-REVISIONS = ("main", "v1", COMMIT)
+PUSHED_COMMIT = "fedcba9876543210fedcba9876543210fedcba98"
+
+Files = dict[str, bytes]  # the contents by path
 
 
 class HubServer(ThreadingHTTPServer):
     """Serves the files of `folder` as the repository `org/model`.
 
     Attributes:
+        files: of the first commit, which is `COMMIT` and the tag `v1`.
+        pushed: of the second commit, which is `PUSHED_COMMIT`; None before it is pushed.
+        push_after: a path and the files that are pushed as soon as that path has been fetched.
         fetched: paths of the files whose content was asked for, in order.
         gated: whether to refuse everybody.
         cut_off: how many answers to break off half way.
@@ -26,7 +31,11 @@ class HubServer(ThreadingHTTPServer):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.files = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+        self.files: Files = {
+            str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()
+        }
+        self.pushed: Files | None = None
+        self.push_after: tuple[str, Files] | None = None
         self.fetched: list[str] = []
         self.gated = False
         self.cut_off = 0
@@ -34,6 +43,12 @@ class HubServer(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def commit(self, revision: str) -> tuple[str, Files] | None:
+        """The commit that a revision names, and its files; None for an unknown revision."""
+        if self.pushed is not None and revision in ("main", PUSHED_COMMIT):
+            return PUSHED_COMMIT, self.pushed
+        return (COMMIT, self.files) if revision in ("main", "v1", COMMIT) else None
 
 
 @contextmanager
@@ -65,44 +80,53 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, with_body: bool) -> None:
         match urlsplit(self.path).path.strip("/").split("/"):
             case ["api", "models", "org", "model"]:
-                self._send_json(self._info())
-            case ["api", "models", "org", "model", "revision", revision] if revision in REVISIONS:
-                self._send_json(self._info())
-            case ["api", "models", "org", "model", "tree", revision] if revision in REVISIONS:
-                self._send_json([self._entry(path) for path in self.server.files])
-            case ["org", "model", "resolve", revision, *path] if revision in REVISIONS:
-                self._send_file("/".join(path), with_body)
-            case ["api", "models", "org", "model", *_]:
-                self._send_error(404, "RevisionNotFound")
+                self._answer_at("main", with_body, "info")
+            case ["api", "models", "org", "model", ("revision" | "tree") as kind, revision]:
+                self._answer_at(revision, with_body, kind)
+            case ["org", "model", "resolve", revision, *path]:
+                self._answer_at(revision, with_body, "file", "/".join(path))
             case _:
                 self._send_error(404, "RepoNotFound")
 
-    def _info(self) -> dict[str, object]:
-        siblings = [{"rfilename": path} for path in self.server.files]
-        return {"id": "org/model", "modelId": "org/model", "sha": COMMIT, "private": False, "siblings": siblings}
+    def _answer_at(self, revision: str, with_body: bool, kind: str, path: str = "") -> None:
+        found = self.server.commit(revision)
+        if found is None:
+            return self._send_error(404, "RevisionNotFound")
+        commit, files = found
+        if kind == "file":
+            return self._send_file(commit, files, path, with_body)
+        if kind == "tree":
+            return self._send_json([self._entry(path, content) for path, content in files.items()])
+        siblings = [{"rfilename": path} for path in files]
+        self._send_json({"id": "org/model", "modelId": "org/model", "sha": commit, "siblings": siblings})
 
-    def _entry(self, path: str) -> dict[str, object]:
-        content = self.server.files[path]
+    @staticmethod
+    def _entry(path: str, content: bytes) -> dict[str, object]:
         return {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
 
     def _send_json(self, value: object) -> None:
         self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
-    def _send_file(self, path: str, with_body: bool) -> None:
+    def _send_file(self, commit: str, files: Files, path: str, with_body: bool) -> None:
         if self.server.gated:
             self._send_error(403, "GatedRepo")
-        elif path not in self.server.files:
+        elif path not in files:
             self._send_error(404, "EntryNotFound")
         else:
-            content = self.server.files[path]
+            content = files[path]
             headers = {
                 "ETag": f'"{hashlib.sha1(content).hexdigest()}"',
-                "X-Repo-Commit": COMMIT,
+                "X-Repo-Commit": commit,
                 "Accept-Ranges": "bytes",
             }
             if with_body:
                 self.server.fetched.append(path)
+                self._push_after(path)
             self._send(200, content, headers, with_body)
+
+    def _push_after(self, path: str) -> None:
+        if self.server.push_after is not None and self.server.push_after[0] == path:
+            self.server.pushed = self.server.push_after[1]
 
     def _send_error(self, status: int, code: str) -> None:
         self._send(status, b"{}", {"X-Error-Code": code, "X-Error-Message": code, "X-Repo-Commit": COMMIT})

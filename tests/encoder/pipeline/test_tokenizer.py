@@ -17,7 +17,7 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from encoder.checkpoint import open_checkpoint
-from encoder.checkpoint.readers import demo
+from encoder.checkpoint.files.demo_tokenizer import tokenizer_json
 from encoder.errors import CheckpointError, InvalidField
 from encoder.options import ModelOptions
 from encoder.pipeline.tokenizer import Tokenizer, tokenize
@@ -58,7 +58,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(demo.tokenizer_json())))
+    return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(tokenizer_json())))
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
     def write(**fields: Any) -> Path:
         file = tmp_path / "tokenizer.json"
-        file.write_text(json.dumps(demo.tokenizer_json() | fields))
+        file.write_text(json.dumps(tokenizer_json() | fields))
         return file
 
     return write
@@ -102,7 +102,7 @@ def with_merges() -> tokenizers.Tokenizer:
 
 def byte_ids(text: str) -> tuple[int, ...]:
     """The demo's ids of a text without special tokens."""
-    vocabulary = demo.tokenizer_json()["model"]["vocab"]
+    vocabulary = tokenizer_json()["model"]["vocab"]
     spell = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str
     return tuple(vocabulary[character] for word, _ in spell(text) for character in word)
 

@@ -17,7 +17,7 @@ from encoder.checkpoint.files.ollama_store import manifest_file
 from encoder.errors import CheckpointError
 from encoder.options import ModelOptions
 from tests.checkpoints import Array, quantize_with_mlx, write_checkpoint, write_tensors
-from tests.encoder.checkpoint.test_gguf import write_gguf
+from tests.encoder.checkpoint.readers.test_gguf import write_gguf
 
 DIMS = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32, "dtype": "bfloat16"}
 TENSOR, JSON = "application/vnd.ollama.image.tensor", "application/vnd.ollama.image.json"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from encoder.checkpoint.files.safetensors_files import read_header
+from encoder.checkpoint.files.safetensors_header import read_header
 from encoder.options import ModelOptions
 from encoder.serving.cache.key import model_identity, result_key
 from encoder.text_encoder import TextEncoder

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from encoder.checkpoint import load_weights, open_checkpoint
-from encoder.checkpoint.readers import demo
+from encoder.checkpoint.files.demo_files import demo_files, write_demo
 from encoder.options import ModelOptions
 from encoder.pipeline.tokenizer import tokenize
 from encoder.presets.built_in import FLUX2_KLEIN, PRESETS
@@ -22,7 +22,7 @@ from encoder.types import Tap
 
 def test_weights_are_the_same_bytes_everywhere() -> None:
     """Fingerprints, golden files and the examples in the README depend on it."""
-    digest = hashlib.sha256(demo.demo_files()["model.safetensors"]).hexdigest()
+    digest = hashlib.sha256(demo_files()["model.safetensors"]).hexdigest()
 
     assert digest == "17ef07591b5b61da1f58875c2812147ca918e989e8f079a459988a794e00efd8"
 
@@ -67,26 +67,26 @@ def test_every_layer_tells_prompts_apart(tmp_path: Path, dtype: mx.Dtype) -> Non
 
 def test_folder_is_written_once(tmp_path: Path) -> None:
     """The second start only reads."""
-    written = (demo.write_demo(tmp_path) / "model.safetensors").stat().st_mtime_ns
+    written = (write_demo(tmp_path) / "model.safetensors").stat().st_mtime_ns
 
-    assert (demo.write_demo(tmp_path) / "model.safetensors").stat().st_mtime_ns == written
+    assert (write_demo(tmp_path) / "model.safetensors").stat().st_mtime_ns == written
 
 
 def test_damaged_folder_is_written_again(tmp_path: Path) -> None:
     """A full disk or a curious user must not break every later start."""
-    folder = demo.write_demo(tmp_path)
+    folder = write_demo(tmp_path)
     (folder / "model.safetensors").write_bytes(b"")
     (folder / "config.json").unlink()
 
-    assert demo.write_demo(tmp_path) == folder
-    assert {file.name: file.read_bytes() for file in folder.iterdir()} == demo.demo_files()
+    assert write_demo(tmp_path) == folder
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == demo_files()
     assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_concurrent_starts_share_the_folder(tmp_path: Path) -> None:
     """Several servers on one machine, on their first start."""
     code = (
-        "import sys, pathlib; from encoder.checkpoint.readers.demo import write_demo; "
+        "import sys, pathlib; from encoder.checkpoint.files.demo_files import write_demo; "
         "print(write_demo(pathlib.Path(sys.argv[1])))"
     )
     command = [sys.executable, "-W", "error", "-c", code, str(tmp_path)]
@@ -94,28 +94,28 @@ def test_concurrent_starts_share_the_folder(tmp_path: Path) -> None:
     folders = {start.communicate()[0].strip() for start in starts}
     [folder] = folders
 
-    assert {file.name: file.read_bytes() for file in Path(folder).iterdir()} == demo.demo_files()
+    assert {file.name: file.read_bytes() for file in Path(folder).iterdir()} == demo_files()
     assert [str(path) for path in tmp_path.iterdir()] == [folder]
 
 
 def test_cache_that_cannot_be_written_is_replaced_by_a_temporary_folder(tmp_path: Path) -> None:
     """Containers often run on a read-only file system."""
     (tmp_path / "file").write_text("not a folder")
-    folder = demo.write_demo(tmp_path / "file")
+    folder = write_demo(tmp_path / "file")
 
     assert tmp_path not in folder.parents
-    assert {file.name: file.read_bytes() for file in folder.iterdir()} == demo.demo_files()
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == demo_files()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
 def test_default_place_follows_the_xdg_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the XDG base directory specification asks."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert demo.write_demo().parent == tmp_path / "cache" / "qwen3-encoder"
+    assert write_demo().parent == tmp_path / "cache" / "qwen3-encoder"
 
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert demo.write_demo().parent == tmp_path / "home" / ".cache" / "qwen3-encoder"
+    assert write_demo().parent == tmp_path / "home" / ".cache" / "qwen3-encoder"
 
 
 @pytest.mark.parity

@@ -16,7 +16,7 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from encoder import LAST_HIDDEN_STATE, TextEncoder
 from encoder.checkpoint import open_checkpoint
-from encoder.checkpoint.readers import demo
+from encoder.checkpoint.files.demo_tokenizer import tokenizer_json
 from encoder.errors import CheckpointError
 from encoder.options import ModelOptions
 from tests.checkpoints import Array, write_checkpoint, write_tensors
@@ -91,7 +91,7 @@ def write_tokens(writer: gguf.GGUFWriter, tokens: list[str], types: list[int], m
 
 
 def demo_tokens() -> dict[str, Any]:
-    return gguf_tokens(demo.tokenizer_json())
+    return gguf_tokens(tokenizer_json())
 
 
 def gguf_tokens(tokenizer: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from encoder.checkpoint.files.safetensors_files import read_header
+from encoder.checkpoint.files.safetensors_header import read_header
 from encoder.errors import CheckpointError
 from tests.checkpoints import write_checkpoint
 

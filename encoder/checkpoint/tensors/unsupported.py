@@ -13,7 +13,7 @@ _MARKS = {  # arrays that only they have beside or in place of a weight
 }
 
 
-def foreign(path: str, parts: Parts, hints: Hints) -> None:
+def unsupported(path: str, parts: Parts, hints: Hints) -> None:
     """Scheme that takes nothing. Errors: CheckpointError for the arrays of a quantization that is not read."""
     name = next((_MARKS[part] for part in parts if part in _MARKS), None)
     weight = parts.get("weight")

@@ -8,7 +8,7 @@ import mlx.core as mx
 import pytest
 
 from encoder import CheckpointError, TextEncoder
-from encoder.checkpoint.loading import kernels
+from encoder.checkpoint.loading import quantized_kernels
 from encoder.checkpoint.tensors.quantization import Quantization
 from encoder.options import ModelOptions
 from tests.encoder.checkpoint.tensors.test_mlx_quantized import write_quantized
@@ -19,9 +19,9 @@ AFFINE_4 = Quantization("affine", 4, 64)
 @pytest.fixture(autouse=True)
 def no_memory_of_kernels() -> Iterator[None]:
     """Each test tries anew."""
-    kernels._runs.cache_clear()
+    quantized_kernels._runs.cache_clear()
     yield
-    kernels._runs.cache_clear()
+    quantized_kernels._runs.cache_clear()
 
 
 @pytest.mark.parametrize("mode", ["affine", "mxfp4", "mxfp8", "nvfp4"])
@@ -30,7 +30,7 @@ def test_kernel_that_runs_is_found(mode: str, lookup: bool) -> None:
     """On whatever device the tests run."""
     quantization = Quantization.from_fields({"mode": mode}, "here")
 
-    assert kernels._runs(quantization, mx.bfloat16, (256, 512), lookup)
+    assert quantized_kernels._runs(quantization, mx.bfloat16, (256, 512), lookup)
 
 
 def refuse(*arguments: Any, **options: Any) -> mx.array:
@@ -40,9 +40,9 @@ def refuse(*arguments: Any, **options: Any) -> mx.array:
 def test_kernel_that_does_not_run_is_found(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """As MLX with CUDA does for some bits and group sizes."""
     caplog.set_level("INFO")
-    monkeypatch.setattr(kernels.mx, "quantized_matmul", refuse)
+    monkeypatch.setattr(quantized_kernels.mx, "quantized_matmul", refuse)
 
-    assert not kernels._runs(AFFINE_4, mx.float32, (256, 512), False)
+    assert not quantized_kernels._runs(AFFINE_4, mx.float32, (256, 512), False)
     assert "this device has no kernel for affine 4-bit in groups of 64" in caplog.text
 
 

@@ -14,23 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import HfApi, RepoFile
 
 from encoder.checkpoint import open_checkpoint
 from encoder.checkpoint.files import transfer_log
-from encoder.checkpoint.readers import hub as hub_reader
-from encoder.errors import CheckpointError
+from encoder.checkpoint.files.hub_files import HubId
 from encoder.options import ModelOptions
 from tests.checkpoints import write_checkpoint, write_json, write_pipeline
-from tests.encoder.checkpoint.hub_server import COMMIT, HubServer, running_hub
+from tests.encoder.checkpoint.hub_server import COMMIT, PUSHED_COMMIT, HubServer, running_hub
 
 OPEN = """
-import json, sys
+import json, os, shutil, sys
 from pathlib import Path
+from types import SimpleNamespace
 from encoder.checkpoint import open_checkpoint
 from encoder.errors import CheckpointError
 from encoder.options import ModelOptions
 cache_dir, *sources = sys.argv[1:]
+if "FREE_BYTES" in os.environ:
+    shutil.disk_usage = lambda folder: SimpleNamespace(free=int(os.environ["FREE_BYTES"]))
 for source in sources:
     source, _, revision = source.partition(" ")
     try:
@@ -252,19 +253,31 @@ def test_subfolder_and_single_file_of_a_repository_are_fetched(
     assert len(weights) == 24
 
 
-def test_disk_that_is_too_small_is_found_before_the_transfer(
-    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_push_during_a_download_does_not_mix_two_revisions(
+    hub: HubServer, open_on_hub: Open, repository: Path, tmp_path: Path
 ) -> None:
-    """A full disk fails other services too."""
-    (tmp_path / "snapshots" / COMMIT).mkdir(parents=True)
-    entries = [RepoFile(path="model.safetensors", size=8 * 10**9, oid="0"), RepoFile(path="x", size=10**12, oid="1")]
-    monkeypatch.setattr(HfApi, "list_repo_tree", lambda *args, **options: iter(entries))
-    monkeypatch.setattr(hub_reader.shutil, "disk_usage", lambda place: type("Usage", (), {"free": 10**9})())
+    """The config and the index come first, the weights after them: all must be of the commit that was there first."""
+    first = open_checkpoint(ModelOptions(str(repository))).fingerprint
+    write_checkpoint(tmp_path / "other", seed=1, shards=2, hidden_size=128, intermediate_size=512)
+    pushed = {file.name: file.read_bytes() for file in (tmp_path / "other").iterdir()}
+    hub.push_after = ("model.safetensors.index.json", pushed)
+    during, after = open_on_hub("org/model", "org/model")
 
-    with pytest.raises(CheckpointError, match=r"org/model: 8.0 GB must be fetched, and 1.0 GB are free in"):
-        hub_reader._check_disk(
-            hub_reader.HubId("org/model", "", COMMIT), ["model.safetensors"], tmp_path / "snapshots" / COMMIT
-        )
+    assert (during["revision"], during["fingerprint"]) == (COMMIT, first)
+    assert after["revision"] == PUSHED_COMMIT
+    assert after["fingerprint"] != first
+
+
+@pytest.mark.parametrize("lacking", [0, 1])
+def test_disk_that_is_too_small_is_found_before_the_transfer(
+    hub: HubServer, open_on_hub: Open, repository: Path, lacking: int
+) -> None:
+    """A full disk fails other services too. Only the files that are fetched count."""
+    needed = sum(file.stat().st_size for file in repository.glob("model-*.safetensors"))
+    [opened] = open_on_hub("org/model", FREE_BYTES=str(needed - lacking))
+
+    assert bool(lacking) == ("GB must be fetched, and 0.0 GB are free in" in opened.get("error", ""))
+    assert bool(lacking) != any(path.startswith("model-") for path in hub.fetched)
 
 
 def test_transfer_is_logged_where_there_is_no_terminal(
@@ -291,10 +304,10 @@ def test_transfer_is_logged_where_there_is_no_terminal(
     ],
 )
 def test_hub_id_is_taken_apart(source: str, expected: tuple[str, str, str | None]) -> None:
-    assert hub_reader.parse_hub_id(source) == hub_reader.HubId(*expected)
+    assert HubId.parse(source) == HubId(*expected)
 
 
 @pytest.mark.parametrize("source", ["org", "./org/model", "org/model/../x", "org/model/", "/org/model", "org/.model"])
 def test_path_is_no_hub_id(source: str) -> None:
     """Least of all one that leads out of the snapshot."""
-    assert hub_reader.parse_hub_id(source) is None
+    assert HubId.parse(source) is None

@@ -1,0 +1,73 @@
+"""From a model's name to its checkpoint: which readers there are, and in which order they are asked."""
+
+import logging
+import os
+from dataclasses import replace
+
+from encoder.checkpoint.checkpoint import Checkpoint
+from encoder.checkpoint.files.hub_files import HubId, fetch
+from encoder.checkpoint.readers import comfyui, demo, gguf, huggingface, ollama
+from encoder.checkpoint.readers.reader import Reader
+from encoder.checkpoint.request import Request
+from encoder.errors import CheckpointError
+from encoder.options import ModelOptions
+
+log = logging.getLogger(__name__)
+
+# The first reader that recognizes the source opens it. Where none does, the source may be a hub id: the repository is
+# fetched, and the same readers are asked about the folder or file that was fetched.
+READERS: tuple[Reader, ...] = (demo, huggingface, comfyui, gguf, ollama)
+
+
+def open_checkpoint(options: ModelOptions) -> Checkpoint:
+    """Describe the checkpoint that `options.model` names. Reads headers, no tensors; downloads what is on the hub.
+
+    Errors: CheckpointError saying what was looked for, or what is wrong with what was found.
+    """
+    request = Request(options.model, options)
+    try:
+        checkpoint = _open(request)
+    except OSError as error:
+        raise CheckpointError(f"{options.model}: cannot be read: {error}") from error
+    if checkpoint.random_weights:
+        log.warning("%s: the weights of this checkpoint are RANDOM; its hidden states mean nothing.", options.model)
+    return checkpoint
+
+
+def _open(request: Request) -> Checkpoint:
+    reader = _find_reader(request)
+    if reader is None:
+        return _open_from_hub(request)
+    if request.options.revision is not None:
+        raise CheckpointError(
+            f"{request.name}: is no hub repository, so it has no revision {request.options.revision!r}. Leave that out."
+        )
+    return reader.open_request(request)
+
+
+def _find_reader(request: Request) -> Reader | None:
+    return next((reader for reader in READERS if reader.recognizes(request)), None)
+
+
+def _open_from_hub(request: Request) -> Checkpoint:
+    hub_id = _parse_hub_id(request)
+    snapshot = fetch(hub_id, request.options.cache_dir)
+    fetched = replace(request, source=str(snapshot / hub_id.path))
+    reader = _find_reader(fetched)
+    if reader is None:
+        raise CheckpointError(f"{request.name}: has no such file or folder, or it is of no known format.")
+    return replace(reader.open_request(fetched), revision=snapshot.name)
+
+
+def _parse_hub_id(request: Request) -> HubId:
+    """The hub id that the source is, at the revision that was asked for."""
+    hub_id, revision = HubId.parse(request.source), request.options.revision
+    if hub_id is None:
+        found = "is a file of no known format" if os.path.isfile(request.path) else "no such folder or file"
+        raise CheckpointError(
+            f"{request.source!r}: {found}, and not a hub id like Qwen/Qwen3-0.6B. "
+            f"Give the folder of a checkpoint, a *.safetensors or *.gguf file, a hub id, an Ollama name, or 'demo'."
+        )
+    if revision and hub_id.revision and revision != hub_id.revision:
+        raise CheckpointError(f"{request.name}: names one revision and {revision!r} is another. Give one of them.")
+    return replace(hub_id, revision=revision or hub_id.revision)
