@@ -17,7 +17,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from encoder.checkpoint.loading.filled_array import filled
+from encoder.checkpoint.loading.filled_array import SMALL_BYTES, copied, filled
 from encoder.checkpoint.tensors.weights import StoredArray
 from encoder.errors import CheckpointError
 
@@ -86,7 +86,8 @@ class ArrayReader:
                     piece.result()
 
         try:
-            return filled(kind, array.shape, array.nbytes * factor, fill)
+            make = copied if 0 < array.nbytes * factor <= SMALL_BYTES else filled
+            return make(kind, array.shape, array.nbytes * factor, fill)
         except (OSError, RuntimeError) as error:
             raise CheckpointError(f"{array.file}: {array.key} cannot be read: {error}") from error
 

@@ -10,6 +10,17 @@ from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
+
+SMALL_BYTES = 2**16  # up to here `copied` takes a third of the time of `filled`
+_DTYPES = {
+    "F32": mx.float32,
+    "F16": mx.float16,
+    "BF16": mx.bfloat16,
+    "I8": mx.int8,
+    "U8": mx.uint8,
+    "U32": mx.uint32,
+}
 
 
 def filled(kind: str, shape: tuple[int, ...], nbytes: int, fill: Callable[[memoryview], None]) -> mx.array:
@@ -29,6 +40,15 @@ def filled(kind: str, shape: tuple[int, ...], nbytes: int, fill: Callable[[memor
         raise file.error
     assert isinstance(arrays, dict)
     return arrays["array"]
+
+
+def copied(kind: str, shape: tuple[int, ...], nbytes: int, fill: Callable[[memoryview], None]) -> mx.array:
+    """The same array by way of a copy. Arguments and errors as of `filled`; at least one byte."""
+    memory = bytearray(nbytes)
+    fill(memoryview(memory))
+    array = mx.array(np.frombuffer(memory, np.uint8)).view(_DTYPES[kind]).reshape(shape)
+    mx.eval(array)
+    return array
 
 
 class _File:
