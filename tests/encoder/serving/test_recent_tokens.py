@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -70,7 +69,9 @@ def test_a_long_request_is_not_kept(tokenized: list[TokenizedPrompt]) -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_a_request_that_comes_again_is_tokenized_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_request_that_comes_again_is_tokenized_once(
+    model: ModelOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tokenized: list[tuple[Sequence[str], Preset]] = []
     tokenize = TextEncoder.tokenize
 
@@ -79,7 +80,7 @@ async def test_a_request_that_comes_again_is_tokenized_once(tmp_path: Path, monk
         return tokenize(self, prompts, preset)
 
     monkeypatch.setattr(TextEncoder, "tokenize", counted)
-    engine = Engine(ModelOptions("demo", cache_dir=tmp_path))
+    engine = Engine(model)
     await engine.start()
     try:
         first = await engine.encode(["a cat"], LAST_HIDDEN_STATE)
