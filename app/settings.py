@@ -39,7 +39,7 @@ def _split(value: object) -> object:
 
 
 class Settings(BaseSettings):
-    """Each description says what the value means and its unit; the README's table is made from it."""
+    """Each description says what the value means and its unit; docs/settings.md is made from it."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
@@ -236,7 +236,7 @@ def is_loopback(host: str) -> bool:
 
 
 def settings_table() -> str:
-    """The README's table of settings, in Markdown."""
+    """The table of docs/settings.md, in Markdown."""
     rows = ["| flag | environment variable | default | meaning |", "|---|---|---|---|"]
     return "\n".join([*rows, *_rows()]) + "\n"
 

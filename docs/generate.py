@@ -51,13 +51,13 @@ FIGURES = (
         "cpu.json",
         "POST /encode z-image, 4 prompts: ZImagePipeline.encode_prompt of diffusers over ours",
         "a prompt for Z-Image over HTTP, Qwen3-0.6B",
-        ("diffusers", "the pipeline of diffusers"),
+        ("diffusers", "diffusers, which computes 512 rows"),
     ),
     Figure(
         "cpu.json",
         "POST /encode flux2-klein, 4 prompts: Flux2KleinPipeline.encode_prompt of diffusers over ours",
         "a prompt for FLUX.2 klein over HTTP, Qwen3-0.6B",
-        ("diffusers", "the pipeline of diffusers"),
+        ("diffusers", "diffusers"),
     ),
     Figure(
         "gpu.json",

@@ -86,6 +86,13 @@ def test_every_route_is_documented(client: httpx.Client) -> None:
     assert [path for path in client.get("/openapi.json").json()["paths"] if f"{path}`" not in text] == []
 
 
+def test_every_issue_form_asks_for_the_output_of_doctor() -> None:
+    forms = [path for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml") if path.name != "config.yml"]
+
+    assert len(forms) == 3
+    assert [form.name for form in forms if "qwen3-encoder doctor" not in form.read_text(encoding="utf-8")] == []
+
+
 def test_the_tree_names_every_file_of_both_packages() -> None:
     """docs/architecture.md is where a newcomer looks first."""
     tree = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("## The tree")[2]
