@@ -11,8 +11,7 @@ import httpx
 import pytest
 
 from app import wire
-from tests.app.routes.test_operations import metric
-from tests.app.test_lifecycle import PATIENCE_S, Served, Spawn, wait_for
+from tests.app.running import PATIENCE_S, Served, Spawn, metric, wait_for
 from tests.conftest import Start
 
 BODY = {"prompt": "a cat", "preset": "flux2-klein", "max_sequence_length": 64}

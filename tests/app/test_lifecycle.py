@@ -1,52 +1,27 @@
 """A service from its start to its end: disconnects, full queues, signals, sockets."""
 
 import contextlib
-import re
 import shutil
 import signal
 import socket
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
 
 from app import wire
-from tests.app.routes.test_operations import metric
+from tests.app.running import MANY, ONE_BY_ONE, PATIENCE_S, TOKENS, Served, Spawn, abandoned_request, metric, wait_for
 from tests.conftest import Start
-
-Spawn = Callable[..., "subprocess.Popen[str]"]
-PATIENCE_S = 300  # on the slowest machine; nothing here asserts a time
-TOKENS = 448  # of a prompt that takes a while
-MANY = [f"{number:02}" + "x" * (TOKENS - 2) for number in range(64)]  # bytes are tokens of the demo
-ONE_BY_ONE = {"max_batch_tokens": TOKENS, "max_queue_tokens": 64 * TOKENS}
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen"
-        time.sleep(0.01)
-
-
-@contextlib.contextmanager
-def abandoned_request(url: str, prompts: list[str]) -> Iterator[None]:
-    """Sends a request, and closes the connection at the end without having read the answer."""
-    request = httpx.Request("POST", f"{url}/encode", json={"prompts": prompts})
-    head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
-    with socket.create_connection((request.url.host, request.url.port)) as connection:
-        connection.sendall(f"POST /encode HTTP/1.1\r\n{head}\r\n".encode() + request.content)
-        yield
 
 
 def test_a_client_that_leaves_frees_its_place(start_server: Start) -> None:
     """A full queue is 429; what fills it goes with the client that wanted it, without being run."""
     with start_server(**ONE_BY_ONE) as server, httpx.Client(base_url=server.url, timeout=60) as client:
         server.wait_until_ready()
-        with abandoned_request(server.url, MANY):
+        with abandoned_request(f"{server.url}/encode", {"prompts": MANY}):
             wait_for(lambda: metric(client, "qwen3_encoder_queued_prompts") > 0)
             refused = client.post("/encode", json={"prompts": [prompt[::-1] for prompt in MANY]})
         wait_for(lambda: metric(client, "qwen3_encoder_queued_prompts") == 0)
@@ -67,33 +42,6 @@ def test_a_result_that_takes_too_long_is_504(start_server: Start) -> None:
 
     assert response.status_code == 504
     assert response.json()["error"]["code"] == "deadline_exceeded"
-
-
-class Served:
-    """A service in a process of its own, and the lines that it logs."""
-
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
-        self.process = process
-        self.lines: list[str] = []
-        threading.Thread(target=self._read, daemon=True).start()
-        wait_for(lambda: self.curl is not None or process.poll() is not None)
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.lines.append(line)
-
-    @property
-    def curl(self) -> str | None:
-        """The line that it prints when it is ready."""
-        return next((line.strip() for line in self.lines if line.strip().startswith("curl ")), None)
-
-    @property
-    def url(self) -> str:
-        """Where it listens."""
-        match = re.search(r"http://[^/]+", self.curl or "")
-        assert match, "".join(self.lines)
-        return match[0]
 
 
 class Busy(Served):

@@ -2,12 +2,13 @@
 
 import logging
 import re
+from collections.abc import Iterator
 
 import httpx
 import pytest
 
 from app.middleware import OPEN_PATHS, host_name
-from tests.conftest import RunningServer, Start
+from tests.conftest import RunningServer, Start, run_server
 
 KEY = "correct horse"
 SECRET = "hf_SECRET"
@@ -20,12 +21,17 @@ def routes(server: RunningServer) -> list[tuple[str, str]]:
     return [*walked, ("GET", "/openapi.json"), ("GET", "/docs"), ("GET", "/redoc"), ("GET", "/nothing")]
 
 
-def test_without_the_key_no_route_answers_but_liveness_and_readiness(start_server: Start) -> None:
-    """The routes come from the API description, so a new one is covered the day it is written."""
-    with start_server(api_key=KEY) as server:
+@pytest.fixture(scope="module")
+def locked_server() -> Iterator[RunningServer]:
+    """A service that asks for KEY, ready."""
+    with run_server(api_key=KEY) as server:
         server.wait_until_ready()
-        walked = routes(server)
-        answers = {path: httpx.request(method, server.url + path) for method, path in walked}
+        yield server
+
+
+def test_without_the_key_no_route_answers_but_liveness_and_readiness(locked_server: RunningServer) -> None:
+    """The routes come from the API description, so a new one is covered the day it is written."""
+    answers = {path: httpx.request(method, locked_server.url + path) for method, path in routes(locked_server)}
 
     assert {"/encode", "/encode_layers", "/tokenize", "/info", "/presets", "/health", "/metrics"} < set(answers)
     assert {path for path, answer in answers.items() if answer.status_code != 401} == OPEN_PATHS
@@ -48,9 +54,8 @@ def test_without_the_key_no_route_answers_but_liveness_and_readiness(start_serve
         pytest.param("Bearer kéy", 401, id="not ASCII"),
     ],
 )
-def test_only_the_right_key_opens(start_server: Start, header: str, status: int) -> None:
-    with start_server(api_key=KEY) as server:
-        response = httpx.get(f"{server.url}/openapi.json", headers={"authorization": header.encode("latin-1")})
+def test_only_the_right_key_opens(locked_server: RunningServer, header: str, status: int) -> None:
+    response = httpx.get(f"{locked_server.url}/openapi.json", headers={"authorization": header.encode("latin-1")})
 
     assert response.status_code == status
 

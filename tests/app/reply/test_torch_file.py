@@ -1,11 +1,8 @@
 """The file that torch.load reads; with torch.load itself in tests/parity/test_dropins.py."""
 
 import io
-import pickle
 import pickletools
 import zipfile
-from collections import OrderedDict
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,47 +10,13 @@ import pytest
 from app.reply import torch_file
 from app.reply.torch_file import STORAGES
 from app.wire import Tensor
+from tests.app.reply.torch_file_reader import read_torch_file
 
 # torch/_weights_only_unpickler.py, Unpickler.load: of the opcodes there, those that such a file needs.
 SAFE_OPCODES = {
     *("PROTO", "GLOBAL", "MARK", "BINUNICODE", "BINPUT", "BININT", "BININT1", "BININT2", "LONG1", "NEWFALSE"),
     *("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "BINPERSID", "BINGET", "REDUCE", "STOP"),
 }
-
-
-class Reader(pickle.Unpickler):
-    """Reads our files the way torch.load does, and nothing else."""
-
-    def __init__(self, archive: zipfile.ZipFile) -> None:
-        super().__init__(io.BytesIO(archive.read("archive/data.pkl")))
-        self.archive = archive
-
-    def find_class(self, module: str, name: str) -> Any:
-        known = {("torch._utils", "_rebuild_tensor_v2"): rebuild, ("collections", "OrderedDict"): OrderedDict}
-        known |= {("torch", storage): dtype for dtype, storage in STORAGES.items()}
-        return known[module, name]
-
-    def persistent_load(self, pid: Any) -> tuple[str, int, bytes]:
-        kind, dtype, key, device, numel = pid
-        assert (kind, device) == ("storage", "cpu")
-        return dtype, numel, self.archive.read(f"archive/data/{key}")
-
-
-def rebuild(
-    storage: tuple[str, int, bytes], offset: int, shape: Any, stride: Any, requires_grad: bool, hooks: Any
-) -> Tensor:
-    dtype, numel, data = storage
-    tensor = Tensor.frombytes(data, dtype, shape)
-    assert tensor.array.size == numel
-    assert tuple(step // tensor.array.itemsize for step in tensor.array.strides) == stride
-    assert (offset, requires_grad, hooks) == (0, False, OrderedDict())
-    return tensor
-
-
-def read_torch_file(file: bytes) -> Tensor:
-    tensor = Reader(zipfile.ZipFile(io.BytesIO(file))).load()
-    assert isinstance(tensor, Tensor)
-    return tensor
 
 
 @pytest.mark.parametrize("shape", [(1,), (2, 3), (1, 512, 96), (2, 3, 4, 5)], ids=str)

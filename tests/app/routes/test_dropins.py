@@ -1,10 +1,7 @@
 """What the routes for foreign clients share, and the two that answer with one bare tensor: /predict and /te."""
 
-import contextlib
 import json
 import logging
-import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +11,8 @@ import pytest
 
 from app import wire
 from app.wire import Tensor
-from tests.app.reply.test_torch_file import read_torch_file
-from tests.app.routes.test_operations import metric
-from tests.app.test_lifecycle import MANY, ONE_BY_ONE, wait_for
+from tests.app.reply.torch_file_reader import read_torch_file
+from tests.app.running import MANY, ONE_BY_ONE, abandoned_request, assert_equal, encode, metric, wait_for
 from tests.conftest import RunningServer, Start
 
 # A body of each protocol, as its clients send it.
@@ -39,28 +35,6 @@ DROP_INS = [
     pytest.param("/v1/hidden_states/structured", STRUCTURED, id="structured"),
 ]
 SECRET = "hf_SECRET"
-
-
-def encode(client: httpx.Client, body: dict[str, Any]) -> Tensor:
-    """What our own route answers to the same prompts."""
-    hidden_states = wire.unpack(client.post("/encode", json=body).content)["hidden_states"]
-    assert isinstance(hidden_states, Tensor)
-    return hidden_states
-
-
-def assert_equal(found: Tensor, expected: Tensor) -> None:
-    assert (found.dtype, found.array.shape) == (expected.dtype, expected.array.shape)
-    assert bytes(found.tobytes()) == bytes(expected.tobytes())
-
-
-@contextlib.contextmanager
-def abandoned_request(url: str, body: object) -> Iterator[None]:
-    """Sends a request, and closes the connection at the end without having read the answer."""
-    request = httpx.Request("POST", url, json=body)
-    head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
-    with socket.create_connection((request.url.host, request.url.port)) as connection:
-        connection.sendall(f"POST {request.url.path} HTTP/1.1\r\n{head}\r\n".encode() + request.content)
-        yield
 
 
 @pytest.mark.parametrize(("path", "body"), DROP_INS)

@@ -9,7 +9,7 @@ import safetensors
 
 from app import wire
 from app.wire import Tensor
-from tests.app.routes.test_dropins import assert_equal, encode
+from tests.app.running import assert_equal, encode
 from tests.conftest import Start
 
 

@@ -4,16 +4,9 @@ import time
 
 import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
+from tests.app.running import metric
 from tests.conftest import RunningServer, Start
-
-
-def metric(client: httpx.Client, name: str, **labels: str) -> float:
-    """The value of one sample; 0 where there is none yet."""
-    text = client.get("/metrics").text
-    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
-    return next((sample.value for sample in samples if (sample.name, sample.labels) == (name, labels)), 0.0)
 
 
 def test_while_the_model_loads_the_service_is_alive_and_not_ready(start_server: Start) -> None:
