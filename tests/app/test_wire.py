@@ -1,5 +1,6 @@
 """Tensors to bytes and back."""
 
+import json
 from typing import Any
 
 import ml_dtypes
@@ -93,6 +94,19 @@ def test_safetensors_reads_the_joined_parts() -> None:
 
     np.testing.assert_array_equal(found["x"], x)
     np.testing.assert_array_equal(found["mask"], mask)
+
+
+@pytest.mark.parametrize("name", ["m" * length for length in range(8)])
+def test_safetensors_start_where_their_dtype_can_be_mapped(name: str) -> None:
+    """A reader that maps the file needs each tensor on a multiple of its item size, however long the header is."""
+    x, mask = np.ones((3, 5), np.float32), np.ones(3, np.bool_)
+
+    body = wire.pack_safetensors({"mask": Tensor(mask, "bool"), "x": Tensor(x, "float32"), "model": name})
+
+    length = int.from_bytes(body[:8], "little")
+    header = json.loads(body[8 : 8 + length])
+    assert (8 + length) % 8 == 0
+    assert header["x"]["data_offsets"][0] % 4 == 0
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Filling the model: every tensor in its place, or one error that names all that is wrong."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,37 @@ def test_pipeline_folder_is_loaded(tmp_path: Path) -> None:
     weights = write_pipeline(tmp_path)
 
     np.testing.assert_array_equal(np.array(load(tmp_path).norm.weight), weights["norm.weight"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("widened", [True, False])
+@pytest.mark.parametrize("shift", [1, 2, 3])
+def test_tensors_at_unaligned_offsets_are_read(tmp_path: Path, dtype: str, widened: bool, shift: int) -> None:
+    """The safetensors format does not ask for alignment: not of the header's length, and not of a tensor's offset."""
+    write_checkpoint(tmp_path / "aligned", dtype=dtype)
+    shutil.copytree(tmp_path / "aligned", tmp_path / "unaligned")
+    misalign(tmp_path / "unaligned" / "model.safetensors", shift)
+    compute_dtype = mx.float32 if widened else getattr(mx, dtype)
+    expected = parameters(load(tmp_path / "aligned", compute_dtype))
+
+    for name, array in parameters(load(tmp_path / "unaligned", compute_dtype)).items():
+        assert mx.array_equal(array, expected[name]), name
+    [aligned, unaligned] = [open_checkpoint(ModelOptions(str(tmp_path / n))) for n in ("aligned", "unaligned")]
+    assert aligned.fingerprint == unaligned.fingerprint
+
+
+def misalign(file: Path, shift: int) -> None:
+    """Put a tensor of `shift` bytes that no encoder has before the others."""
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    for name, entry in header.items():
+        if name != "__metadata__":
+            entry["data_offsets"] = [offset + shift for offset in entry["data_offsets"]]
+    header["visual.flags"] = {"dtype": "U8", "shape": [shift], "data_offsets": [0, shift]}
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    file.write_bytes(len(encoded).to_bytes(8, "little") + encoded + bytes(shift) + content[8 + length :])
 
 
 def test_bfloat16_matrices_stay_so_where_that_is_asked_for(tmp_path: Path) -> None:
