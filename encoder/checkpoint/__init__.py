@@ -1,6 +1,11 @@
-"""Checkpoints: one reader per format and one per place, all yielding the same `Checkpoint`.
+"""Checkpoints: one reader for each format, all of which return the same `Checkpoint`.
 
-Nothing here reads a tensor before `load_weights` is called.
+readers/  recognize a format and describe what it holds: `open_checkpoint`
+files/    the files of a checkpoint, and their headers
+tensors/  what is stored in them: places, encodings, parameter names
+loading/  reads the tensors: `load_weights` into a model, `convert_checkpoint` into a new folder
+
+No tensor is read before one of these two is called.
 """
 
 from encoder.checkpoint.checkpoint import Checkpoint

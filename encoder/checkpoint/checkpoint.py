@@ -1,4 +1,4 @@
-"""What every reader of this package yields, whatever format the weights are stored in."""
+"""A checkpoint: what every reader returns, whatever format it reads."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -14,18 +14,18 @@ from encoder.types import DType
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A text encoder on disk: described and checked, its tensors not yet read.
+    """A text encoder on disk, described and checked. Its tensors are not read yet.
 
     Attributes:
-        name: as it was asked for: "demo", a path, a hub id, or a name in Ollama's store.
+        name: as the user named it: "demo", a path, a hub id, or a name in Ollama's store.
         config: the dims.
         weights: where the tensors are; `load_weights` reads them.
         tokenizer: ready to use.
-        quantization: what the stored weights are quantized to, None where they are plain floats.
-        fingerprint: of the weights' content, the same wherever and in however many files they lie.
-        revision: commit of the hub repository, None for what is local.
-        dtype: to compute in where the device likes it: that of most floats; of quantized numbers bfloat16.
-        random_weights: True where nobody trained them, so that the hidden states mean nothing.
+        quantization: of the stored weights; None where they are plain floats.
+        fingerprint: of the weights' content. It does not depend on where they are stored, nor in how many files.
+        revision: commit of the hub repository; None for a local checkpoint.
+        dtype: the checkpoint's own compute dtype: that of most stored bytes, where quantized numbers count as bfloat16.
+        random_weights: True where the weights are not trained, so that the hidden states mean nothing.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Checkpoint:
     random_weights: bool
 
     def tensors_of(self, num_layers: int) -> list[StoredTensor]:
-        """The tensors of the first so many decoder layers, and those that belong to none."""
+        """The tensors of the first `num_layers` decoder layers, and those that belong to no layer."""
         left_out = range(num_layers, self.config.num_hidden_layers)
         return [tensor for name, tensor in self.weights.tensors.items() if layer_of(name) not in left_out]
 
@@ -52,11 +52,18 @@ def describe(
     *,
     random_weights: bool = False,
 ) -> Checkpoint:
-    """The checkpoint made of these parts; what follows from the stored tensors is filled in.
+    """The checkpoint made of these parts. Quantization, fingerprint and dtype follow from the stored tensors.
 
+    Args:
+        name: as the user named it.
+        config: the dims.
+        weights: the tensors, by the names of the model's parameters.
+        tokenizer: the checkpoint's, or the one that the user named.
+        random_weights: whether the weights are not trained.
     Errors: CheckpointError when there are fewer tensors than layers.
     """
-    if config.num_hidden_layers > len(weights.tensors):  # else layers would be built for hours, to be found missing
+    # Else all the layers that config.json claims would be built, for hours, before their tensors are found missing.
+    if config.num_hidden_layers > len(weights.tensors):
         raise CheckpointError(
             f"{name}: config.json: num_hidden_layers is {config.num_hidden_layers:,}, but the files hold "
             f"{len(weights.tensors):,} tensors of the encoder in all. Is the checkpoint complete?"
@@ -75,7 +82,7 @@ def describe(
 
 
 def _quantization(weights: Weights) -> str | None:
-    """Every quantization in use, that of most bytes first."""
+    """Every quantization in use, that of most bytes first; None where all tensors are floats."""
     nbytes: Counter[str] = Counter()
     for tensor in weights.tensors.values():
         if tensor.encoding.quantized:
@@ -84,7 +91,7 @@ def _quantization(weights: Weights) -> str | None:
 
 
 def _compute_dtype(weights: Weights) -> DType:
-    """The dtype of most bytes: some converters leave the norms in float32."""
+    """The dtype of most bytes. Some converters leave the norms in float32."""
     nbytes: Counter[DType] = Counter()
     for tensor in weights.tensors.values():
         label = tensor.encoding.label

@@ -1,7 +1,7 @@
 """The header of a GGUF file: its metadata, and where its tensors are.
 
-The gguf package reads a header too, but takes 13 s for Qwen3's 300,000 tokens and merges and trusts every count in it;
-see docs/decisions/0004-read-checkpoints-where-they-lie.md. The sizes of the types are the package's.
+The gguf package reads headers too. But it takes 13 s for Qwen3's 300,000 tokens and merges, and it trusts every count
+in the file; see docs/decisions/0004-read-checkpoints-where-they-lie.md. The package gives the sizes of the types.
 Source: ggml, docs/gguf.md.
 """
 
@@ -19,8 +19,8 @@ from encoder.errors import CheckpointError
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _VERSIONS = (2, 3)
-_MAX_ENTRIES = 2**14  # keys, and tensors
-_MAX_ELEMENTS = 2**21  # of all arrays; a vocabulary and its merges have 2**19
+_MAX_ENTRIES = 2**14  # of keys, and of tensors
+_MAX_ELEMENTS = 2**21  # in all arrays together; a vocabulary and its merges have 2**19
 _MAX_TEXT_BYTES = 2**24
 _MAX_RANK = 4
 
@@ -31,7 +31,7 @@ class _Damaged(Exception):
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """What stands in front of the data."""
+    """The metadata by key, and the arrays in the order of the file."""
 
     metadata: dict[str, Any]
     arrays: list[StoredArray]
@@ -40,7 +40,7 @@ class GgufHeader:
 def read_gguf_header(file: Path) -> GgufHeader:
     """The header of one file.
 
-    Errors: CheckpointError when the file is no GGUF of version 2 or 3, is cut off, or is inconsistent.
+    Errors: CheckpointError when the file is no GGUF of version 2 or 3, is cut off, or contradicts itself.
     """
     try:
         with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -52,7 +52,7 @@ def read_gguf_header(file: Path) -> GgufHeader:
 
 
 class _Parser:
-    """Reads value after value; every count is compared with what the file can hold before it is believed."""
+    """Reads value after value. Compares every count with the size of the file before it uses the count."""
 
     def __init__(self, file: Path, data: mmap.mmap) -> None:
         self._file, self._data, self._position = file, data, 0
@@ -97,7 +97,7 @@ class _Parser:
         key, rank = self._text(), self._scalar("I")
         if rank > _MAX_RANK:
             raise _Damaged(f"{key} has {rank} dims")
-        shape = tuple(reversed([self._scalar("Q") for _ in range(rank)]))  # GGUF counts from the fastest
+        shape = tuple(reversed([self._scalar("Q") for _ in range(rank)]))  # GGUF has the fastest axis first
         kind, block, block_bytes = _type(self._scalar("I"), key)
         if shape and shape[-1] % block:
             raise _Damaged(f"{key} has rows of {shape[-1]:,} numbers, expected whole blocks of {block}")
@@ -124,7 +124,7 @@ class _Parser:
         return layout.unpack_from(self._data, self._position - layout.size)
 
     def _texts(self, count: int) -> list[str]:
-        """As `count` times `_text`, in a loop that takes 0.1 s for a vocabulary."""
+        """The same as calling `_text` `count` times, but takes 0.1 s for a vocabulary."""
         data, position, end = self._data, self._position, len(self._data)
         length_at: Callable[[mmap.mmap, int], tuple[int]] = struct.Struct("<Q").unpack_from
         texts = []
@@ -151,7 +151,7 @@ class _Parser:
 
 
 def _type(number: int, key: str) -> tuple[str, int, int]:
-    """Name of a type, numbers in a block, and bytes of it."""
+    """Name of a type, numbers in a block, and bytes of a block."""
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType  # takes 0.2 s to import
 
     try:

@@ -1,6 +1,6 @@
-"""A GGUF model in several files, as llama-gguf-split leaves it: `name-00001-of-00003.gguf` and so on.
+"""A GGUF model in several files, as llama-gguf-split writes it: `name-00001-of-00003.gguf` and so on.
 
-The first file has the metadata of the model, each file has some of its tensors.
+The first file has the model's metadata; each file has some of its tensors.
 Source: llama.cpp, tools/gguf-split/gguf-split.cpp; src/llama.cpp:llama_split_path.
 """
 
@@ -11,11 +11,11 @@ from encoder.checkpoint.files.gguf_header import GgufHeader, read_gguf_header
 from encoder.errors import CheckpointError
 
 _PART = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
-_LISTED = 5
+_MAX_LISTED = 5
 
 
 def part_names(name: str) -> list[str]:
-    """The names of all files of the model that the file called `name` belongs to; its own alone where it is whole."""
+    """The names of all parts of the model that the file `name` is a part of; `name` alone where it is no part."""
     match = _PART.fullmatch(name)
     if match is None:
         return [name]
@@ -23,9 +23,9 @@ def part_names(name: str) -> list[str]:
 
 
 def read_gguf_headers(file: Path) -> GgufHeader:
-    """The header of a model, whichever of its files `file` is.
+    """The header of a whole model, from any of its parts.
 
-    Errors: CheckpointError when a file is damaged or missing, or they are not parts of one model.
+    Errors: CheckpointError when a part is damaged or missing, or the parts are not of one model.
     """
     header = read_gguf_header(file)
     count = header.metadata.get("split.count", 0)
@@ -39,8 +39,10 @@ def read_gguf_headers(file: Path) -> GgufHeader:
         )
     missing = [part.name for part in files if not part.is_file()]
     if missing:
-        more = f" and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""
-        raise CheckpointError(f"{file}: the parts {', '.join(missing[:_LISTED])}{more} are missing. Fetch them too.")
+        more = f" and {len(missing) - _MAX_LISTED} more" if len(missing) > _MAX_LISTED else ""
+        raise CheckpointError(
+            f"{file}: the parts {', '.join(missing[:_MAX_LISTED])}{more} are missing. Fetch them too."
+        )
     return _joined(files, [read_gguf_header(part) for part in files])
 
 

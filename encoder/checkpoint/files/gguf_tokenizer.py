@@ -1,4 +1,4 @@
-"""The tokenizer in a GGUF file's metadata, as the tokenizers library has it. Qwen's byte-level BPE, and no other.
+"""Builds the tokenizer that a GGUF file's metadata describe. Reads Qwen's byte-level BPE, and no other kind.
 
 Source: transformers, convert_slow_tokenizer.py:Qwen2Converter; llama.cpp, src/llama-vocab.cpp, PRE_TYPE_QWEN2.
 """
@@ -14,11 +14,11 @@ from encoder.pipeline.tokenizer import Tokenizer
 _QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_CONTROL, _USER_DEFINED = 3, 4  # of tokenizer.ggml.token_type: matched whole, wherever they stand in a text
+_CONTROL, _USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type: tokens that are matched whole in any text
 
 
 def tokenizer_from_metadata(metadata: dict[str, Any], where: str) -> Tokenizer:
-    """The tokenizer that the metadata describe. Errors: CheckpointError when they describe none, or another kind."""
+    """The tokenizer that the metadata describe. Errors: CheckpointError for none, or another kind."""
     kind = (metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre"))
     tokens, merges = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.merges", [])
     types = metadata.get("tokenizer.ggml.token_type", ())

@@ -12,7 +12,7 @@ _MAX_BYTES = 16 * 2**20
 def read_json_object(file: Path) -> dict[str, Any]:
     """The JSON object in `file`.
 
-    Errors: CheckpointError when the file is missing, unreadable, absurdly large, no JSON, or no object.
+    Errors: CheckpointError when the file is missing, unreadable, larger than 16 MiB, no JSON, or no object.
     """
     try:
         size = file.stat().st_size

@@ -1,9 +1,9 @@
-"""Ollama's store on disk: from a model's name to its manifest, and from a layer of that to a blob. Reads no tensor.
+"""Ollama's store on disk: from a model's name to its manifest, and from there to the blobs. Reads no tensor.
 
     manifests/{host}/{namespace}/{name}/{tag}    JSON; lists layers, each with a digest
     blobs/sha256-{64 hex digits}                 a layer; the digits are the hash of its bytes
 
-Names and digests come from outside, so both are checked before they become paths.
+Names and digests are checked before they become paths, because they come from outside.
 Source: ollama, x/imagegen/manifest/manifest.go, types/model/name.go.
 """
 
@@ -25,7 +25,7 @@ GGUF = "application/vnd.ollama.image.model"
 _HOST = re.compile(r"\w[\w.:-]{0,349}", re.ASCII)
 _PART = re.compile(r"\w[\w.-]{0,79}", re.ASCII)  # no slash, and no dot in front: nothing that leads elsewhere
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-_SMALL = 2**20  # bytes that are hashed as soon as a blob is opened; larger blobs when they are loaded
+_MAX_HASHED_AT_ONCE = 2**20  # bytes; larger blobs are hashed when they are loaded, not when they are opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +33,9 @@ class Layer:
     """One file of a model.
 
     Attributes:
-        media_type: what it is.
-        name: as the model knows it, e.g. `text_encoder/config.json`; empty where it has none.
-        blob: the file, which exists and has the size that the manifest says.
+        media_type: kind of content: `TENSOR`, `JSON`, `GGUF`, or another.
+        name: within the model, e.g. `text_encoder/config.json`; empty where the layer has none.
+        blob: the file. It exists, and has the size that the manifest says.
     """
 
     media_type: str
@@ -49,7 +49,7 @@ def store() -> Path:
 
 
 def manifest_file(name: str) -> Path | None:
-    """Where the manifest of a model is, whether it exists or not; None for what cannot be a model's name.
+    """Path of a model's manifest, whether it exists or not; None for a name that no model can have.
 
     Args:
         name: `[[host/]namespace/]name[:tag]`.
@@ -67,9 +67,9 @@ def manifest_file(name: str) -> Path | None:
 
 
 def read_layers(manifest: Path) -> list[Layer]:
-    """The layers of a manifest whose blobs are all there.
+    """The layers that a manifest lists. All their blobs exist.
 
-    Errors: CheckpointError for a damaged manifest, and a blob that is missing, cut off, or not what its digest says.
+    Errors: CheckpointError for a damaged manifest, and for a blob that is missing, cut off, or not as its digest says.
     """
     layers = read_json_object(manifest).get("layers")
     if not isinstance(layers, list) or not layers:
@@ -87,13 +87,13 @@ def _layer(manifest: Path, entry: Any) -> Layer:
     if size is None or size != fields.get("size"):
         found = "is missing" if size is None else f"has {size:,} bytes, expected {fields.get('size')!r}"
         raise CheckpointError(f"{manifest}: the blob {digest} of {name or 'a layer'} {found}. Pull the model again.")
-    if size <= _SMALL:
+    if size <= _MAX_HASHED_AT_ONCE:
         check_digest(blob)
     return Layer(str(fields.get("mediaType")), name, blob)
 
 
 def check_digest(blob: Path) -> None:
-    """Return when the content of a blob is that of its name. Errors: CheckpointError when it is not."""
+    """Return when a blob has the hash that its name says. Errors: CheckpointError when it has another."""
     try:
         with blob.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,6 @@
 """The headers of safetensors files. Knows nothing of models.
 
-A header is checked by the safetensors library (sizes, overlaps, truncation) before anything else looks at it.
+The safetensors library checks a header (sizes, overlaps, truncation) before anything else reads it.
 """
 
 import json
@@ -14,14 +14,14 @@ from safetensors import SafetensorError, safe_open
 from encoder.checkpoint.tensors.weights import StoredArray
 from encoder.errors import CheckpointError
 
-# 398 tensors need 45 KB; the library's own limit of 100 MB takes seconds and gigabytes to parse.
+# 398 tensors need 45 KB. A header of the library's limit, 100 MB, takes seconds and gigabytes to parse.
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_ARRAYS = 2**14  # a Qwen3-VL of 64 layers in three arrays each, with a diffusion model beside it, has 5,000
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What stands in front of a file's data."""
+    """The arrays of a file, and its metadata by key."""
 
     arrays: list[StoredArray]
     metadata: dict[str, str]
@@ -30,7 +30,7 @@ class Header:
 def read_header(file: Path) -> Header:
     """The header of one file.
 
-    Errors: CheckpointError when the file is missing, is no safetensors file, is cut off, or is inconsistent.
+    Errors: CheckpointError when the file is missing, is no safetensors file, is cut off, or contradicts itself.
     """
     header, data_offset = _parse_header(file)
     metadata = header.pop("__metadata__", None) or {}
@@ -42,7 +42,7 @@ def read_header(file: Path) -> Header:
 
 
 def _parse_header(file: Path) -> tuple[dict[str, Any], int]:
-    """The validated header of `file`, and the offset in the file at which its data begin."""
+    """The checked header of `file`, and the offset at which the data begin."""
     try:
         with file.open("rb") as stream:
             prefix = stream.read(8)
@@ -55,7 +55,7 @@ def _parse_header(file: Path) -> tuple[dict[str, Any], int]:
             with safe_open(file, framework="numpy"):
                 pass
             header: dict[str, Any] = json.loads(stream.read(length))
-        if len(header) > MAX_ARRAYS:  # each would be looked at, for its name and for the fingerprint
+        if len(header) > MAX_ARRAYS:  # every array costs time: its name is parsed, and the fingerprint reads its bytes
             raise CheckpointError(f"{file}: holds {len(header):,} tensors, expected at most {MAX_ARRAYS:,}.")
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise CheckpointError(

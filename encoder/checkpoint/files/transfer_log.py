@@ -1,4 +1,4 @@
-"""Says in the log how far a download is, for where nobody sees a progress bar: containers, services."""
+"""Logs the progress of a download where nobody sees a progress bar, as in a container or a service."""
 
 import logging
 import threading
@@ -14,12 +14,12 @@ EVERY_S = 5.0
 
 @contextmanager
 def log_transfer(name: str, folder: Path, total: int) -> Iterator[None]:
-    """Log every few seconds how many bytes have come, judged by the size of `folder`, until the block ends.
+    """Log every few seconds how much of a download is on disk, until the block ends.
 
     Args:
-        name: of what is fetched.
-        folder: that it is written to.
-        total: bytes to come.
+        name: of the download, for the log.
+        folder: the folder that it is written to; its growth is the progress.
+        total: bytes to be fetched.
     """
     log.info("%s: fetching %.0f MB", name, total / 1e6)
     before, started, ended = _size(folder), time.monotonic(), threading.Event()
@@ -42,12 +42,12 @@ def log_transfer(name: str, folder: Path, total: int) -> Iterator[None]:
 
 
 def _size(folder: Path) -> int:
-    """Bytes on disk of the files in `folder`; unfinished ones may be sparse."""
+    """Bytes that the files in `folder` take on disk. Unfinished files may be sparse."""
     total = 0
     for file in folder.glob("*"):
         try:
             status = file.stat()
-        except FileNotFoundError:  # renamed since it was listed
+        except FileNotFoundError:  # renamed after it was listed
             continue
         total += min(status.st_size, status.st_blocks * 512)
     return total

@@ -1,8 +1,8 @@
-"""Reads arrays from their places in files into the memory that MLX computes with, whatever the files' format.
+"""Reads arrays from files of any format into the memory that MLX computes with.
 
-What loading waits for, beside the disk, is memory that no one has touched before. So nothing but the result is fresh:
-a few threads each read a piece that stays in their cache, check it, and write it, widened where that is asked, to its
-place.
+Beside the disk, loading waits for memory that the process touches for the first time. So only the result is new memory.
+A few threads read one piece each, which stays in the CPU's cache, check it, and write it to the result, widened to
+float32 where that is asked.
 """
 
 import os
@@ -23,11 +23,11 @@ from encoder.errors import CheckpointError
 
 Bytes = NDArray[np.uint8]
 
-_MOST_THREADS = 4
+_MAX_THREADS = 4
 _PIECE_BYTES = 2**20
-_SIZES = {"F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U32": 4, "U8": 1}  # of what MLX knows under these names
+_ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U32": 4, "U8": 1}  # of the dtypes that MLX has, too
 _FLOATS = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16"}
-_INFINITY: dict[str, tuple[Any, Any, int]] = {  # as integers of either sign
+_INFINITY: dict[str, tuple[Any, Any, int]] = {  # integers of the same width, and the bits of infinity
     "F32": (np.int32, np.uint32, 0x7F800000),
     "F16": (np.int16, np.uint16, 0x7C00),
     "BF16": (np.int16, np.uint16, 0x7F80),
@@ -35,10 +35,10 @@ _INFINITY: dict[str, tuple[Any, Any, int]] = {  # as integers of either sign
 
 
 class ArrayReader:
-    """Reads one array at a time, on a few threads; they end with the `with` that it is used in."""
+    """Reads one array at a time, on a few threads. A context manager: leaving it ends the threads."""
 
     def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1), thread_name_prefix="reader")
+        self._threads = ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1), thread_name_prefix="reader")
         self._scratch = threading.local()
 
     def __enter__(self) -> "ArrayReader":
@@ -48,20 +48,20 @@ class ArrayReader:
         self._threads.shutdown()
 
     def read(self, array: StoredArray) -> mx.array:
-        """The array as it is stored; a dtype that MLX does not have as uint8.
+        """The array as it is stored; of a dtype that MLX does not have, its bytes as uint8.
 
-        Errors: CheckpointError when it is no longer there, or has NaN or infinity.
+        Errors: CheckpointError when the file is gone or has changed, or the array has NaN or infinity.
         """
-        return self._read(array, array.dtype if array.dtype in _SIZES else "U8", None)
+        return self._read(array, array.dtype if array.dtype in _ITEM_BYTES else "U8", None)
 
     def read_floats(self, array: StoredArray, dtype: mx.Dtype) -> mx.array:
-        """Stored floats in a dtype that holds each of them exactly: their own, or float32. Errors: as of `read`."""
+        """Stored floats, in their own dtype or in float32, which holds each of them exactly. Errors: as of `read`."""
         kind = _FLOATS[dtype]
         return self._read(array, kind, None if array.dtype == kind else _WIDEN[array.dtype])
 
     def _read(self, array: StoredArray, kind: str, widen: Callable[[Bytes, Bytes], None] | None) -> mx.array:
         factor = 2 if widen else 1
-        if prod(array.shape) * _SIZES[kind] != array.nbytes * factor:
+        if prod(array.shape) * _ITEM_BYTES[kind] != array.nbytes * factor:
             raise CheckpointError(f"{array.file}: {array.key} has dtype {array.dtype}, which cannot be read.")
 
         def fill(memory: memoryview) -> None:
@@ -69,19 +69,19 @@ class ArrayReader:
 
                 def read_piece(start: int) -> None:
                     size = min(_PIECE_BYTES, array.nbytes - start)
-                    place = np.frombuffer(memory[start * factor : (start + size) * factor], np.uint8)
-                    stored = self._piece(size) if widen else place
+                    target = np.frombuffer(memory[start * factor : (start + size) * factor], np.uint8)
+                    stored = self._piece(size) if widen else target
                     if os.preadv(file.fileno(), [stored.data], array.offset + start) != size:
                         raise CheckpointError(f"{array.file}: {array.key} cannot be read: the file has been changed.")
                     _check_finite(stored, array)
                     if widen:
-                        widen(stored, place)
+                        widen(stored, target)
 
                 starts = range(0, array.nbytes, _PIECE_BYTES)
                 if len(starts) == 1:
                     return read_piece(0)
                 pieces = [self._threads.submit(read_piece, start) for start in starts]
-                wait(pieces)  # all of them, before `memory` is given back
+                wait(pieces)  # all of them: after this function returns, `memory` may be freed
                 for piece in pieces:
                     piece.result()
 
@@ -92,7 +92,7 @@ class ArrayReader:
             raise CheckpointError(f"{array.file}: {array.key} cannot be read: {error}") from error
 
     def _piece(self, size: int) -> Bytes:
-        """Memory of this thread, the same each time."""
+        """Scratch memory of this thread, reused for each piece."""
         if not hasattr(self._scratch, "piece"):
             self._scratch.piece = np.empty(_PIECE_BYTES, np.uint8)
         piece: Bytes = self._scratch.piece[:size]
@@ -100,7 +100,7 @@ class ArrayReader:
 
 
 def read_ahead(arrays: Iterable[StoredArray]) -> None:
-    """Let the disk fetch arrays into the page cache while others are read; a hint, taken on Linux alone."""
+    """Ask the kernel to fetch arrays into the page cache while others are read. Does nothing outside Linux."""
     if not hasattr(os, "posix_fadvise"):
         return
     for array in arrays:
@@ -109,7 +109,10 @@ def read_ahead(arrays: Iterable[StoredArray]) -> None:
 
 
 def _check_finite(piece: Bytes, array: StoredArray) -> None:
-    """Read as integers, +inf and the NaNs above it are the largest, and so are -inf and its NaNs without a sign."""
+    """Raise CheckpointError when a float is NaN or infinite.
+
+    As signed integers, +inf and the positive NaNs are the largest; as unsigned ones, -inf and the negative NaNs.
+    """
     if array.dtype not in _INFINITY or not piece.size:
         return
     signed, unsigned, infinity = _INFINITY[array.dtype]
@@ -121,13 +124,13 @@ def _check_finite(piece: Bytes, array: StoredArray) -> None:
         )
 
 
-def _widen_bfloat16(stored: Bytes, place: Bytes) -> None:
+def _widen_bfloat16(stored: Bytes, target: Bytes) -> None:
     """bfloat16 is the upper half of a float32."""
-    np.left_shift(stored.view(np.uint16), np.uint32(16), out=place.view(np.uint32), dtype=np.uint32)
+    np.left_shift(stored.view(np.uint16), np.uint32(16), out=target.view(np.uint32), dtype=np.uint32)
 
 
-def _widen_float16(stored: Bytes, place: Bytes) -> None:
-    np.copyto(place.view(np.float32), stored.view(np.float16))
+def _widen_float16(stored: Bytes, target: Bytes) -> None:
+    np.copyto(target.view(np.float32), stored.view(np.float16))
 
 
 _WIDEN = {"BF16": _widen_bfloat16, "F16": _widen_float16}

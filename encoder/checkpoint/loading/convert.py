@@ -1,4 +1,4 @@
-"""Writes any checkpoint as MLX has it: a folder with the encoder's tensors alone, quantized or not, that loads fast."""
+"""Writes any checkpoint as a folder in MLX's format, with the encoder's tensors alone, quantized or not."""
 
 import json
 import logging
@@ -13,9 +13,8 @@ from typing import Any
 import mlx.core as mx
 
 from encoder.checkpoint.checkpoint import Checkpoint
-from encoder.checkpoint.loading.load import FOLLOWS_THE_FILE, Progress, read_values
-from encoder.checkpoint.loading.residency import Resident, plan
-from encoder.checkpoint.tensors.quantization import Quantization
+from encoder.checkpoint.loading.parameters import Progress, read_parameters
+from encoder.checkpoint.loading.residency import Resident, new_quantization, plan_residents
 from encoder.errors import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -27,22 +26,22 @@ _DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32
 def convert_checkpoint(
     checkpoint: Checkpoint, folder: Path, quantize: str = "keep", progress: Progress | None = None
 ) -> None:
-    """Write the checkpoint to a new folder. Holds no more than a shard of it in memory.
+    """Write the checkpoint to a new folder. Holds at most one shard of it in memory.
 
     Args:
         checkpoint: as opened.
-        folder: that appears when everything is in it.
-        quantize: "keep" or "auto" keeps what MLX has a quantization for, "none" writes floats, anything else as
-            `Quantization.parse`.
+        folder: the new folder; it appears when it is complete.
+        quantize: "keep" and "auto" keep the quantizations that MLX has too, "none" writes floats, and anything else
+            is as in ModelOptions.
         progress: called after each tensor.
     Errors: CheckpointError when the folder exists, the disk is too small, or a tensor cannot be read.
     """
     if folder.exists():
         raise CheckpointError(f"{folder}: exists already, expected the name of a new folder.")
-    residents = plan(
+    residents = plan_residents(
         checkpoint.weights.tensors.values(),
         _DTYPES[checkpoint.dtype],
-        None if quantize in FOLLOWS_THE_FILE else Quantization.parse(quantize),
+        new_quantization(quantize),
         keep=quantize != "none",
     )
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -58,22 +57,22 @@ def convert_checkpoint(
     log.info("%s: written to %s", checkpoint.name, folder)
 
 
-def _check_disk(place: Path, needed: int) -> None:
-    free = shutil.disk_usage(place).free
+def _check_disk(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
     if needed > free:
-        raise CheckpointError(f"{place}: {needed / 1e9:.1f} GB are needed, and {free / 1e9:.1f} GB are free.")
+        raise CheckpointError(f"{folder}: {needed / 1e9:.1f} GB are needed, and {free / 1e9:.1f} GB are free.")
 
 
 def _named(
     checkpoint: Checkpoint, residents: Mapping[str, Resident], progress: Progress | None
 ) -> Iterator[tuple[str, mx.array]]:
-    for values in read_values(checkpoint, residents, progress):
-        for name, array in values.items():
+    for parameters in read_parameters(checkpoint, residents, progress):
+        for name, array in parameters.items():
             yield f"model.{name}", array
 
 
 def _write_weights(folder: Path, named: Iterator[tuple[str, mx.array]]) -> None:
-    """Shards and their index, or model.safetensors where one is enough."""
+    """Write shards and their index, or model.safetensors where one shard is enough."""
     weight_map: dict[str, str] = {}
     shard: dict[str, mx.array] = {}
     files: list[Path] = []
@@ -97,13 +96,13 @@ def _write_weights(folder: Path, named: Iterator[tuple[str, mx.array]]) -> None:
 
 
 def _config(checkpoint: Checkpoint, residents: Mapping[str, Resident]) -> dict[str, Any]:
-    """A config.json that this reader, mlx-lm and transformers understand."""
+    """A config.json that this package, mlx-lm and transformers understand."""
     config: dict[str, Any] = {
         **asdict(checkpoint.config),
         "architectures": ["Qwen3ForCausalLM"],
         "hidden_act": "silu",
         "model_type": "qwen3",
-        "tie_word_embeddings": True,  # there is no head
+        "tie_word_embeddings": True,  # no head is written
         "torch_dtype": checkpoint.dtype,
     }
     if checkpoint.random_weights:

@@ -1,6 +1,7 @@
-"""An MLX array that a function of ours writes, in MLX's own buffer: nothing is copied.
+"""An MLX array whose memory a Python function writes. Nothing is copied.
 
-MLX hands no empty buffer out, but `mx.load` reads from a file object into one, whose memory is new to the process.
+MLX has no function that returns an unwritten array. But `mx.load` reads from a file object, and passes it the memory of
+the array to write to.
 """
 
 import json
@@ -24,13 +25,13 @@ _DTYPES = {
 
 
 def filled(kind: str, shape: tuple[int, ...], nbytes: int, fill: Callable[[memoryview], None]) -> mx.array:
-    """An array whose bytes `fill` writes, evaluated.
+    """An evaluated array whose bytes `fill` writes.
 
     Args:
         kind: dtype, as safetensors spells it.
         shape: in elements.
-        nbytes: that go with them.
-        fill: called once, perhaps on another thread; keeps nothing of its argument.
+        nbytes: size of the array.
+        fill: called once with the array's memory, perhaps on another thread; must not keep a reference to it.
     Errors: those of `fill`.
     """
     header = json.dumps({"array": {"dtype": kind, "shape": shape, "data_offsets": [0, nbytes]}}).encode()
@@ -52,7 +53,7 @@ def copied(kind: str, shape: tuple[int, ...], nbytes: int, fill: Callable[[memor
 
 
 class _File:
-    """What `mx.load` takes for a safetensors file with one array, whose data `fill` writes."""
+    """Looks like a safetensors file with one array to `mx.load`; `fill` writes the data."""
 
     closed = False
 
@@ -78,5 +79,5 @@ class _File:
     def _fill_all(self, memory: memoryview) -> None:
         try:
             self._fill(memory)
-        except Exception as error:  # kept from MLX's threads, on which this runs
+        except Exception as error:  # `filled` raises it: this may run on a thread of MLX, which an exception would end
             self.error = error

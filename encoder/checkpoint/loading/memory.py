@@ -1,4 +1,4 @@
-"""Whether a checkpoint fits into this machine's memory, and what would if it does not; asked before it is read."""
+"""Whether a checkpoint fits into this machine's memory, and if not, what would. Asked before it is read."""
 
 import os
 from collections.abc import Collection
@@ -6,26 +6,26 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from encoder.checkpoint.loading.residency import Resident, plan
+from encoder.checkpoint.loading.residency import Resident, plan_residents
 from encoder.checkpoint.tensors.quantization import Quantization
 from encoder.checkpoint.tensors.weights import StoredTensor
 from encoder.errors import CheckpointError
 
 CGROUP = Path("/sys/fs/cgroup")  # version 2, as seen from inside a container
 MEMINFO = Path("/proc/meminfo")
-_ALTERNATIVES = ("8", "4")  # bits to suggest
+_SUGGESTED_BITS = ("8", "4")
 
 
 def check_memory(residents: Collection[Resident]) -> None:
     """Return when the weights fit.
 
-    Errors: CheckpointError with what is needed, what there is, and what would fit.
+    Errors: CheckpointError with the memory needed, the memory available, and the options that would fit.
     """
     needed, available = bytes_needed(residents), available_bytes()
     if available is None or needed <= available:
         return
     dtype = str(_main_dtype(residents)).removeprefix("mlx.core.")
-    fitting = [f"{way} ({_gb(size)})" for way, size in _alternatives(residents) if size <= available]
+    fitting = [f"{flag} ({_gb(size)})" for flag, size in _alternatives(residents) if size <= available]
     advice = f"What fits: {', '.join(fitting)}." if fitting else "No quantization of this checkpoint fits either."
     raise CheckpointError(
         f"The weights need {_gb(needed)} of memory in {dtype}, and {_gb(available)} are available. {advice} "
@@ -34,12 +34,12 @@ def check_memory(residents: Collection[Resident]) -> None:
 
 
 def bytes_needed(residents: Collection[Resident]) -> int:
-    """At the peak of loading: all weights, and the largest stored tensor on its way."""
+    """Bytes at the peak of loading: all weights, and the largest stored tensor while it is decoded."""
     return sum(resident.nbytes for resident in residents) + max(resident.stored.nbytes for resident in residents)
 
 
 def available_bytes() -> int | None:
-    """Memory that the weights may take; None where the system does not say."""
+    """Memory that the weights may take, in bytes; None where the system does not say."""
     if mx.default_device().type != mx.DeviceType.cpu:
         device = mx.device_info()
         limit = device.get("max_recommended_working_set_size") or device.get("free_memory")
@@ -49,26 +49,26 @@ def available_bytes() -> int | None:
 
 
 def _alternatives(residents: Collection[Resident]) -> list[tuple[str, int]]:
-    """Other ways to load the same tensors, and the bytes that each needs."""
+    """Other options for the same tensors, as flags, and the bytes that each needs."""
     tensors: list[StoredTensor] = [resident.stored for resident in residents]
     dtype = _main_dtype(residents)
-    ways = []
+    options = []
     if dtype == mx.float32:
-        in_bfloat16 = plan(tensors, mx.bfloat16, None, keep=False)
-        ways.append(("--compute-dtype bfloat16", bytes_needed(in_bfloat16.values())))
-    for bits in _ALTERNATIVES:
-        quantized = plan(tensors, dtype, Quantization.parse(bits), keep=True)
-        ways.append((f"--quantize {bits}", bytes_needed(quantized.values())))
-    return ways
+        in_bfloat16 = plan_residents(tensors, mx.bfloat16, None, keep=False)
+        options.append(("--compute-dtype bfloat16", bytes_needed(in_bfloat16.values())))
+    for bits in _SUGGESTED_BITS:
+        quantized = plan_residents(tensors, dtype, Quantization.parse(bits), keep=True)
+        options.append((f"--quantize {bits}", bytes_needed(quantized.values())))
+    return options
 
 
 def _main_dtype(residents: Collection[Resident]) -> mx.Dtype:
-    """Of the largest: norms may have another."""
+    """The dtype of the largest tensor; norms may have another."""
     return max(residents, key=lambda resident: resident.nbytes).dtype
 
 
 def _free_bytes() -> int | None:
-    """What the kernel could hand out without swapping; on macOS, which keeps no such number, all memory there is."""
+    """Memory that the kernel can give without swapping; on macOS, which has no such number, all of the memory."""
     try:
         fields = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
         return int(fields["MemAvailable"].split()[0]) * 1024
@@ -81,7 +81,7 @@ def _free_bytes() -> int | None:
 
 
 def _cgroup_bytes() -> int | None:
-    """What the container may still take. Its page cache does not count: the kernel drops that first."""
+    """Memory that the container may still take. Page cache counts as free: the kernel drops it first."""
     try:
         limit, used = int((CGROUP / "memory.max").read_text()), int((CGROUP / "memory.current").read_text())
         fields = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())

@@ -1,8 +1,8 @@
-"""Whether the active device can compute with quantized weights: MLX has no list of its kernels, so they are tried.
+"""Whether the active device can compute with quantized weights. MLX does not list its kernels, so they are tried.
 
 MLX 0.32.4 with CUDA refuses some combinations of bits, group size and dtype only when a product runs (6 bits in groups
-of 128 in float32: `cuGraphAddKernelNode failed`), which must not happen to the first prompt. What is tried is compiled,
-on an H100 40 to 80 s for each quantization, and kept in MLX's cache for the next start.
+of 128 in float32: `cuGraphAddKernelNode failed`). That must not happen to the first prompt. A trial compiles the
+kernel, which takes 40 to 80 s for each quantization on an H100; MLX's cache keeps it for the next start.
 """
 
 import logging
@@ -15,20 +15,20 @@ from encoder.checkpoint.tensors.quantization import Quantization
 
 log = logging.getLogger(__name__)
 
-_ROWS = (1, 16, 256)  # few rows and many run through different kernels
+_ROWS = (1, 16, 256)  # MLX has different kernels for few rows and for many
 
 
 def has_kernel(quantization: Quantization, dtype: mx.Dtype, shape: tuple[int, ...], *, lookup: bool) -> bool:
-    """Whether a product with a weight of this shape runs, or, for an embedding, a lookup in it.
+    """Whether a product with a weight of this shape runs; for an embedding, whether a lookup does.
 
     Args:
         quantization: of the weight.
-        dtype: of everything else.
+        dtype: of the activations, the scales and the biases.
         shape: of the weight, (rows, columns).
-        lookup: whether rows are looked up and not multiplied.
+        lookup: whether the weight is an embedding.
     """
     if mx.default_device().type == mx.DeviceType.cpu:
-        return True  # slow loops, for all of them
+        return True  # MLX has slow loops for every quantization
     return _runs(quantization, dtype, (min(shape[0], _ROWS[-1]), shape[1]) if lookup else shape, lookup)
 
 

@@ -1,4 +1,4 @@
-"""Decides what each stored tensor becomes in memory: floats, or numbers that MLX's kernels compute with as they are."""
+"""Decides which form each stored tensor takes in memory: floats, or quantized as MLX's kernels compute with it."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -17,12 +17,12 @@ EMBEDDING = "embed_tokens.weight"
 
 @dataclass(frozen=True, slots=True)
 class Resident:
-    """A tensor, and what it is to be in memory.
+    """A tensor, and the form that it takes in memory.
 
     Attributes:
-        stored: where it comes from.
+        stored: the tensor in the file.
         dtype: of floats, and of scales and biases.
-        quantization: None for floats.
+        quantization: in memory; None for floats.
     """
 
     stored: StoredTensor
@@ -31,7 +31,7 @@ class Resident:
 
     @property
     def nbytes(self) -> int:
-        """In memory."""
+        """Bytes that the tensor takes in memory."""
         numbers = prod(self.stored.shape)
         if self.quantization is None:
             return numbers * self.dtype.size
@@ -39,19 +39,19 @@ class Resident:
 
     @property
     def is_exact(self) -> bool:
-        """Whether it is stored floats, each of which its dtype holds."""
+        """Whether the tensor is floats in the file, and `dtype` holds each of them without rounding."""
         return (
             isinstance(self.stored.encoding, Plain)
             and self.quantization is None
             and self.dtype in (mx.float32, getattr(mx, self.stored.encoding.label))
         )
 
-    def values(self, arrays: Arrays) -> dict[str, mx.array]:
+    def parameters(self, arrays: Arrays) -> dict[str, mx.array]:
         """The parameters that the tensor becomes, by name, not evaluated."""
         encoding, name = self.stored.encoding, self.stored.name
         if self.quantization is None:
             return {name: encoding.decode(arrays, self.dtype)}
-        if self.quantization == encoding.kept:
+        if self.quantization == encoding.mlx_quantization:
             packed = encoding.pack(arrays)
         else:
             floats = encoding.decode(arrays, self.dtype)
@@ -66,7 +66,15 @@ class Resident:
         return {path + role: array for role, array in packed.items()}
 
 
-def plan(
+def new_quantization(quantize: str) -> Quantization | None:
+    """The quantization that `quantize` of ModelOptions asks for; None where it quantizes nothing anew.
+
+    Errors: CheckpointError for a value that is not allowed.
+    """
+    return None if quantize in ("auto", "keep", "none") else Quantization.parse(quantize)
+
+
+def plan_residents(
     tensors: Collection[StoredTensor],
     dtype: mx.Dtype,
     quantize: Quantization | None,
@@ -74,14 +82,14 @@ def plan(
     keep: bool,
     keep_bfloat16: bool = False,
 ) -> dict[str, Resident]:
-    """What each tensor becomes, by name.
+    """The form that each tensor takes in memory, by name.
 
     Args:
-        tensors: that are needed.
+        tensors: the tensors to load.
         dtype: to compute in.
-        quantize: what matrices become; None leaves them as they are.
+        quantize: the quantization that matrices are converted to; None converts none.
         keep: whether stored quantizations stay, where MLX has a kernel for them.
-        keep_bfloat16: whether matrices stay bfloat16 when all of them are stored so and nothing else becomes of them.
+        keep_bfloat16: whether matrices stay bfloat16 when all of them are stored in it and none is quantized.
     """
     matrices = [tensor for tensor in tensors if len(tensor.shape) == 2]
     if keep_bfloat16 and quantize is None and all(matrix.encoding == Plain("bfloat16") for matrix in matrices):
@@ -90,18 +98,18 @@ def plan(
 
 
 def _choose(tensor: StoredTensor, dtype: mx.Dtype, quantize: Quantization | None, keep: bool) -> Quantization | None:
-    chosen = quantize if quantize is not None else tensor.encoding.kept if keep else None
+    chosen = quantize if quantize is not None else tensor.encoding.mlx_quantization if keep else None
     if chosen is None or not tensor.name.endswith(".weight") or not chosen.fits(tensor.shape):
         return None
-    # nn.QuantizedEmbedding hands out bfloat16 in the modes without biases, whatever the others compute in.
+    # In the modes without biases nn.QuantizedEmbedding returns bfloat16, whatever dtype the other layers compute in.
     embedding = tensor.name == EMBEDDING
     if embedding and not chosen.has_biases and dtype != mx.bfloat16:
         return None
     return chosen if has_kernel(chosen, dtype, tensor.shape, lookup=embedding) else None
 
 
-def label(residents: Mapping[str, Resident]) -> str | None:
-    """Every quantization in memory, that of most bytes first; None where all are floats."""
+def quantization_label(residents: Mapping[str, Resident]) -> str | None:
+    """Every quantization in memory, that of most bytes first; None where all tensors are floats."""
     nbytes: Counter[str] = Counter()
     for resident in residents.values():
         if resident.quantization is not None:

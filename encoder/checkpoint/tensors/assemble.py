@@ -1,7 +1,8 @@
-"""From the arrays in some files to the tensors of the model. Knows which arrays belong together, not what they mean.
+"""From the arrays in some files to the tensors of the model.
 
-What a quantization stores beside a weight is known to a scheme: a function that is shown all arrays of one module,
-takes out those that it understands, and returns the tensor that they are. What no scheme takes must be plain floats.
+Arrays of one module belong together; what they mean, a scheme knows. A scheme is a function that gets all arrays of one
+module, takes out those of its own quantization, and returns the tensor that they make. An array that no scheme takes
+must be plain floats.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,18 +15,20 @@ from encoder.checkpoint.tensors.weights import StoredArray, StoredTensor
 from encoder.errors import CheckpointError
 from encoder.qwen3.config import Qwen3Config
 
-Parts = dict[str, StoredArray]  # of one module, by the last part of the name: "weight", "bias", "scales", ...
+Parts = dict[
+    str, StoredArray
+]  # the arrays of one module, by the last part of their name: "weight", "bias", "scales", ...
 
 
 @dataclass(frozen=True, slots=True)
 class Hints:
-    """What stands beside the arrays and says how to read them.
+    """What a checkpoint says, beside its arrays, about how to read them.
 
     Attributes:
         config: the parsed config.json, empty where there is none.
-        metadata: of the files' headers.
-        dims: where they are known without looking at the arrays.
-        bits: of a quantized number, by the path of the module, where the format says it.
+        metadata: the metadata in the files' headers.
+        dims: the dims that config.json says; None where there is none.
+        bits: bits of a quantized number, by the path of the module, where the format says it.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -38,7 +41,7 @@ Scheme = Callable[[str, Parts, Hints], StoredTensor | None]
 
 
 def by_key(arrays: Iterable[StoredArray]) -> list[tuple[str, StoredArray]]:
-    """The arrays under their own keys, for files whose keys are those of the model that was saved."""
+    """The arrays under their own keys, as `assemble` takes them."""
     return [(array.key, array) for array in arrays]
 
 
@@ -48,10 +51,11 @@ def assemble(
     """The encoder's tensors, by parameter name.
 
     Args:
-        named: the arrays, each under a key of the forms that `parameter_name` knows.
-        schemes: that are asked, in this order.
-        hints: for them.
-    Errors: CheckpointError for two arrays that are the same thing, and for one that nobody understands.
+        named: the arrays, each under a key that `parameter_name` understands.
+        schemes: the quantizations that the format can hold. They are asked in this order.
+        hints: for the schemes.
+    Errors: CheckpointError for two arrays of one parameter, and for an array that no scheme takes and that is not
+        plain floats.
     """
     tensors: dict[str, StoredTensor] = {}
     for path, parts in _modules(named).items():
@@ -62,12 +66,12 @@ def assemble(
 
 
 def take(parts: Parts, *names: str) -> Parts:
-    """Take those of the named arrays that are there out of `parts`."""
+    """Remove the arrays of these names from `parts` and return them; names that are absent are skipped."""
     return {name: parts.pop(name) for name in names if name in parts}
 
 
 def _modules(named: Iterable[tuple[str, StoredArray]]) -> dict[str, Parts]:
-    """The arrays that the encoder needs, by the path of their module."""
+    """The encoder's arrays, by the path of their module."""
     modules: dict[str, Parts] = {}
     for key, array in named:
         name = parameter_name(key)

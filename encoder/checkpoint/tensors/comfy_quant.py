@@ -1,7 +1,7 @@
-"""What ComfyUI's files say of each layer, and the two formats there that only they have: nvfp4 and mxfp8 in blocks.
+"""ComfyUI's quantizations: nvfp4 and mxfp8 in blocks, which only its files have, and scaled 8-bit numbers.
 
-A layer's format stands in a tensor `comfy_quant`, JSON as bytes, or in the header under `_quantization_metadata`.
-Block scales lie in the order that the tensor cores of NVIDIA read: tiles of 128 rows and 4 columns.
+A layer's format is written in a tensor `comfy_quant`, JSON as bytes, or in the header under `_quantization_metadata`.
+Block scales are in the order in which NVIDIA's tensor cores read them: tiles of 128 rows and 4 columns.
 Source: comfy-kitchen 7d86acf, float_utils.py:to_blocked, backends/eager/quantization.py; ComfyUI, comfy/ops.py.
 """
 
@@ -28,7 +28,7 @@ _TILE_ROWS, _TILE_COLUMNS = 128, 4
 
 @dataclass(frozen=True, slots=True)
 class ComfyBlocks:
-    """Blocks along each row with an 8-bit scale; nvfp4 has a float32 scale of the whole tensor on top."""
+    """Blocks along each row, each with an 8-bit scale. nvfp4 also has a float32 scale for the whole tensor."""
 
     quantization: Quantization
     shape: tuple[int, ...]
@@ -39,7 +39,7 @@ class ComfyBlocks:
         return self.quantization.label
 
     @property
-    def kept(self) -> Quantization | None:
+    def mlx_quantization(self) -> Quantization | None:
         return self.quantization if self.quantization.mode == "mxfp8" else None
 
     def decode(self, arrays: Arrays, dtype: mx.Dtype) -> mx.array:
@@ -51,14 +51,14 @@ class ComfyBlocks:
     def pack(self, arrays: Arrays) -> dict[str, mx.array]:
         data = arrays["weight"]
         if self.quantization.mode == "nvfp4":
-            data = (data << 4) | (data >> 4)  # MLX has the first of two numbers in the lower half of the byte
+            data = (data << 4) | (data >> 4)  # MLX keeps the first of two numbers in the lower half of a byte
         rows, columns = self.shape
         scales = untile(arrays["scales"], rows, columns // self.quantization.group_size)
         return {"weight": data.view(mx.uint32), "scales": scales}
 
 
 def comfy_quant(path: str, parts: Parts, hints: Hints) -> StoredTensor | None:
-    """Scheme of a module whose format ComfyUI has written down.
+    """Scheme for a module whose format the file names.
 
     Errors: CheckpointError for a format that is not supported, or arrays that do not fit it.
     """
@@ -81,9 +81,9 @@ def comfy_quant(path: str, parts: Parts, hints: Hints) -> StoredTensor | None:
 
 
 def untile(scales: mx.array, rows: int, columns: int) -> mx.array:
-    """Scales in rows and columns, (rows, columns), from tiles that are padded to whole ones."""
+    """Scales in row-major order, (rows, columns), from tiles of 128 x 4, the last of which are padded."""
     down, across = -(-rows // _TILE_ROWS), -(-columns // _TILE_COLUMNS)
-    tiles = scales.reshape(down, across, 32, 4, _TILE_COLUMNS)  # row 32 * i + j of a tile stands at [j, i]
+    tiles = scales.reshape(down, across, 32, 4, _TILE_COLUMNS)  # row 32 * i + j of a tile is at [j, i]
     ordered = tiles.transpose(0, 3, 2, 1, 4).reshape(down * _TILE_ROWS, across * _TILE_COLUMNS)
     return ordered[:rows, :columns]
 
@@ -113,7 +113,7 @@ def _parse_layer(note: StoredArray) -> dict[str, Any]:
 
 @lru_cache(maxsize=4)
 def _layers(metadata: str | None) -> dict[str, dict[str, Any]]:
-    """What the header says of each layer, by the path of the module."""
+    """The header's description of each layer, by the path of the module."""
     if metadata is None:
         return {}
     layers = _parse(metadata.encode(), "_quantization_metadata").get("layers", {})

@@ -1,4 +1,4 @@
-"""The encodings that several formats share: plain floats, and MLX's own quantizations."""
+"""Encodings that several formats share: plain floats, and the quantizations of MLX."""
 
 from dataclasses import dataclass
 
@@ -13,11 +13,11 @@ FLOATS: dict[str, DType] = {"BF16": "bfloat16", "F16": "float16", "F32": "float3
 
 @dataclass(frozen=True, slots=True)
 class Plain:
-    """Floats as they are."""
+    """Floats, stored as they are."""
 
     label: DType
     quantized: bool = False
-    kept: Quantization | None = None
+    mlx_quantization: Quantization | None = None
 
     def decode(self, arrays: Arrays, dtype: mx.Dtype) -> mx.array:
         return arrays["weight"].astype(dtype)
@@ -28,10 +28,10 @@ class Plain:
 
 @dataclass(frozen=True, slots=True)
 class MlxQuantized:
-    """As `mlx.core.quantize` returns it: `weight`, `scales`, in mode affine `biases`.
+    """In MLX's layout, as `mlx.core.quantize` returns it: `weight`, `scales`, and in mode affine `biases`.
 
-    A `global_scale`, of the whole tensor or of each row, multiplies the result. MLX's layers have none, so a tensor
-    with one is decoded.
+    A `global_scale`, one for the tensor or one for each row, multiplies the result. MLX's layers have none, so a tensor
+    with a global scale must be decoded.
     """
 
     quantization: Quantization
@@ -43,7 +43,7 @@ class MlxQuantized:
         return self.quantization.label
 
     @property
-    def kept(self) -> Quantization | None:
+    def mlx_quantization(self) -> Quantization | None:
         return None if self.global_scale else self.quantization
 
     def decode(self, arrays: Arrays, dtype: mx.Dtype) -> mx.array:
@@ -54,7 +54,10 @@ class MlxQuantized:
 
 
 def dequantize(arrays: Arrays, quantization: Quantization, dtype: mx.Dtype) -> mx.array:
-    """`scale * q + bias` in float32, and then rounded once: in bfloat16 the products themselves would be rounded."""
+    """`scale * q + bias`, computed in float32 and rounded once, to `dtype`.
+
+    In bfloat16, MLX's default, the products themselves would be rounded.
+    """
     scales, biases = arrays["scales"], arrays.get("biases")
     if biases is not None:
         scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)

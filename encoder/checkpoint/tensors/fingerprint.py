@@ -1,4 +1,4 @@
-"""A short name for the content of a checkpoint's weights."""
+"""Identifies the content of a checkpoint's weights by a short digest."""
 
 import hashlib
 from collections.abc import Mapping
@@ -7,14 +7,14 @@ from dataclasses import asdict
 from encoder.checkpoint.tensors.weights import StoredTensor
 from encoder.qwen3.config import Qwen3Config
 
-# They do not change a hidden state, and differ between copies of the same model.
+# These dims do not change a hidden state, and differ between copies of the same model.
 _IRRELEVANT = ("max_position_embeddings", "tie_word_embeddings")
 
 
 def fingerprint(config: Qwen3Config, tensors: Mapping[str, StoredTensor]) -> str:
-    """32 hex digits made of the dims, and each tensor's name, encoding, and a sample of the bytes of its arrays.
+    """32 hex digits of the dims, and of each tensor's name, encoding, and a sample of the bytes of its arrays.
 
-    Files, paths and key prefixes do not enter. Costs two reads of a KiB for each array.
+    Files, paths and key prefixes do not enter. Reads 2 KiB of each array.
     """
     digest = hashlib.sha256()
     dims = {name: value for name, value in asdict(config).items() if name not in _IRRELEVANT}

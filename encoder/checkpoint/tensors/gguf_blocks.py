@@ -1,7 +1,7 @@
-"""GGUF's quantizations: numbers in blocks, each with its scale in front.
+"""GGUF's quantizations: numbers in blocks, each of which begins with its scale.
 
-Three of them are MLX's affine quantization in another order, without loss. The others are decoded by the gguf package,
-at 50 to 180 million numbers a second.
+Three of them are MLX's affine quantization in another order; they are reordered without loss. The gguf package decodes
+the others, at 50 to 180 million numbers a second.
 Source: ggml, ggml-common.h, ggml-quants.c:dequantize_row_q4_0, _q4_1, _q8_0.
 """
 
@@ -19,24 +19,24 @@ _AFFINE = {
     "Q4_1": Quantization("affine", 4, 32),
     "Q8_0": Quantization("affine", 8, 32),
 }
-_ROWS_AT_ONCE = 2**24  # numbers: the decoder's temporaries are several times as large
+_NUMBERS_AT_ONCE = 2**24  # the decoder's temporaries are several times as large
 
 
 @dataclass(frozen=True, slots=True)
 class GgufBlocks:
-    """Rows of blocks; `weight` is their bytes, (rows, bytes of a row) uint8."""
+    """Rows of blocks. The array `weight` has their bytes, (rows, bytes of a row) uint8."""
 
     label: str
     shape: tuple[int, ...]
     quantized: bool = True
 
     @property
-    def kept(self) -> Quantization | None:
+    def mlx_quantization(self) -> Quantization | None:
         return _AFFINE.get(self.label)
 
     def decode(self, arrays: Arrays, dtype: mx.Dtype) -> mx.array:
-        if self.kept is not None:
-            return dequantize(self.pack(arrays), self.kept, dtype)
+        if self.mlx_quantization is not None:
+            return dequantize(self.pack(arrays), self.mlx_quantization, dtype)
         return self._decode_with_package(arrays["weight"], dtype)
 
     def pack(self, arrays: Arrays) -> dict[str, mx.array]:
@@ -49,20 +49,20 @@ class GgufBlocks:
         biases = _float16_at(blocks, 2) if self.label == "Q4_1" else -8 * scales
         halves = blocks[..., -16:]  # numbers 0 to 15 in the lower halves of the bytes, 16 to 31 in the upper ones
         numbers = mx.concatenate([halves & 15, halves >> 4], axis=-1)  # (rows, blocks, 32)
-        pairs = numbers[..., ::2] | (numbers[..., 1::2] << 4)  # MLX has neighbours in one byte
+        pairs = numbers[..., ::2] | (numbers[..., 1::2] << 4)  # MLX keeps neighbours in one byte
         return {"weight": _words(pairs, rows), "scales": scales, "biases": biases}
 
     def _decode_with_package(self, blocks: mx.array, dtype: mx.Dtype) -> mx.array:
-        """Some rows at a time, each rounded before the next are decoded."""
+        """Decode some rows at a time. They are rounded before the next are decoded, which bounds the memory."""
         from gguf.constants import GGMLQuantizationType
         from gguf.quants import dequantize as decode_blocks
 
         rows, columns = self.shape
         data, kind = np.asarray(blocks), GGMLQuantizationType[self.label]
         decoded = mx.zeros(self.shape, dtype)
-        step = max(1, _ROWS_AT_ONCE // columns)
+        step = max(1, _NUMBERS_AT_ONCE // columns)
         for start in range(0, rows, step):
-            with np.errstate(all="ignore"):  # a scale that is NaN is found by the loader
+            with np.errstate(all="ignore"):  # the loader finds a scale that is NaN
                 floats = decode_blocks(data[start : start + step], kind)
             decoded[start : start + step] = mx.array(floats).astype(dtype)
             mx.eval(decoded)
@@ -70,7 +70,7 @@ class GgufBlocks:
 
 
 def _float16_at(blocks: mx.array, offset: int) -> mx.array:
-    """The float16 that stands in every block, as (rows, blocks) float32."""
+    """The float16 at `offset` of every block, as (rows, blocks) float32."""
     return mx.contiguous(blocks[..., offset : offset + 2]).view(mx.float16).squeeze(-1).astype(mx.float32)
 
 

@@ -1,4 +1,4 @@
-"""From a checkpoint's key to the parameter's name. The prefix depends on the class that was saved.
+"""From a checkpoint's key to the parameter's name. The key's prefix depends on the class that was saved.
 
 Qwen3ForCausalLM                  model.layers.…
 Qwen3Model, Qwen3VLTextModel      layers.…
@@ -19,8 +19,8 @@ _PREFIXES = (  # longest first
     "language_model.",
     "model.",
 )
-_NOT_OURS = ("visual.", "vision_tower.", "lm_head.", "diffusion_model.", "vae.", "first_stage_model.")
-_NOT_WEIGHTS = (
+_OTHER_MODELS = ("visual.", "vision_tower.", "lm_head.", "diffusion_model.", "vae.", "first_stage_model.")
+_NO_PARAMETERS = (
     "rotary_emb.inv_freq",  # RoPE frequencies, which follow from rope_theta
     "scaled_fp8",  # ComfyUI's mark on a file with scale_weight
     ".input_scale",  # of activations, for products in float8
@@ -31,9 +31,9 @@ _NOT_WEIGHTS = (
 
 
 def parameter_name(key: str) -> str | None:
-    """The name that a checkpoint's key has in `Qwen3`, or None for a tensor that the encoder never needs."""
+    """The name of the parameter in `Qwen3`; None for a tensor that the encoder never needs."""
     component = _COMPONENT.match(key)
     name = key[component.end() :] if component else key
     prefix = next((prefix for prefix in _PREFIXES if name.startswith(prefix)), "")
     name = name.removeprefix(prefix)
-    return None if name.startswith(_NOT_OURS) or name.endswith(_NOT_WEIGHTS) else name
+    return None if name.startswith(_OTHER_MODELS) or name.endswith(_NO_PARAMETERS) else name

@@ -1,6 +1,6 @@
 """Weights as MLX quantizes them: `weight` in 32-bit words, `scales`, and in mode affine `biases`.
 
-mlx-lm describes them in config.json, for all layers and for single ones; mflux in the header of each file.
+mlx-lm writes the quantization to config.json, for all layers and for single ones; mflux to the header of each file.
 Source: mlx-lm, utils.py:load_model; mflux, models/common/weights/saving/model_saver.py.
 """
 
@@ -17,7 +17,7 @@ _PATH_PREFIXES = ("model.", "language_model.model.", "language_model.", "model.l
 
 
 def mlx_quantized(path: str, parts: Parts, hints: Hints) -> StoredTensor | None:
-    """Scheme of a module that has `scales`. Errors: CheckpointError when the arrays contradict each other."""
+    """Scheme for a module with `scales`. Errors: CheckpointError when the arrays do not fit each other."""
     if "scales" not in parts or "weight" not in parts:
         return None
     arrays = take(parts, "weight", "scales", "biases", "global_scale")
@@ -25,7 +25,7 @@ def mlx_quantized(path: str, parts: Parts, hints: Hints) -> StoredTensor | None:
 
 
 def packed_tensor(name: str, arrays: dict[str, StoredArray], quantization: Quantization) -> StoredTensor:
-    """A tensor made of arrays in MLX's layout, after their shapes and dtypes have been compared.
+    """A tensor of arrays in MLX's layout. Compares their shapes and dtypes first.
 
     Errors: CheckpointError naming the array that does not fit.
     """
@@ -49,7 +49,7 @@ def packed_tensor(name: str, arrays: dict[str, StoredArray], quantization: Quant
 
 
 def _described(path: str, arrays: dict[str, StoredArray], hints: Hints) -> Quantization:
-    """From config.json, else what the format or the header says, else from the shapes."""
+    """The quantization that config.json says, else that which follows from the stated bits and the shapes."""
     described = hints.config.get("quantization") or hints.config.get("quantization_config")
     if isinstance(described, dict):
         own = next((described[key] for prefix in _PATH_PREFIXES if (key := prefix + path) in described), None)
@@ -63,13 +63,13 @@ def _described(path: str, arrays: dict[str, StoredArray], hints: Hints) -> Quant
 
 
 def infer_quantization(arrays: dict[str, StoredArray], bits: int | None, columns: int | None) -> Quantization:
-    """What the shapes allow: a group is what one scale covers.
+    """The quantization that the shapes imply. A group is the numbers that share a scale.
 
     Args:
         arrays: weight, scales and perhaps biases.
-        bits: of a number, if somebody said so.
-        columns: numbers in a row, if they are known: from them the bits follow.
-    Errors: CheckpointError when neither is known, or no quantization of MLX comes out.
+        bits: bits of a number, where the file says so.
+        columns: numbers in a row, where they are known; the bits follow from them.
+    Errors: CheckpointError when neither is known, or MLX has no such quantization.
     """
     weight, scales = arrays["weight"], arrays["scales"]
     where = f"{weight.file.name}: {weight.key}"

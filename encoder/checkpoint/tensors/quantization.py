@@ -1,4 +1,4 @@
-"""The quantizations that MLX computes with, by name. Data only."""
+"""The quantizations that MLX computes with. Data only."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -14,7 +14,7 @@ _AFFINE_GROUPS = (32, 64, 128)
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """Numbers of `bits` bits, in groups along the last axis that share a scale, and in mode affine a bias.
+    """Numbers of `bits` bits, in groups along the last axis. A group shares a scale, and in mode affine a bias.
 
     Source: mlx, ops.cpp, validate_quantized_input and quantization_params_from_mode.
     """
@@ -25,9 +25,9 @@ class Quantization:
 
     @classmethod
     def parse(cls, name: str) -> "Quantization":
-        """From what a user types: a number of bits, which means affine in groups of 64, or a mode.
+        """From what a user types: a mode, or a number of bits, which means affine in groups of 64.
 
-        Errors: CheckpointError naming what is allowed.
+        Errors: CheckpointError naming the values that are allowed.
         """
         if name in _FIXED:
             return cls.from_fields({"mode": name}, name)
@@ -38,9 +38,12 @@ class Quantization:
 
     @classmethod
     def from_fields(cls, fields: dict[str, Any], where: str) -> "Quantization":
-        """From `mode`, `bits` and `group_size` as config.json has them; what is absent has MLX's default.
+        """From `mode`, `bits` and `group_size` as in config.json. A missing field has MLX's default.
 
-        Errors: CheckpointError naming `where` they stand when MLX has no such quantization.
+        Args:
+            fields: the fields.
+            where: file and field, for messages.
+        Errors: CheckpointError when MLX has no such quantization.
         """
         mode = str(fields.get("mode") or "affine")
         bits, group_size = _FIXED.get(mode, (4, 64))
@@ -58,7 +61,7 @@ class Quantization:
 
     @property
     def label(self) -> str:
-        """For people: `affine 4-bit in groups of 64`, `mxfp4`."""
+        """Name for people: `affine 4-bit in groups of 64`, `mxfp4`."""
         return f"affine {self.bits}-bit in groups of {self.group_size}" if self.mode == "affine" else self.mode
 
     @property
@@ -67,10 +70,15 @@ class Quantization:
         return self.mode == "affine"
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether a weight of this shape can be quantized so: a matrix whose rows are whole groups."""
+        """Whether a weight of this shape can have this quantization: a matrix whose rows are whole groups."""
         return len(shape) == 2 and shape[1] % self.group_size == 0
 
     def nbytes(self, numbers: int, scale_bytes: int) -> int:
-        """Bytes that so many numbers take, scales and biases included."""
+        """Bytes that this many numbers take, with their scales and biases.
+
+        Args:
+            numbers: a multiple of `group_size`.
+            scale_bytes: size of a scale and of a bias in mode affine. In the other modes a scale has one byte.
+        """
         per_group = 2 * scale_bytes if self.has_biases else 1
         return numbers * self.bits // 8 + numbers // self.group_size * per_group

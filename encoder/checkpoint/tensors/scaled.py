@@ -1,8 +1,8 @@
-"""Weights stored as 8-bit floats or integers that a scale beside them multiplies.
+"""Weights stored as 8-bit floats or integers, with a scale beside them.
 
-The scale is one number, one for each row, or one for each block:
+The weight is number times scale. There is one scale for the tensor, for each row, or for each block:
 
-float8, no scale           ComfyUI, cast without more
+float8, no scale           ComfyUI, a plain cast
 weight_scale               ComfyUI: one number. Ideogram 4: one for each row
 scale_weight               ComfyUI until 2025: one number
 weight_scale_inv           Qwen's own FP8 repositories: one for each 128 x 128 block
@@ -27,11 +27,11 @@ _BLOCK = 128
 
 @dataclass(frozen=True, slots=True)
 class Scaled:
-    """`number * scale`, the product in float32."""
+    """`number * scale`, computed in float32."""
 
     label: str
     quantized: bool = True
-    kept: Quantization | None = None
+    mlx_quantization: Quantization | None = None
 
     def decode(self, arrays: Arrays, dtype: mx.Dtype) -> mx.array:
         numbers = self._numbers(arrays["weight"])
@@ -51,7 +51,7 @@ class Scaled:
 
 
 def scaled(path: str, parts: Parts, hints: Hints) -> StoredTensor | None:
-    """Scheme of a module whose weight has a dtype of `NUMBERS`. Errors: CheckpointError for a scale that cannot fit."""
+    """Scheme for a weight of 8-bit numbers. Errors: CheckpointError for a scale that does not fit the weight."""
     weight = parts.get("weight")
     if weight is None or weight.dtype not in NUMBERS:
         return None
@@ -77,7 +77,7 @@ def _check_scale(weight: StoredArray, scale: StoredArray) -> None:
 
 
 def _spread(scale: mx.array, shape: tuple[int, ...]) -> mx.array:
-    """The scale in a shape that multiplies a weight of `shape`."""
+    """The scale in a shape that broadcasts to a weight of `shape`."""
     if scale.size == 1:
         return scale.reshape(())
     if scale.size == shape[0]:

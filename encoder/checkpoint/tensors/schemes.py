@@ -1,4 +1,4 @@
-"""The schemes by which safetensors files hold quantized weights, in the order in which they are asked."""
+"""The quantizations that safetensors files hold, as schemes (see assemble.py), in the order in which they are asked."""
 
 from encoder.checkpoint.tensors.assemble import Scheme
 from encoder.checkpoint.tensors.comfy_quant import comfy_quant

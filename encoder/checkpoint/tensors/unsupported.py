@@ -1,9 +1,9 @@
-"""Quantizations that are not read, recognized so that the error can say what a file is and what to take instead."""
+"""Recognizes quantizations that are not read, so that the error can name them and say what to use instead."""
 
 from encoder.checkpoint.tensors.assemble import Hints, Parts
 from encoder.errors import CheckpointError
 
-_MARKS = {  # arrays that only they have beside or in place of a weight
+_TELLTALE_ARRAYS = {  # beside a weight or in place of one; no other quantization has them
     "qweight": "GPTQ or AWQ",
     "qzeros": "GPTQ or AWQ",
     "SCB": "bitsandbytes with 8 bits",
@@ -14,8 +14,8 @@ _MARKS = {  # arrays that only they have beside or in place of a weight
 
 
 def unsupported(path: str, parts: Parts, hints: Hints) -> None:
-    """Scheme that takes nothing. Errors: CheckpointError for the arrays of a quantization that is not read."""
-    name = next((_MARKS[part] for part in parts if part in _MARKS), None)
+    """Scheme that takes no array. Errors: CheckpointError for the arrays of a quantization that is not read."""
+    name = next((_TELLTALE_ARRAYS[part] for part in parts if part in _TELLTALE_ARRAYS), None)
     weight = parts.get("weight")
     if weight is not None and weight.dtype == "U8" and weight.shape[1:] == (1,):
         name = "bitsandbytes with 4 bits"  # two numbers in a byte, in one column

@@ -1,4 +1,4 @@
-"""What the loader needs to know of stored weights, whatever file format holds them."""
+"""Stored weights as the loader sees them, whatever file format holds them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,22 +9,22 @@ import mlx.core as mx
 
 from encoder.checkpoint.tensors.quantization import Quantization
 
-Arrays = Mapping[str, mx.array]  # of one tensor, by role: "weight", "scales", ...
+Arrays = Mapping[str, mx.array]  # the arrays of one tensor, by role: "weight", "scales", ...
 
 _SAMPLE_BYTES = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class StoredArray:
-    """An array in a file, seen from the file's header.
+    """An array in a file, as the file's header describes it.
 
     Attributes:
-        key: in the file, e.g. `model.layers.3.self_attn.q_norm.weight`.
-        file: that holds it.
+        key: name in the file, e.g. `model.layers.3.self_attn.q_norm.weight`.
+        file: path of the file.
         dtype: as the file spells it, e.g. "BF16" in safetensors.
         shape: in elements.
-        offset: of its first byte in the file.
-        nbytes: that it occupies there.
+        offset: of the first byte, from the start of the file. No alignment is assumed.
+        nbytes: size in the file.
     """
 
     key: str
@@ -55,21 +55,24 @@ class Encoding(Protocol):
 
     @property
     def label(self) -> str:
-        """For people, and part of the fingerprint: `bfloat16`, `mxfp4`, `Q4_K`."""
+        """Name for people, and part of the fingerprint: `bfloat16`, `mxfp4`, `Q4_K`."""
 
     @property
     def quantized(self) -> bool:
-        """Whether the numbers are stored as less than floats."""
+        """Whether the numbers are stored in fewer bits than floats of 16 bits."""
 
     @property
-    def kept(self) -> Quantization | None:
-        """What MLX can compute with after `pack`, without loss; None means that it must be decoded."""
+    def mlx_quantization(self) -> Quantization | None:
+        """The quantization of MLX that `pack` gives, without loss; None where the tensor must be decoded."""
 
     def decode(self, arrays: Arrays, dtype: mx.Dtype) -> mx.array:
-        """The tensor as floats, not evaluated; rounded once, to `dtype`."""
+        """The tensor as floats, unevaluated. Computed in float32 and rounded once, to `dtype`."""
 
     def pack(self, arrays: Arrays) -> dict[str, mx.array]:
-        """`weight`, `scales` and perhaps `biases` as MLX's kernels take them, not evaluated; only where `kept`."""
+        """`weight`, `scales` and perhaps `biases` in MLX's layout, unevaluated.
+
+        Called only where `mlx_quantization` is not None.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +81,9 @@ class StoredTensor:
 
     Attributes:
         name: of the model's parameter, e.g. `layers.3.self_attn.q_norm.weight`.
-        shape: of the parameter, whatever the shape of what is stored.
-        encoding: how to get the parameter from the arrays.
-        arrays: by role; "weight" is the one that is always there.
+        shape: of the parameter; the stored arrays may have other shapes.
+        encoding: how to decode the arrays.
+        arrays: the arrays that the parameter is made of, by role. The role "weight" is always present.
     """
 
     name: str
@@ -90,17 +93,17 @@ class StoredTensor:
 
     @property
     def key(self) -> str:
-        """In the file, of the numbers themselves."""
+        """Name of the weight array in its file."""
         return self.arrays["weight"].key
 
     @property
     def file(self) -> Path:
-        """That holds the numbers themselves."""
+        """The file that holds the weight array."""
         return self.arrays["weight"].file
 
     @property
     def nbytes(self) -> int:
-        """Of all its arrays."""
+        """Size in the file, of all its arrays."""
         return sum(array.nbytes for array in self.arrays.values())
 
 
@@ -109,8 +112,8 @@ class Weights:
     """The tensors of one checkpoint, by the names of the model's parameters.
 
     Attributes:
-        tensors: all that belong to the encoder. Tensors that it never needs are not among them.
-        check_file: called with each file before an array in it is read; raises CheckpointError.
+        tensors: those of the encoder. A file may hold others, e.g. a vision tower or a language model head.
+        check_file: called once with each file, before an array in it is read. Raises CheckpointError.
     """
 
     tensors: Mapping[str, StoredTensor]

@@ -11,7 +11,7 @@ import pytest
 from encoder import CheckpointError, TextEncoder
 from encoder.checkpoint import load_weights, open_checkpoint
 from encoder.checkpoint.loading import memory
-from encoder.checkpoint.loading.residency import plan
+from encoder.checkpoint.loading.residency import plan_residents
 from encoder.options import ModelOptions
 from encoder.qwen3.cpu.panels import has_panels
 from encoder.qwen3.model import Qwen3
@@ -92,7 +92,7 @@ def test_27_layers_of_a_4b_model_fit_into_16_gib(qwen3_4b: Path) -> None:
     checkpoint = open_checkpoint(ModelOptions(str(qwen3_4b)))
     tensors = [tensor for tensor in checkpoint.weights.tensors.values() if not is_past(tensor.name, 27)]
 
-    assert memory.bytes_needed(plan(tensors, mx.float32, None, keep=False).values()) < 14 * GIB
+    assert memory.bytes_needed(plan_residents(tensors, mx.float32, None, keep=False).values()) < 14 * GIB
 
 
 def is_past(name: str, layers: int) -> bool:
