@@ -61,26 +61,31 @@ class BatchRunner:
         self._last_finished_at = 0.0
 
     @contextmanager
-    def border(self, batch: Batch) -> Iterator[None]:
-        """The model thread's border: an exception that nobody foresaw ends this batch, and no other."""
+    def border(self, batch: Batch, task: str) -> Iterator[None]:
+        """The model thread's border: an exception that nobody foresaw ends this batch, and no other.
+
+        Args:
+            batch: is given the error.
+            task: for the log: what was to be done.
+        """
         try:
             yield
         except BaseException as error:  # Whatever it is, the thread must go on: others wait for their batches.
             batch.error = error
-            self._health.report(f"a batch of {len(batch.entries)} prompts failed", error)
+            self._health.report(f"The model thread could not {task}.", error)
 
     def begin(self, batch: Batch) -> None:
         """Give the device the first layers, where it can begin early."""
         batch.begun_at = self._running_since[batch] = time.perf_counter()
-        self._attempt(batch, self._begin)
+        self._attempt("begin", batch, self._begin)
 
     def dispatch(self, batch: Batch) -> None:
         """Give the device the rest."""
-        self._attempt(batch, self._dispatch)
+        self._attempt("dispatch", batch, self._dispatch)
 
     def collect(self, batch: Batch) -> None:
         """Wait for the outcomes, and take them."""
-        self._attempt(batch, self._collect)
+        self._attempt("collect", batch, self._collect)
         self._running_since.pop(batch, None)
 
     def longest_running_s(self) -> float:
@@ -88,9 +93,9 @@ class BatchRunner:
         now = time.perf_counter()
         return now - min([now, *self._running_since.values()])
 
-    def _attempt(self, batch: Batch, step: Callable[[Batch], None]) -> None:
+    def _attempt(self, name: str, batch: Batch, step: Callable[[Batch], None]) -> None:
         if batch.error is None:
-            with self.border(batch):
+            with self.border(batch, f"{name} a batch of {len(batch.entries)} prompts"):
                 step(batch)
 
     def _begin(self, batch: Batch) -> None:

@@ -79,15 +79,15 @@ class BatchLoop:
         """Queue all entries of a request, or none of them. Errors: RequestTooLarge, QueueFull, NotReady once closed."""
         if self._closed:
             raise NotReady("The service was closed.", 10)
+        self._wake()  # first, so that an error leaves nothing in the queue
         with self._lock:
             self._batcher.put(entries, self._retry_after_s())
-        self._wake()
 
     def put_first(self, entry: Entry) -> None:
         """Queue an entry before all others, even where there is no room."""
+        self._wake()
         with self._lock:
             self._batcher.put_first(entry)
-        self._wake()
 
     def discard(self, entry: Entry) -> bool:
         """Take an entry out of the queue; False where it is not in the queue any more."""
@@ -116,12 +116,14 @@ class BatchLoop:
 
     def _submit_work(self) -> None:
         self._working = False
-        with self._in_flight.border(self._batcher):
-            self._model_thread.submit(self._work)
-            self._working = True
-        if not self._working:  # all that waits has failed
-            for entry in self._batcher:
-                self.discard(entry)
+        try:
+            with self._in_flight.border(self._batcher):
+                self._model_thread.submit(self._work)
+                self._working = True
+        finally:
+            if not self._working:  # all waiting entries have failed
+                for entry in self._batcher:
+                    self.discard(entry)
 
     def _rest(self) -> None:
         """The model thread has nothing to do, unless entries have come since it looked."""
@@ -178,7 +180,7 @@ class BatchLoop:
 
     def _continue(self) -> None:
         """Look at the queue again, or come to rest. A batch that is computed is ended before the thread can be."""
-        with self._runner.border(Batch()):  # an error here ends no batch: the event loop looks at the queue instead
+        with self._runner.border(Batch(), "go on"):  # an error ends no batch here: the event loop looks at the queue
             with self._lock:
                 if not self._closed and (self._dispatched is not None or len(self._batcher)):
                     self._model_thread.submit(self._work)
@@ -194,7 +196,7 @@ class BatchLoop:
         with self._lock:
             if self._closed:
                 return None
-            with self._runner.border(batch):
+            with self._runner.border(batch, "form a batch"):
                 batch.entries = self._batcher.take_batch(self._running_prompts)
             if batch.error is not None:
                 batch.entries = self._batcher.take_oldest()

@@ -52,7 +52,7 @@ class InFlight:
             raise
         except BaseException as error:  # Whatever it is, those who wait for these entries must hear of it.
             self.fail(entries, ModelFailure(f"The request failed: {error!r}. The log has the details."))
-            self._health.report("requests failed on the event loop", error)
+            self._health.report("Requests failed on the event loop.", error)
             if not isinstance(error, Exception):
                 raise
 

@@ -73,7 +73,7 @@ class ModelThread:
 
 def _log_error(done: "Future[None]") -> None:
     if not done.cancelled() and (error := done.exception()) is not None:
-        logger.error("work on the model thread failed", exc_info=error)
+        logger.error("Work on the model thread failed.", exc_info=error)
 
 
 class _LoadingLog:

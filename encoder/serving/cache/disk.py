@@ -1,6 +1,6 @@
 """The second tier of the cache: results that outlive the process, read and written beside the event loop.
 
-All bookkeeping is the event loop's; threads touch files alone. Nothing that happens to the folder fails a request.
+The event loop does all bookkeeping, and threads only touch files. No failure of the folder fails a request.
 """
 
 import asyncio
@@ -16,15 +16,15 @@ from encoder.types import Job, PromptEmbeds
 log = logging.getLogger(__name__)
 
 READERS = 4  # threads
-LOOKUP_S = 5.0  # a disk that takes longer is no help: the model runs instead
-MAX_PENDING_BYTES = 256 * 2**20  # results that wait to be written; what comes on top is not kept
+LOOKUP_S = 5.0  # a slower disk is no help: the model runs instead
+MAX_PENDING_BYTES = 256 * 2**20  # of results that wait to be written; further ones are dropped
 
 
 class DiskCache:
     """Results of one loaded model in a folder.
 
     Args:
-        folder: where they lie.
+        folder: where they are.
         identity: of the model, as in `model_identity`.
     """
 
@@ -33,18 +33,18 @@ class DiskCache:
         self._identity = identity
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="disk-cache-reader")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="disk-cache-writer")
-        self._pending: dict[Job, PromptEmbeds] = {}
-        self._overdue: set[Future[PromptEmbeds | None]] = set()  # reads that nobody waits for any more
+        self._pending: dict[Job, PromptEmbeds] = {}  # results that wait to be written
+        self._overdue: set[Future[PromptEmbeds | None]] = set()  # reads that have taken too long and still run
         self._touching: Future[None] | None = None
         self._warned = False
         self._hits = self._errors = self._dropped = self._pending_bytes = 0
 
     def open(self) -> None:
-        """Make the folder and count it, in the background."""
+        """Create the folder and count its files, in the background."""
         self._in_background(self._folder.open)
 
     async def find(self, jobs: Sequence[Job]) -> dict[Job, PromptEmbeds]:
-        """The results that are there and can be read in time. Raises nothing."""
+        """The results that are in the folder and can be read in time. A failure of the folder is a miss."""
         found = {job: self._pending[job] for job in jobs if job in self._pending}
         if not self._overdue:  # else the disk hangs
             found |= await self._read([job for job in jobs if job not in found])
@@ -52,24 +52,26 @@ class DiskCache:
         return found
 
     def write(self, job: Job, result: PromptEmbeds) -> None:
-        """Keep a result, in the background; when too much waits already, it is dropped."""
+        """Keep a result, in the background. It is dropped where too many bytes wait already."""
         size = result.hidden_states.nbytes
         if self._pending and self._pending_bytes + size > MAX_PENDING_BYTES:
             self._dropped += 1
             return
+        writing = self._in_background(self._store, job, result)
         self._pending[job] = result
         self._pending_bytes += size
 
-        def written(work: Future[None]) -> None:
-            self._warned = self._warned and work.exception() is not None
+        def written(done: Future[None]) -> None:
             self._pending_bytes -= size
             if self._pending.get(job) is result:
                 del self._pending[job]
+            if done.exception() is None:
+                self._warned = False
 
-        self._in_background(self._store, job, result).add_done_callback(written)
+        writing.add_done_callback(written)
 
     def touch(self, jobs: Sequence[Job]) -> None:
-        """Tell the disk what memory has answered, so that it does not grow old there; not while it is still busy."""
+        """Mark as used what memory has answered, so that the folder does not evict it; not while a touch still runs."""
         if self._touching is None or self._touching.done():
             self._touching = self._in_background(lambda: self._folder.touch([self._key(job) for job in jobs]))
 
@@ -96,14 +98,14 @@ class DiskCache:
             return {}
         done, overdue = await asyncio.wait(reads, timeout=LOOKUP_S)
         if overdue:
-            self._failed(TimeoutError(f"no answer within {LOOKUP_S:g} s"))
+            self._fail(TimeoutError(f"no answer within {LOOKUP_S:g} s"))
         for read in overdue:
             self._overdue.add(read)
             read.add_done_callback(self._overdue.discard)
         found = {}
         for read in done:
             if (error := read.exception()) is not None:
-                self._failed(error)
+                self._fail(error)
             elif (result := read.result()) is not None:
                 found[reads[read]] = result
         return found
@@ -119,11 +121,11 @@ class DiskCache:
 
     def _in_background(self, work: Callable[..., None], *args: object) -> Future[None]:
         future = asyncio.get_running_loop().run_in_executor(self._writer, work, *args)
-        future.add_done_callback(lambda done: self._failed(error) if (error := done.exception()) else None)
+        future.add_done_callback(lambda done: self._fail(error) if (error := done.exception()) else None)
         return future
 
-    def _failed(self, error: BaseException) -> None:
-        """Count it, and log it unless the last one was, with nothing written between."""
+    def _fail(self, error: BaseException) -> None:
+        """Count an error. Log it, unless errors have been logged since a write last succeeded."""
         self._errors += 1
         if not self._warned:
             self._warned = True

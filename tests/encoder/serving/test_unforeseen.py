@@ -1,0 +1,287 @@
+"""An exception that nobody foresaw, at each step of a request: it ends its own batch, and nobody waits for ever."""
+
+import asyncio
+import pkgutil
+import threading
+import weakref
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from encoder.errors import ModelFailure, NotReady
+from encoder.options import ModelOptions
+from encoder.presets.built_in import LAST_HIDDEN_STATE
+from encoder.presets.preset import Preset
+from encoder.serving.engine import Engine
+from encoder.serving.model_thread import ModelThread
+from encoder.text_encoder import BegunBatch, DispatchedBatch, TextEncoder
+from encoder.types import EncodeResult, TokenizedPrompt
+
+pytestmark = pytest.mark.anyio
+
+SHORT = replace(LAST_HIDDEN_STATE, max_sequence_length=64)
+PROMPT = (f"prompt {number}" for number in count())  # never in the cache
+
+SERVING = "encoder.serving"
+# Where an exception can come from once a request has entries, and others may have joined them.
+STEPS = [
+    pytest.param(f"{SERVING}.in_flight.InFlight.add", id="register-the-entries"),
+    pytest.param(f"{SERVING}.cache.ResultCache.find", id="look-up"),
+    pytest.param(f"{SERVING}.cache.disk.DiskCache._read", id="read-the-disk"),
+    pytest.param(f"{SERVING}.batcher.Batcher.put", id="queue"),
+    pytest.param(f"{SERVING}.batch_loop.BatchLoop._wake", id="wake-the-thread"),
+    pytest.param(f"{SERVING}.model_thread.ModelThread.submit", id="submit"),
+    pytest.param(f"{SERVING}.batcher.Batcher.take_batch", id="take-a-batch"),
+    pytest.param("encoder.text_encoder.TextEncoder.begin", id="begin"),
+    pytest.param("encoder.text_encoder.TextEncoder.dispatch", id="dispatch"),
+    pytest.param("encoder.text_encoder.select", id="select"),
+    pytest.param("encoder.text_encoder.TextEncoder.collect", id="collect"),
+    pytest.param("encoder.text_encoder.export", id="export"),
+    pytest.param(f"{SERVING}.batch._detach_if_large", id="copy-on-the-thread"),
+    pytest.param("encoder.types.PromptEmbeds.detach", id="copy-on-the-loop"),
+    pytest.param(f"{SERVING}.in_flight.InFlight.deliver", id="deliver"),
+    pytest.param(f"{SERVING}.cache.ResultCache.put", id="cache"),
+    pytest.param(f"{SERVING}.cache.memory.MemoryCache.put", id="cache-in-memory"),
+    pytest.param(f"{SERVING}.cache.disk.DiskCache.write", id="cache-on-disk"),
+    pytest.param(f"{SERVING}.in_flight.InFlight.settle", id="settle"),
+    pytest.param(f"{SERVING}.in_flight._resolve", id="resolve-the-waiters"),
+    pytest.param(f"{SERVING}.batch_loop.BatchLoop._count", id="count"),
+]
+# Those that the proof does not take, that fail nobody, or without which nobody can be told.
+UNTOLD = ("look-up", "read-the-disk", "queue", "count", "settle", "resolve-the-waiters")
+# Where only the request itself is concerned: it has no entries yet.
+OWN_STEPS = [
+    pytest.param(f"{SERVING}.recent_tokens.RecentTokens.get", id="recent-tokens"),
+    pytest.param("encoder.text_encoder.TextEncoder.tokenize", id="tokenize"),
+    pytest.param(f"{SERVING}.recent_tokens.RecentTokens.put", id="keep-the-tokens"),
+    pytest.param("encoder.text_encoder.TextEncoder.plan", id="plan"),
+    pytest.param("encoder.pipeline.limits.Limits.check_output", id="check-the-output"),
+    pytest.param(f"{SERVING}.cache.ResultCache.get", id="ask-the-memory"),
+    pytest.param(f"{SERVING}.in_flight.InFlight.find", id="find-an-entry"),
+    pytest.param(f"{SERVING}.batch_loop.BatchLoop.check", id="check-the-size"),
+]
+
+
+class Unforeseen(BaseException):
+    """Not even an Exception."""
+
+
+ERRORS = [pytest.param(MemoryError, id="MemoryError"), pytest.param(Unforeseen, id="BaseException")]
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+async def engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Engine]:
+    """With a disk cache, so that every step exists."""
+    folder: Path = tmp_path_factory.mktemp("engine")
+    engine = Engine(ModelOptions("demo", cache_dir=folder), disk_cache_dir=folder / "results")
+    await engine.start()
+    yield engine
+    await engine.close()
+
+
+class Fault:
+    """Raises in place of a step: once, or as long as it lasts."""
+
+    def __init__(
+        self, patch: pytest.MonkeyPatch, step: str, error: type[BaseException], *, lasts: bool = False
+    ) -> None:
+        path, _, name = step.rpartition(".")
+        owner = pkgutil.resolve_name(path)
+        original = getattr(owner, name)
+        self.lasts, self.raised = lasts, 0
+
+        def faulty(*args: Any, **kwargs: Any) -> Any:
+            if self.lasts or not self.raised:
+                self.raised += 1
+                raise error("nobody foresaw this")
+            return original(*args, **kwargs)
+
+        patch.setattr(owner, name, faulty)
+
+
+def left_behind(engine: Engine) -> dict[str, object]:
+    """What must be empty when no request is under way."""
+    stats, loop = engine.stats(), engine._batch_loop
+    return {
+        "unsettled": len(engine._in_flight),
+        "joinable": len(engine._in_flight._joinable),
+        "queued": stats.queued_prompts,
+        "queued tokens": stats.queued_tokens,
+        "running": stats.running_prompts,
+        "running since": len(loop._runner._running_since),
+        "finished": len(loop._finished),
+        "requests": engine._requests,
+    }
+
+
+NOTHING = dict.fromkeys(
+    ("unsettled", "joinable", "queued", "queued tokens", "running", "running since", "finished", "requests"), 0
+)
+
+
+async def outcomes_of(*requests: "asyncio.Task[EncodeResult]") -> list[Any]:
+    """The result or the error of each request, soon: none may wait for its own deadline."""
+    done, pending = await asyncio.wait(requests, timeout=30)
+    assert not pending, "a request hangs"
+    return [request.exception() or request.result() for request in done]
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("step", STEPS)
+async def test_an_exception_at_any_step_ends_its_own_batch(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, step: str, error: type[BaseException]
+) -> None:
+    """All who wait for the prompt hear of it at once, the next request succeeds, and nothing is left behind."""
+    prompt = next(PROMPT)
+    fault = Fault(monkeypatch, step, error)
+    requests = [asyncio.create_task(engine.encode([prompt], SHORT)) for _ in range(3)]
+    outcomes = await outcomes_of(*requests)
+
+    assert fault.raised == 1
+    assert all(isinstance(outcome, EncodeResult | ModelFailure | error) for outcome in outcomes)
+    assert engine.stats().queued_prompts == 0  # else they would run for nobody
+    assert len((await asyncio.wait_for(engine.encode([prompt, next(PROMPT)], SHORT), 30)).embeds) == 2
+    assert left_behind(engine) == NOTHING
+    await asyncio.wait_for(engine.probe(), 30)
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("step", OWN_STEPS)
+async def test_an_exception_before_a_request_has_entries_is_its_own(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, step: str, error: type[BaseException]
+) -> None:
+    prompt = next(PROMPT)
+    fault = Fault(monkeypatch, step, error)
+    first = asyncio.create_task(engine.encode([prompt], SHORT))
+    second = asyncio.create_task(engine.encode([prompt], SHORT))
+
+    [failed, answered] = sorted(await outcomes_of(first, second), key=lambda outcome: isinstance(outcome, EncodeResult))
+    assert fault.raised == 1
+    assert isinstance(failed, error) and isinstance(answered, EncodeResult)
+    assert left_behind(engine) == NOTHING
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("step", [step for step in STEPS if step.id not in UNTOLD])
+async def test_readiness_tells_the_truth_while_a_step_fails(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, step: str, error: type[BaseException]
+) -> None:
+    """A job runs through the steps to find out; once they work again, so does the service."""
+    fault = Fault(monkeypatch, step, error, lasts=True)
+    [outcome] = await outcomes_of(asyncio.create_task(engine.encode([next(PROMPT)], SHORT)))
+    assert isinstance(outcome, ModelFailure | error)
+    with pytest.raises((NotReady, error), match="nobody foresaw this"):
+        await asyncio.wait_for(engine.probe(), 30)
+
+    fault.lasts = False
+
+    await asyncio.wait_for(engine.probe(), 30)
+    assert len((await engine.encode([next(PROMPT)], SHORT)).embeds) == 1
+    assert left_behind(engine) == NOTHING
+
+
+async def test_a_batch_that_cannot_be_formed_ends_the_oldest_prompt_alone(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would have been in the batch in any case; with it gone, the next attempt may succeed."""
+    Fault(monkeypatch, f"{SERVING}.batcher.Batcher.take_batch", MemoryError)
+    oldest, *others = [
+        asyncio.create_task(engine.encode([next(PROMPT)], SHORT, cache_policy="bypass")) for _ in range(3)
+    ]
+    await outcomes_of(oldest, *others)
+
+    assert isinstance(oldest.exception(), ModelFailure)
+    assert [other.exception() for other in others] == [None, None]
+    assert left_behind(engine) == NOTHING
+
+
+async def test_a_thread_that_cannot_go_on_is_woken_by_the_event_loop(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It submits its next piece of work itself, and what waits must not wait for the next request."""
+    monkeypatch.setattr(engine._batch_loop._batcher, "max_batch_tokens", 1)  # every prompt is a batch
+    submit, calls = ModelThread.submit, count(1)
+
+    def submit_but_once(thread: ModelThread, work: Callable[[], None]) -> None:
+        if next(calls) == 2:
+            raise MemoryError("nobody foresaw this")
+        submit(thread, work)
+
+    monkeypatch.setattr(ModelThread, "submit", submit_but_once)
+    outcomes = await outcomes_of(asyncio.create_task(engine.encode([next(PROMPT) for _ in range(3)], SHORT)))
+
+    assert next(calls) > 3
+    assert [type(outcome) for outcome in outcomes] == [EncodeResult]
+    assert left_behind(engine) == NOTHING
+    await asyncio.wait_for(engine.probe(), 30)
+
+
+async def test_a_failure_that_cannot_be_logged_is_still_told(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without memory, logging fails as well."""
+    log = Fault(monkeypatch, f"{SERVING}.health.logger.error", MemoryError, lasts=True)
+    Fault(monkeypatch, "encoder.text_encoder.TextEncoder.dispatch", MemoryError)
+    [outcome] = await outcomes_of(asyncio.create_task(engine.encode([next(PROMPT)], SHORT)))
+
+    assert isinstance(outcome, ModelFailure) and log.raised
+    assert len((await asyncio.wait_for(engine.encode([next(PROMPT)], SHORT), 30)).embeds) == 1
+    assert left_behind(engine) == NOTHING
+    await asyncio.wait_for(engine.probe(), 30)
+
+
+async def test_a_pass_that_failed_has_freed_its_memory_when_its_prompts_run_alone(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out of memory is the usual reason, and the traceback holds what the pass had computed."""
+    dispatch = TextEncoder.dispatch
+    held: list[weakref.ref[Any]] = []
+
+    class Computed:
+        """Stands for the arrays of a pass."""
+
+    def dispatch_if_alone(encoder: TextEncoder, begun: BegunBatch) -> DispatchedBatch:
+        if len(begun.jobs) > 1:
+            computed = Computed()
+            held.append(weakref.ref(computed))
+            raise MemoryError("out of memory")
+        assert held[0]() is None
+        return dispatch(encoder, begun)
+
+    monkeypatch.setattr(TextEncoder, "dispatch", dispatch_if_alone)
+    monkeypatch.setattr(f"{SERVING}.health.logger.error", lambda *args, **kwargs: None)  # pytest keeps what is logged
+    result = await engine.encode([next(PROMPT), next(PROMPT)], SHORT)
+
+    assert len(held) == 1 and len(result.embeds) == 2
+
+
+async def test_closing_while_a_prompt_is_tokenized_fails_it_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a disk cache, whose threads are gone when the prompt comes to them."""
+    engine = Engine(ModelOptions("demo", cache_dir=tmp_path), disk_cache_dir=tmp_path / "results")
+    await engine.start()
+    reached, release = asyncio.Event(), threading.Event()
+    loop, tokenize = asyncio.get_running_loop(), TextEncoder.tokenize
+
+    def tokenize_late(encoder: TextEncoder, prompts: Sequence[str], preset: Preset) -> list[TokenizedPrompt]:
+        loop.call_soon_threadsafe(reached.set)
+        release.wait(30)
+        return tokenize(encoder, prompts, preset)
+
+    monkeypatch.setattr(TextEncoder, "tokenize", tokenize_late)
+    late = asyncio.create_task(engine.encode(["a cat " * 100], SHORT))
+    await reached.wait()
+    await engine.close()
+    release.set()
+
+    [outcome] = await outcomes_of(late)
+    assert isinstance(outcome, NotReady)
+    assert left_behind(engine) == NOTHING
