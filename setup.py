@@ -7,11 +7,14 @@ over a BLAS. QWEN3_ENCODER_REQUIRE_KERNELS=1 makes a kernel that does not compil
 import os
 import platform
 import sys
+from glob import glob
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
+SOURCES = "encoder/qwen3/cpu/kernels/c"
+# Compiler flags by instruction set. The names are those of encoder/qwen3/cpu/kernels/library.py.
 INSTRUCTION_SETS = {
     "x86_64": {
         "amx": ["-mavx512f", "-mamx-tile", "-mamx-bf16"],
@@ -23,7 +26,7 @@ INSTRUCTION_SETS = {
 
 
 class SharedLibraries(build_ext):
-    """Names a library `panels_avx2.so`: ctypes loads it, so it is the same for every version of Python."""
+    """Names a library `layers_avx2.so`: ctypes loads it, so it is the same for every version of Python."""
 
     def get_ext_filename(self, fullname: str) -> str:
         return os.path.join(*fullname.split(".")) + ".so"
@@ -36,19 +39,21 @@ class PlatformWheel(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
+def shared_library(name: str, source: str, flags: list[str]) -> Extension:
+    """A library of the package encoder.qwen3.cpu.kernels."""
+    return Extension(
+        f"encoder.qwen3.cpu.kernels.{name}",
+        [f"{SOURCES}/{source}"],
+        depends=sorted(glob(f"{SOURCES}/*.h")),  # the source distribution carries these two lists
+        extra_compile_args=["-std=gnu11", "-O3", "-fopenmp-simd", "-pthread", *flags],
+        extra_link_args=["-pthread"],
+        libraries=["m"],
+        optional="QWEN3_ENCODER_REQUIRE_KERNELS" not in os.environ,
+    )
+
+
 sets = INSTRUCTION_SETS.get(platform.machine(), {}) if sys.platform == "linux" else {}
-setup(
-    cmdclass={"build_ext": SharedLibraries, "bdist_wheel": PlatformWheel},
-    ext_modules=[
-        Extension(
-            f"encoder.qwen3.cpu.kernels.panels_{name}",
-            ["encoder/qwen3/cpu/kernels/c/panels.c"],
-            # The source distribution carries these two lists.
-            depends=["encoder/qwen3/cpu/kernels/c/panels_amx.h", "encoder/qwen3/cpu/kernels/c/panels_layer.h"],
-            extra_compile_args=["-std=gnu11", "-O3", "-fopenmp-simd", *flags],
-            libraries=["m"],
-            optional="QWEN3_ENCODER_REQUIRE_KERNELS" not in os.environ,
-        )
-        for name, flags in sets.items()
-    ],
-)
+libraries = [shared_library(f"layers_{name}", "layers.c", flags) for name, flags in sets.items()]
+if sets:
+    libraries.append(shared_library("blas_shim", "blas_shim.c", []))
+setup(cmdclass={"build_ext": SharedLibraries, "bdist_wheel": PlatformWheel}, ext_modules=libraries)

@@ -3,17 +3,14 @@
     python -m benchmarks.forward [--rounds 5] [--threads 2] [--layers 28] [--lengths 19 21 23] [--plain]
 
 Dims of Qwen3-0.6B in float32, random weights. PyTorch gets a right-padded batch with its mask, in inference mode; the
-encoder gets the prompts as they are. `no compiler` is the encoder without fused operations, as on a machine that has no
-C++ compiler; with `nothing compiled` it lacks kernels/c/panels.c too, as where there was none when it was installed.
-`BLAS products` are the linear layers' matrix products alone, of the same sizes, through the BLAS; `own products` are
-they through kernels/c/panels.c.
+encoder gets the prompts as they are. `without kernels` is the encoder where nothing was compiled: the plain pass over a
+BLAS. `products` are the matrix products of the linear layers alone, of the same sizes, by the compiled kernels.
 """
 
 import argparse
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -35,20 +32,12 @@ CASES: dict[str, tuple[list[int], float]] = {  # tokens of each sequence, and th
     "8 × 64": ([64] * 8, 1.3),
     "18, 25, 31, 40, 52, 77, 90, 120": ([18, 25, 31, 40, 52, 77, 90, 120], 2.4),
 }
-SHORT = 128  # tokens, below which the encoder is to be ahead without a compiler too
+SHORT = 128  # tokens; up to here the pass without kernels is measured too
 LIMIT = "1 × 512"  # the case that is held against its matrix products
-D, MLP = QWEN3_0_6B.hidden_size, QWEN3_0_6B.intermediate_size
+SIZE, INNER = QWEN3_0_6B.hidden_size, QWEN3_0_6B.intermediate_size
 WIDTH = QWEN3_0_6B.num_attention_heads * QWEN3_0_6B.head_dim
 KV_WIDTH = QWEN3_0_6B.num_key_value_heads * QWEN3_0_6B.head_dim
-WITHOUT_COMPILER = {  # in words, and the ratio to reach
-    "no compiler": ("without a compiler", 1.0),
-    "nothing compiled": ("where nothing was ever compiled", None),
-}
-PRODUCTS = {  # in words, and the percentage to reach
-    "BLAS products": ("the products through the BLAS, over ours", 88.0),
-    "own products": ("the products through kernels/c/panels.c, over ours", None),
-}
-WITHOUT_PANELS = ("nothing compiled", "BLAS products")
+WITHOUT_KERNELS, PRODUCTS = "without kernels", "products"
 Run = Callable[[Sequence[int]], NDArray[Any] | None]
 
 
@@ -67,20 +56,9 @@ def measure(
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         write_checkpoint(Path(folder), QWEN3_0_6B, layers)
         options = ["--folder", folder, "--layers", str(layers), "--threads", str(threads or _cpus())]
-        workers = {
-            side: stack.enter_context(Worker(MODULE, "--work", side, *options, **_environment(side))) for side in sides
-        }
+        workers = {side: stack.enter_context(Worker(MODULE, "--work", side, *options)) for side in sides}
         seconds = take_turns(workers, cases, rounds)
     return [row for case in cases for row in _rows(case, seconds[case.name])]
-
-
-def _environment(side: str) -> dict[str, str]:
-    environment = {"MLX_DISABLE_COMPILE": "1"} if side in WITHOUT_COMPILER else {}
-    if side in WITHOUT_PANELS:
-        from encoder.qwen3.cpu.blas import activate  # not above: whoever imports it gets its BLAS
-
-        environment["LD_PRELOAD"] = activate().path or ""  # a BLAS that is there already is left alone
-    return environment
 
 
 def _cases(lengths: Sequence[int], plain: bool) -> list[Case]:
@@ -90,19 +68,12 @@ def _cases(lengths: Sequence[int], plain: bool) -> list[Case]:
             name,
             sequences,
             ["ours", "torch"]
-            + list(WITHOUT_COMPILER) * (sum(sequences) < SHORT)
-            + _products() * (name == LIMIT)
+            + [WITHOUT_KERNELS] * (sum(sequences) < SHORT)
+            + [PRODUCTS] * (name == LIMIT)
             + ["plain"] * plain,
         )
         for name, sequences in wanted.items()
     ]
-
-
-def _products() -> list[str]:
-    """Those that this machine can compute."""
-    from encoder.qwen3.cpu.panels import has_panels  # as above
-
-    return [side for side in PRODUCTS if side in WITHOUT_PANELS or has_panels()]
 
 
 def _rows(case: Case, seconds: dict[str, float]) -> list[Row]:
@@ -110,15 +81,13 @@ def _rows(case: Case, seconds: dict[str, float]) -> list[Row]:
     named = f"forward, {case.name} tokens, float32"
     main = {side: taken for side, taken in seconds.items() if side in ("ours", "torch", "plain")}
     rows = [compare(f"{named}: transformers on PyTorch over ours", MODULE, main, goal)]
-    for side in [side for side in WITHOUT_COMPILER if side in seconds]:
-        pair = {name: seconds[name] for name in (side, "torch")}
-        words, goal = WITHOUT_COMPILER[side]
-        rows.append(compare(f"{named}: the same, ours {words}", MODULE, pair, goal))
-    for side in [side for side in PRODUCTS if side in seconds]:
-        pair = {name: seconds[name] for name in ("ours", side)}
-        words, percent = PRODUCTS[side]
-        share = 100 * seconds[side] / seconds["ours"]
-        rows.append(Row(f"{named}: {words}", MODULE, share, "%", percent, medians=pair))
+    if WITHOUT_KERNELS in seconds:
+        pair = {name: seconds[name] for name in (WITHOUT_KERNELS, "torch")}
+        rows.append(compare(f"{named}: the same, ours where nothing was compiled", MODULE, pair))
+    if PRODUCTS in seconds:
+        pair = {name: seconds[name] for name in ("ours", PRODUCTS)}
+        share = 100 * seconds[PRODUCTS] / seconds["ours"]
+        rows.append(Row(f"{named}: its matrix products alone, over the pass", MODULE, share, "%", medians=pair))
     return rows
 
 
@@ -146,24 +115,29 @@ def load_torch(folder: Path, threads: int) -> Run:
     return run
 
 
-def load_encoder(folder: Path, threads: int, plain: bool) -> Run:
+def load_encoder(folder: Path, threads: int, *, kernels: bool = True, plain: bool = False) -> Run:
     import encoder  # isort: skip  # noqa: F401  # puts a fast BLAS under MLX, which must not be imported before
     import mlx.core as mx
 
     from encoder.checkpoint import load_weights, open_checkpoint
     from encoder.options import ModelOptions
-    from encoder.qwen3.cpu.blas import set_threads
+    from encoder.qwen3.cpu.forward import CpuForward
+    from encoder.qwen3.cpu.kernels import library
     from encoder.qwen3.forward import Forward, choose_forward, widens_bfloat16
     from encoder.qwen3.model import Qwen3
     from encoder.qwen3.plain import PlainForward
     from encoder.types import Job, Tap
 
+    if not kernels:
+        library.FOLDER = folder  # where no library is
+
     checkpoint = open_checkpoint(ModelOptions(str(folder)))
     model = Qwen3(checkpoint.config)
     keep_bfloat16 = not plain and widens_bfloat16(checkpoint.config)
     load_weights(checkpoint, model, mx.float32, keep_bfloat16=keep_bfloat16)
-    set_threads(threads)
     forward: Forward = PlainForward(model, 0) if plain else choose_forward(model, 0, mx.float32)
+    if isinstance(forward, CpuForward):
+        forward.threads = threads
     tap = Tap(checkpoint.config.num_hidden_layers, normed=True)
 
     def run(lengths: Sequence[int]) -> NDArray[Any]:
@@ -179,38 +153,23 @@ def load_encoder(folder: Path, threads: int, plain: bool) -> Run:
 
 
 def load_products(layers: int, threads: int) -> Run:
-    """A part of each matrix for each CPU, and no thread waits for another: no forward pass of these is faster."""
-    import encoder  # isort: skip  # noqa: F401  # as above
-    import mlx.core as mx
+    """The products of the linear layers, by the kernels of the pass: no pass with these kernels is faster."""
+    from encoder.qwen3.cpu.kernels.library import load_kernels
 
-    from encoder.qwen3.cpu.blas import set_threads
-    from encoder.qwen3.cpu.packed_blas import turn
-    from encoder.qwen3.cpu.panels import has_panels, lay
-
-    set_threads(1)
-    streams = [mx.new_stream(mx.cpu) for _ in range(threads)]
-    split = [(D, WIDTH), (D, 2 * KV_WIDTH), (D, MLP), (D, MLP)]  # by outputs; the others by inputs
-    shapes = [(inputs, outputs // threads) for inputs, outputs in split] + [(WIDTH // threads, D), (MLP // threads, D)]
+    kernels = load_kernels()
+    assert kernels is not None, "nothing was compiled"
+    shapes = [(SIZE, WIDTH + 2 * KV_WIDTH), (WIDTH, SIZE), (SIZE, 2 * INNER), (INNER, SIZE)]
     random = np.random.default_rng(0)
-    dtype, made = (np.uint16, lay) if has_panels() else (np.float32, turn)
-
-    def matrix(inputs: int, outputs: int) -> mx.array:
-        numbers = random.integers(0x3F00, 0x4000, (outputs, inputs), np.uint16)  # bfloat16s around 1
-        with ThreadPoolExecutor(threads) as workers:
-            return made([numbers.astype(dtype)], workers)
-
-    weights = [[[matrix(*shape) for shape in shapes] for _ in streams] for _ in range(layers)]
+    weights = [
+        (kernels.prepack([random.integers(0x3F00, 0x4000, (outputs, inputs), np.uint16)], threads), inputs, outputs)
+        for _ in range(layers)
+        for inputs, outputs in shapes
+    ]
 
     def run(lengths: Sequence[int]) -> None:
-        rows = -(-sum(lengths) // 4) * 4
-        inputs = [mx.ones((rows, shape[0])) for shape in shapes]
-        mx.eval(inputs)
-        for layer in weights:
-            products = []
-            for stream, part in zip(streams, layer, strict=True):
-                with mx.stream(stream):
-                    products += [x @ w for x, w in zip(inputs, part, strict=True)]
-            mx.eval(products)
+        inputs = {size: np.ones((sum(lengths), size), np.float32) for size, _ in shapes}
+        for panels, size, outputs in weights:
+            kernels.multiply(inputs[size], panels, outputs, True, threads)
 
     return run
 
@@ -219,10 +178,10 @@ def work(side: str, folder: Path, layers: int, threads: int) -> None:
     """Answer each list of lengths."""
     loaders: dict[str, Callable[[], Run]] = {
         "torch": lambda: load_torch(folder, threads),
-        "ours": lambda: load_encoder(folder, threads, plain=False),
-        **{side: lambda: load_encoder(folder, threads, plain=False) for side in WITHOUT_COMPILER},
+        "ours": lambda: load_encoder(folder, threads),
+        WITHOUT_KERNELS: lambda: load_encoder(folder, threads, kernels=False),
         "plain": lambda: load_encoder(folder, threads, plain=True),
-        **{side: lambda: load_products(layers, threads) for side in PRODUCTS},
+        PRODUCTS: lambda: load_products(layers, threads),
     }
     answer_requests(loaders[side]())
 

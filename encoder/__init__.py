@@ -3,14 +3,9 @@
 These are the public names. `TextEncoder` is synchronous; `Engine` serves many callers from one event loop.
 """
 
-import os
-
 from encoder.qwen3.cpu.blas import Blas, activate
 
 activate()  # before anything imports mlx.core, which binds cblas_sgemm to whatever is loaded by then
-# How far MLX looks for work. At its own 20 one CPU stream waits for the other in a batch of many short prompts: 40 of 8
-# to 48 tokens take 1.15 times as long.
-os.environ.setdefault("MLX_BFS_MAX_WIDTH", "200")
 
 from encoder.checkpoint import Checkpoint, convert_checkpoint, open_checkpoint  # noqa: E402
 from encoder.checkpoint.loading.memory import available_bytes  # noqa: E402

@@ -22,7 +22,7 @@ from encoder.pipeline.plan import plan_jobs
 from encoder.pipeline.selection import Outcome, Selection, export, select
 from encoder.pipeline.tokenizer import tokenize
 from encoder.presets.preset import Preset
-from encoder.qwen3.cpu.blas import activate
+from encoder.qwen3.cpu.blas import Blas, activate
 from encoder.qwen3.depth import choose_depth
 from encoder.qwen3.forward import ForwardPass, OverlappingForward, choose_forward, widens_bfloat16
 from encoder.qwen3.model import Qwen3
@@ -205,7 +205,8 @@ class TextEncoder:
             random_weights=self.checkpoint.random_weights,
             compute_dtype=self.compute_dtype,
             device=mx.default_device().type.name,
-            blas=" ".join(filter(None, [blas.name, blas.version, blas.panels and f"panels for {blas.panels}"])),
+            forward=self.forward.name,
+            blas=_describe(blas),
             parameter_bytes=self.parameter_bytes,
             dims=asdict(self.config),
             num_layers=self.num_layers,
@@ -227,3 +228,9 @@ def resolve_compute_dtype(requested: str, stored: str, force_float16: bool) -> s
     if mx.default_device().type == mx.DeviceType.cpu:
         return "float32"  # bfloat16 is about 40 times slower there: no BLAS computes it
     return "bfloat16" if stored == "float16" else stored
+
+
+def _describe(blas: Blas) -> str:
+    """Name, version and number of threads, on which the last bits of its results depend."""
+    threads = f"with {blas.threads} threads" if blas.threads else None
+    return " ".join(filter(None, [blas.name, blas.version, threads]))

@@ -164,6 +164,7 @@ class ModelInfo:
     random_weights: bool
     compute_dtype: str
     device: str
+    forward: str  # the forward pass in use
     blas: str
     parameter_bytes: int
     dims: dict[str, int | float | bool]

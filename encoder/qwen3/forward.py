@@ -1,10 +1,13 @@
 """What a forward pass offers, and the choice of the fastest one that the model and the device allow.
 
 `PlainForward` (plain.py) runs model.py on one padded rectangle: any model on any device, and the reference for the
-others. `PackedForward` (cpu/) runs the same weights on a CPU without padding, `FusedForward` (cuda/) on a CUDA GPU.
+others. `CpuForward` (cpu/) runs the same weights on a CPU, without padding, by compiled kernels. `FusedForward` (cuda/)
+runs them on a CUDA GPU.
 """
 
+import logging
 from collections.abc import Mapping, Sequence, Set
+from functools import cache
 from typing import Protocol, runtime_checkable
 
 import mlx.core as mx
@@ -12,19 +15,28 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from encoder.qwen3.config import Qwen3Config
-from encoder.qwen3.cpu.forward import PackedForward
-from encoder.qwen3.cpu.packed_blas import BlasLayers
-from encoder.qwen3.cpu.packed_panels import MOST_HEAD_DIM, PanelsLayers
-from encoder.qwen3.cpu.panels import has_panels
+from encoder.qwen3.cpu.blas import available_cpus
+from encoder.qwen3.cpu.forward import CpuForward
+from encoder.qwen3.cpu.kernels.library import Kernels, load_kernels
 from encoder.qwen3.cuda.forward import FusedForward
 from encoder.qwen3.cuda.kernels import DTYPE, build_kernels
 from encoder.qwen3.model import Qwen3
 from encoder.qwen3.plain import PlainForward
+from encoder.qwen3.proof import largest_error
 from encoder.types import Job, Rows, Tap
+
+logger = logging.getLogger(__name__)
+
+MAX_PROOF_ERROR = 1e-5  # of a row's largest number, in float32
 
 
 class Forward(Protocol):
-    """The forward pass for one batch."""
+    """The forward pass for one batch.
+
+    `name` says how it computes: for people, and as part of what identifies a result.
+    """
+
+    name: str
 
     def __call__(self, jobs: Sequence[Job], taps: Sequence[Tap]) -> Mapping[Tap, Rows]:
         """For each tap, the computed rows of each job, in the order of `jobs`; a rectangle may have more rows."""
@@ -58,14 +70,39 @@ class OverlappingForward(Forward, Protocol):
         """Give the device the first layers: enough work for the time in which the host does something else."""
 
 
+@cache
+def cpu_kernels() -> Kernels | None:
+    """The compiled kernels for this CPU, once they have given what model.py gives; None where there are none."""
+    kernels = load_kernels()
+    if kernels is None:
+        logger.warning(
+            "no compiled kernels for this CPU: the forward pass runs on MLX and a BLAS, short prompts take two to five "
+            "times as long. Install a wheel, or a C compiler and then the package again."
+        )
+        return None
+    for dtype in (mx.float32, mx.bfloat16):
+        error = largest_error(lambda model, pad: CpuForward(model, pad, kernels, available_cpus()), dtype)
+        if not error < MAX_PROOF_ERROR:  # NaN too
+            logger.error(
+                "the compiled kernels for %s differ from the reference by %.1e of a row, expected less than %.0e, with "
+                "%s weights: not used. The forward pass runs on MLX and a BLAS, and takes longer. Please report this.",
+                *(kernels.instruction_set, error, MAX_PROOF_ERROR, dtype),
+            )
+            return None
+    return kernels
+
+
 def widens_bfloat16(config: Qwen3Config) -> bool:
-    """Whether float32 is computed from bfloat16 weights as they are: on a CPU, where panels are at hand."""
-    on_cpu = mx.default_device().type == mx.DeviceType.cpu
-    return on_cpu and _takes_panels(config) and not (config.attention_bias or config.attention_sinks)
+    """Whether float32 is computed from bfloat16 weights as they are: on a CPU with compiled kernels."""
+    return mx.default_device().type == mx.DeviceType.cpu and _kernels_for(config) is not None
 
 
-def _takes_panels(config: Qwen3Config) -> bool:
-    return has_panels() and config.head_dim <= MOST_HEAD_DIM
+def _kernels_for(config: Qwen3Config) -> Kernels | None:
+    """The compiled kernels, where they know all that a model of these dims has."""
+    if config.attention_bias or config.attention_sinks:
+        return None
+    kernels = cpu_kernels()
+    return kernels if kernels and config.head_dim <= kernels.max_head_dim else None
 
 
 def choose_forward(model: Qwen3, pad_token_id: int, dtype: mx.Dtype) -> Forward:
@@ -76,9 +113,8 @@ def choose_forward(model: Qwen3, pad_token_id: int, dtype: mx.Dtype) -> Forward:
         dtype: to compute in.
     """
     if mx.default_device().type == mx.DeviceType.cpu:
-        as_panels = _takes_panels(model.config)
-        if dtype == mx.float32 and _is_simple(model, {mx.float32, mx.bfloat16} if as_panels else {mx.float32}):
-            return PackedForward(model, pad_token_id, PanelsLayers if as_panels else BlasLayers)
+        if dtype == mx.float32 and _is_simple(model, {mx.float32, mx.bfloat16}) and (cpu := _kernels_for(model.config)):
+            return CpuForward(model, pad_token_id, cpu, available_cpus())
     elif mx.cuda.is_available() and _is_simple(model, {DTYPE}) and (kernels := build_kernels(model.config)):
         return FusedForward(model, pad_token_id, kernels)
     return PlainForward(model, pad_token_id)

@@ -27,6 +27,8 @@ class ModelInput(NamedTuple):
 class PlainForward:
     """One rectangle, padded on the right to one of few lengths."""
 
+    name = "plain"
+
     def __init__(self, model: Qwen3, pad_token_id: int) -> None:
         self.model = model
         self.pad_token_id = pad_token_id

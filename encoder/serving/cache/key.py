@@ -25,7 +25,6 @@ def model_identity(encoder: TextEncoder) -> str:
     parts = {
         "loaded": {name: value for name, value in asdict(encoder.info).items() if name not in _IRRELEVANT},
         "files": sorted((file.st_size, file.st_mtime_ns) for file in files),
-        "forward": type(encoder.forward).__name__,
         "pad_token_id": checkpoint.tokenizer.pad_token_id,  # what live padding rows are made of
         "tf32": os.environ.get("MLX_ENABLE_TF32"),  # read by MLX: float32 products with 10 bits of mantissa
         "code": _code_digest(),

@@ -26,7 +26,7 @@ from encoder.pipeline.limits import Limits
 from encoder.pipeline.selection import select
 from encoder.presets.built_in import LAST_HIDDEN_STATE, get_preset
 from encoder.presets.preset import Preset
-from encoder.qwen3.cpu.forward import PackedForward
+from encoder.qwen3.cpu.forward import CpuForward
 from encoder.qwen3.cuda.to_host import Leaving
 from encoder.qwen3.forward import Forward
 from encoder.serving.engine import Engine
@@ -639,7 +639,7 @@ async def test_only_what_a_prompt_needs_must_run_at_the_start(
         return run(encoder, jobs)
 
     monkeypatch.setattr(TextEncoder, "run", run_what_fits)
-    monkeypatch.setattr(PackedForward, "warmup_sizes", lambda self, max_rows: (512, 544, max_rows - 1, max_rows))
+    monkeypatch.setattr(CpuForward, "warmup_sizes", lambda self, max_rows: (512, 544, max_rows - 1, max_rows))
     engine = Engine(model, limits=Limits(max_batch_tokens=1000))
     try:
         if starts:

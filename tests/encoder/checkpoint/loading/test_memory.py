@@ -13,7 +13,7 @@ from encoder.checkpoint import load_weights, open_checkpoint
 from encoder.checkpoint.loading import memory
 from encoder.checkpoint.loading.residency import plan_residents
 from encoder.options import ModelOptions
-from encoder.qwen3.cpu.panels import has_panels
+from encoder.qwen3.forward import cpu_kernels
 from encoder.qwen3.model import Qwen3
 from tests.checkpoints import write_checkpoint, write_json, write_tokenizer
 
@@ -77,7 +77,7 @@ def test_what_would_fit_is_said_at_once(qwen3_4b: Path, gib: int, advice: str, m
     assert time.process_time() - started < 2
 
 
-@pytest.mark.skipif(not has_panels(), reason="encoder/qwen3/cpu/kernels/c/panels.c was not compiled for this CPU")
+@pytest.mark.skipif(cpu_kernels() is None, reason="no kernels were compiled for this CPU")
 def test_bfloat16_weights_take_their_own_size_to_compute_float32(
     qwen3_4b: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""The packed forward pass on a CPU gives what the plain one gives."""
+"""The forward pass by compiled kernels gives what the plain one gives."""
 
 import gc
 from collections.abc import Sequence
@@ -11,14 +11,8 @@ import pytest
 
 from encoder.checkpoint import load_weights, open_checkpoint
 from encoder.options import ModelOptions
-from encoder.qwen3.config import Qwen3Config
-from encoder.qwen3.cpu.forward import Layers, PackedForward, PackedQwen3
-from encoder.qwen3.cpu.packed_blas import BlasLayers
-from encoder.qwen3.cpu.packed_panels import MOST_HEAD_DIM, PanelsLayers
-from encoder.qwen3.cpu.panels import has_panels
-from encoder.qwen3.cpu.pointwise import clamp, exp2, swiglu
-from encoder.qwen3.cpu.shards import count_streams
-from encoder.qwen3.forward import choose_forward, widens_bfloat16
+from encoder.qwen3.cpu.forward import CpuForward
+from encoder.qwen3.forward import choose_forward, cpu_kernels, widens_bfloat16
 from encoder.qwen3.model import Qwen3
 from encoder.qwen3.plain import PlainForward
 from encoder.types import Job, Tap
@@ -64,14 +58,7 @@ DIMS = [
 ]
 
 
-@pytest.fixture(params=["panels", "blas"])
-def kind(request: pytest.FixtureRequest) -> type[Layers]:
-    """Whether our own library computes the layers, or MLX on a BLAS."""
-    if request.param == "blas":
-        return BlasLayers
-    if not has_panels():
-        pytest.skip("kernels/c/panels.c was not compiled for this CPU, or another BLAS was there first")
-    return PanelsLayers
+pytestmark = pytest.mark.skipif(cpu_kernels() is None, reason="no kernels were compiled for this CPU")
 
 
 def load(folder: Path) -> Qwen3:
@@ -79,6 +66,12 @@ def load(folder: Path) -> Qwen3:
     model = Qwen3(checkpoint.config)
     load_weights(checkpoint, model, mx.float32)
     return model
+
+
+def fast(model: Qwen3, threads: int = 2) -> CpuForward:
+    kernels = cpu_kernels()
+    assert kernels is not None
+    return CpuForward(model, 0, kernels, threads)
 
 
 def add_outliers(model: Qwen3) -> None:
@@ -101,31 +94,29 @@ def largest_error(ours: Sequence[mx.array], reference: mx.array, jobs: Sequence[
 
 @pytest.mark.parametrize("dims", DIMS)
 @pytest.mark.parametrize("jobs", BATCHES)
-def test_packed_rows_equal_those_of_the_padded_rectangle(
-    tmp_path: Path, kind: type[Layers], dims: dict[str, int], jobs: list[Job]
-) -> None:
+def test_rows_equal_those_of_the_padded_rectangle(tmp_path: Path, dims: dict[str, int], jobs: list[Job]) -> None:
     write_checkpoint(tmp_path, num_hidden_layers=LAYERS, hidden_size=24, intermediate_size=48, **dims)
     plain = PlainForward(load(tmp_path), pad_token_id=0)(jobs, TAPS)
-    packed = PackedForward(load(tmp_path), 0, kind)(jobs, TAPS)
+    packed = fast(load(tmp_path))(jobs, TAPS)
 
     for tap in TAPS:
         assert [len(rows) for rows in packed[tap]] == [job.computed_rows for job in jobs]
         assert largest_error(packed[tap], plain[tap], jobs) < CLOSE
 
 
-def test_outlier_channels_leave_the_rest_exact(tmp_path: Path, kind: type[Layers]) -> None:
+def test_outlier_channels_leave_the_rest_exact(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, num_hidden_layers=LAYERS, hidden_size=24, intermediate_size=48)
     models = [load(tmp_path), load(tmp_path)]
     for model in models:
         add_outliers(model)
     jobs = [make_job(37), make_job(9, 64)]
 
-    plain, packed = PlainForward(models[0], 0)(jobs, TAPS), PackedForward(models[1], 0, kind)(jobs, TAPS)
+    plain, packed = PlainForward(models[0], 0)(jobs, TAPS), fast(models[1])(jobs, TAPS)
 
     assert all(largest_error(packed[tap], plain[tap], jobs) < CLOSE for tap in TAPS)
 
 
-def test_scores_beyond_the_range_of_float32s_exponent_are_weighed_exactly(tmp_path: Path, kind: type[Layers]) -> None:
+def test_scores_beyond_the_range_of_float32s_exponent_are_weighed_exactly(tmp_path: Path) -> None:
     """Large norms of q and k: only a row's own maximum keeps its weights finite."""
     write_checkpoint(tmp_path, num_hidden_layers=LAYERS, hidden_size=24, intermediate_size=48)
     models = [load(tmp_path), load(tmp_path)]
@@ -134,28 +125,11 @@ def test_scores_beyond_the_range_of_float32s_exponent_are_weighed_exactly(tmp_pa
         attention.q_norm.weight, attention.k_norm.weight = attention.q_norm.weight * 8, attention.k_norm.weight * 8
     jobs = [make_job(37), make_job(200), make_job(9, 64), make_job(1)]
 
-    plain, packed = PlainForward(models[0], 0)(jobs, TAPS), PackedForward(models[1], 0, kind)
+    plain, packed = PlainForward(models[0], 0)(jobs, TAPS), fast(models[1])
 
-    if kind is BlasLayers:  # the other always subtracts a row's maximum
-        assert [parts[0].bounded for parts in packed.packed.layers] == [True, False, True, True]
     assert all(largest_error(packed(jobs, TAPS)[tap], plain[tap], jobs) < 1e-4 for tap in TAPS)
 
 
-@pytest.mark.parametrize("limit", [1, 3000])
-def test_scores_in_several_portions_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    write_checkpoint(tmp_path, num_hidden_layers=LAYERS, hidden_size=24, intermediate_size=48)
-    jobs = [make_job(300), make_job(7, 20), make_job(40)]
-    whole = PackedForward(load(tmp_path), 0, BlasLayers)(jobs, TAPS)
-    monkeypatch.setattr("encoder.qwen3.cpu.rows.SCORES_AT_ONCE", limit)
-
-    portions = PackedForward(load(tmp_path), 0, BlasLayers)(jobs, TAPS)
-
-    for tap in TAPS:
-        for ours, theirs in zip(portions[tap], whole[tap], strict=True):
-            np.testing.assert_allclose(np.array(ours), np.array(theirs), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.skipif(not has_panels(), reason="kernels/c/panels.c was not compiled for this CPU")
 def test_bfloat16_weights_give_what_they_give_in_float32(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, num_hidden_layers=LAYERS, hidden_size=24, intermediate_size=48, dtype="bfloat16")
     checkpoint = open_checkpoint(ModelOptions(str(tmp_path)))
@@ -166,96 +140,37 @@ def test_bfloat16_weights_give_what_they_give_in_float32(tmp_path: Path) -> None
 
     plain, packed = PlainForward(load(tmp_path), 0)(jobs, TAPS), choose_forward(model, 0, mx.float32)
 
-    assert held == mx.bfloat16 and isinstance(packed, PackedForward)
+    assert held == mx.bfloat16 and isinstance(packed, CpuForward)
     assert all(largest_error(packed(jobs, TAPS)[tap], plain[tap], jobs) < CLOSE for tap in TAPS)
 
 
-@pytest.mark.parametrize("streams", [1, 2, 4])
-def test_any_number_of_streams_gives_the_same(tmp_path: Path, kind: type[Layers], streams: int) -> None:
-    write_checkpoint(
-        tmp_path,
-        num_hidden_layers=2,
-        hidden_size=24,
-        intermediate_size=48,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-    )
-    jobs, tap = [make_job(13), make_job(4, 32)], Tap(2, True)
-    plain = PlainForward(load(tmp_path), 0)(jobs, [tap])
-
-    packed = PackedQwen3(load(tmp_path), streams, kind).hidden_states_at([tap], jobs, pad_token_id=0)
-
-    assert largest_error(packed[tap], plain[tap], jobs) < CLOSE
-
-
-@pytest.mark.parametrize(("cpus", "streams"), [(1, 1), (2, 2), (3, 2), (6, 4), (64, 8)])
-def test_a_stream_for_each_cpu_as_far_as_heads_can_be_shared_out(cpus: int, streams: int) -> None:
-    config = Qwen3Config(
-        hidden_size=1024,
-        intermediate_size=3072,
-        num_hidden_layers=28,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        head_dim=128,
-        vocab_size=151936,
-        rms_norm_eps=1e-6,
-        rope_theta=1e6,
-        max_position_embeddings=32768,
-    )
-
-    assert count_streams(config, cpus) == streams
-
-
 def test_a_model_with_biases_runs_plainly(tmp_path: Path) -> None:
-    """The packed pass does not know them."""
+    """The kernels do not know them."""
     write_checkpoint(tmp_path, attention_bias=True)
 
     assert isinstance(choose_forward(load(tmp_path), 0, mx.float32), PlainForward)
 
 
-def test_no_layer_runs_after_the_deepest_tap(tmp_path: Path, kind: type[Layers]) -> None:
+def test_no_layer_runs_after_the_deepest_tap(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, num_hidden_layers=LAYERS, hidden_size=24, intermediate_size=48)
-    forward = PackedForward(load(tmp_path), 0, kind)
-    forward.packed.layers[2:] = []
+    forward = fast(load(tmp_path))
 
-    assert len(forward([make_job(5)], [Tap(2, False)])[Tap(2, False)]) == 1
+    forward([make_job(5)], [Tap(2, False)])
+
+    assert forward.model.layers_run == 2
 
 
-def test_only_what_is_asked_for_is_counted(tmp_path: Path, kind: type[Layers]) -> None:
-    """Nothing is padded, so tokens that run are the tokens of the prompts; for the BLAS up to a multiple of four."""
+def test_only_what_is_asked_for_is_counted(tmp_path: Path) -> None:
+    """Nothing is padded, so tokens that run are the tokens of the prompts."""
     write_checkpoint(tmp_path, num_hidden_layers=1)
 
-    assert PackedForward(load(tmp_path), 0, kind).count_rows([5, 40, 129]) == (174 if kind is PanelsLayers else 176)
+    assert fast(load(tmp_path)).count_rows([5, 40, 129]) == 174
     assert PlainForward.count_rows(None, [5, 40, 129]) == 3 * 160  # type: ignore[arg-type]
 
 
-def test_exp2_is_exact_to_float32() -> None:
-    """To five of its last bits: a product of three factors rounds a few times."""
-    x = np.linspace(-126, 126, 200_001, dtype=np.float32)
-
-    np.testing.assert_allclose(np.array(exp2(mx.array(x))), np.exp2(x.astype(np.float64)), rtol=5e-7)
-
-
-def test_clamped_numbers_are_within_the_range_of_exp2() -> None:
-    x = mx.array([-np.inf, -1e9, -126.5, -3.25, 0, 126, 1e30, np.nan])
-
-    np.testing.assert_array_equal(np.array(clamp(x)), [-126, -126, -126, -3.25, 0, 126, 126, np.nan])
-
-
-def test_swiglu_holds_for_gates_of_any_size() -> None:
-    gate = np.concatenate([np.linspace(-30, 30, 4001), [-1e4, -200, 200, 1e4, 0]]).astype(np.float32)
-    up = np.random.default_rng(0).standard_normal(gate.size).astype(np.float32)
-    g = gate.astype(np.float64)
-    with np.errstate(over="ignore"):
-        expected = g / (1 + np.exp(-g)) * up
-
-    np.testing.assert_allclose(np.array(swiglu(mx.array(gate), mx.array(up))), expected, rtol=1e-5, atol=1e-30)
-
-
-@pytest.mark.skipif(not has_panels(), reason="kernels/c/panels.c was not compiled for this CPU")
 def test_a_prompt_gives_the_same_bits_whatever_runs_beside_it(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, num_hidden_layers=LAYERS, hidden_size=24, intermediate_size=48)
-    forward = PackedForward(load(tmp_path), 0, PanelsLayers)
+    forward = fast(load(tmp_path))
     jobs = [make_job(37), make_job(9, 64), make_job(1), make_job(200)]
     together = forward(jobs, TAPS)
 
@@ -265,21 +180,21 @@ def test_a_prompt_gives_the_same_bits_whatever_runs_beside_it(tmp_path: Path) ->
             np.testing.assert_array_equal(np.array(together[tap][number]), np.array(alone[tap][0]))
 
 
-def test_rows_outlive_the_model_that_made_them(tmp_path: Path, kind: type[Layers]) -> None:
-    """MLX is lazy, and does not know all that an operation reads."""
+def test_rows_outlive_the_model_that_made_them(tmp_path: Path) -> None:
+    """They are copies: the kernels' memory is used again."""
     write_checkpoint(tmp_path, num_hidden_layers=LAYERS, hidden_size=24, intermediate_size=48)
     jobs = [make_job(37), make_job(9, 64)]
-    plain, packed = PlainForward(load(tmp_path), 0)(jobs, TAPS), PackedForward(load(tmp_path), 0, kind)(jobs, TAPS)
+    plain, packed = PlainForward(load(tmp_path), 0)(jobs, TAPS), fast(load(tmp_path))(jobs, TAPS)
     gc.collect()
     mx.clear_cache()
 
     assert all(largest_error(packed[tap], plain[tap], jobs) < CLOSE for tap in TAPS)
 
 
-def test_batches_asked_for_before_the_first_is_read_are_each_their_own(tmp_path: Path, kind: type[Layers]) -> None:
+def test_batches_asked_for_before_the_first_is_read_are_each_their_own(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, num_hidden_layers=LAYERS, hidden_size=24, intermediate_size=48)
     batches = [[make_job(37)], [make_job(9, 64), make_job(5)], [make_job(200)]]
-    plain, packed = PlainForward(load(tmp_path), 0), PackedForward(load(tmp_path), 0, kind)
+    plain, packed = PlainForward(load(tmp_path), 0), fast(load(tmp_path))
 
     rows = [packed(jobs, TAPS) for jobs in batches]
 
@@ -288,20 +203,28 @@ def test_batches_asked_for_before_the_first_is_read_are_each_their_own(tmp_path:
         assert all(largest_error(ours[tap], theirs[tap], jobs) < CLOSE for tap in TAPS)
 
 
-def test_heads_larger_than_the_library_has_room_for_run_through_the_blas(tmp_path: Path) -> None:
-    write_checkpoint(
-        tmp_path, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=MOST_HEAD_DIM + 2
-    )
-    forward = choose_forward(load(tmp_path), 0, mx.float32)
+def test_heads_larger_than_the_kernels_have_room_for_run_plainly(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=514)
+    model = load(tmp_path)
 
-    assert isinstance(forward, PackedForward)
-    assert isinstance(forward.packed.compute, BlasLayers)
-    assert not widens_bfloat16(forward.packed.model.config)
+    assert isinstance(choose_forward(model, 0, mx.float32), PlainForward)
+    assert not widens_bfloat16(model.config)
 
 
-def test_jobs_keep_their_order(tmp_path: Path, kind: type[Layers]) -> None:
+def test_results_do_not_depend_on_the_number_of_threads(tmp_path: Path) -> None:
+    """Bit for bit."""
+    write_checkpoint(tmp_path, num_hidden_layers=LAYERS, hidden_size=24, intermediate_size=48)
+    jobs = [make_job(37), make_job(9, 64), make_job(1), make_job(200)]
+    alone, together = fast(load(tmp_path), threads=1)(jobs, TAPS), fast(load(tmp_path), threads=5)(jobs, TAPS)
+
+    for tap in TAPS:
+        for one, five in zip(alone[tap], together[tap], strict=True):
+            np.testing.assert_array_equal(np.array(one), np.array(five))
+
+
+def test_jobs_keep_their_order(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, num_hidden_layers=2, hidden_size=24, intermediate_size=48)
-    forward, tap = PackedForward(load(tmp_path), 0, kind), Tap(0, False)
+    forward, tap = fast(load(tmp_path)), Tap(0, False)
     jobs = [make_job(3), replace(make_job(5), computed_rows=9), make_job(2)]
 
     for rows, job in zip(forward(jobs, [tap])[tap], jobs, strict=True):
