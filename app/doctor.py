@@ -87,7 +87,7 @@ def examine() -> Report:
     for title, check in CHECKS.items():
         try:
             report.sections[title] = check(report)
-        except Exception as error:  # whatever is broken here is what the report is for
+        except Exception as error:  # noqa: BLE001  # the report is for whatever is broken
             report.find(f"{title}: {type(error).__name__}: {error}", NEXT_STEPS[title])
     return report
 
@@ -106,7 +106,7 @@ def check_versions(report: Report) -> Section:
     return {"python": f"{platform.python_version()} ({platform.python_implementation()})"} | versions
 
 
-def check_machine(report: Report) -> Section:
+def check_machine(report: Report) -> Section:  # noqa: ARG001  # the signature of a check
     """The operating system, the CPU, and the GPU if the driver shows one."""
     name, flags = _cpu()
     system = f"{platform.system()} {platform.release()}, {' '.join(platform.libc_ver()) or 'C library unknown'}"

@@ -59,7 +59,7 @@ class Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         self._tasks.append(asyncio.create_task(self._watch_loading()))
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  # the signature of a signal handler
         """Called for SIGINT and SIGTERM."""
         if self._draining:
             os._exit(128 + sig)

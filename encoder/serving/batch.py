@@ -70,7 +70,8 @@ class BatchRunner:
         """
         try:
             yield
-        except BaseException as error:  # Whatever it is, the thread must go on: others wait for their batches.
+        # The thread must survive whatever this is, because others wait for their batches.
+        except BaseException as error:  # noqa: BLE001
             batch.error = error
             self._health.report(f"The model thread could not {task}.", error)
 

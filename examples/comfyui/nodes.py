@@ -38,7 +38,7 @@ class Qwen3EncoderRemote:
         }
 
     @classmethod
-    def IS_CHANGED(cls, server: str | None = None, **inputs: Any) -> str:
+    def IS_CHANGED(cls, server: str | None = None, **inputs: Any) -> str:  # noqa: ARG003  # ComfyUI passes all inputs
         """Which checkpoint is served: ComfyUI encodes again when another one is.
 
         A server that cannot be reached leaves valid what it made before. An address that another node yields is not

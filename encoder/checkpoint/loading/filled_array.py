@@ -79,5 +79,6 @@ class _File:
     def _fill_all(self, memory: memoryview) -> None:
         try:
             self._fill(memory)
-        except Exception as error:  # `filled` raises it: this may run on a thread of MLX, which an exception would end
+        # `filled` raises it: this may run on a thread of MLX, which an exception would end.
+        except Exception as error:  # noqa: BLE001
             self.error = error

@@ -117,4 +117,4 @@ class Weights:
     """
 
     tensors: Mapping[str, StoredTensor]
-    check_file: Callable[[Path], None] = lambda file: None
+    check_file: Callable[[Path], None] = lambda _file: None
