@@ -15,10 +15,10 @@ from encoder.errors import CheckpointError
 from encoder.options import ModelOptions
 from encoder.qwen3.model import Qwen3
 from tests.checkpoints import write_checkpoint, write_tensors
-from tests.encoder.checkpoint.readers.test_comfyui import nvfp4, write_file
-from tests.encoder.checkpoint.readers.test_gguf import DIMS, write_gguf
-from tests.encoder.checkpoint.readers.test_ollama import Store
-from tests.encoder.checkpoint.tensors.test_mlx_quantized import write_quantized
+from tests.encoder.checkpoint.comfyui_files import nvfp4, write_file
+from tests.encoder.checkpoint.gguf_files import DIMS, write_gguf
+from tests.encoder.checkpoint.mlx_folders import write_quantized
+from tests.encoder.checkpoint.ollama_store import Store
 
 ROUNDS = 60
 VALUES = (b"0", b"-1", b"null", b"[]", b"{}", b"1e999", b"9" * 20, b'"x"', b"true", b"\0", b"\xff", b"../../x", b"NaN")

@@ -13,7 +13,7 @@ from encoder.checkpoint.loading import convert
 from encoder.errors import CheckpointError
 from encoder.options import ModelOptions
 from tests.checkpoints import Array, write_checkpoint
-from tests.encoder.checkpoint.readers.test_gguf import write_gguf
+from tests.encoder.checkpoint.gguf_files import write_gguf
 
 DIMS = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64}
 

@@ -11,7 +11,7 @@ from encoder import CheckpointError, TextEncoder
 from encoder.checkpoint.loading import quantized_kernels
 from encoder.checkpoint.tensors.quantization import Quantization
 from encoder.options import ModelOptions
-from tests.encoder.checkpoint.tensors.test_mlx_quantized import write_quantized
+from tests.encoder.checkpoint.mlx_folders import write_quantized
 
 AFFINE_4 = Quantization("affine", 4, 64)
 

@@ -14,8 +14,8 @@ from encoder.checkpoint import open_checkpoint
 from encoder.errors import CheckpointError
 from encoder.options import ModelOptions
 from tests.checkpoints import Array, quantize_with_mlx, write_checkpoint, write_json, write_tensors
+from tests.encoder.checkpoint.mlx_folders import DIMS, write_quantized
 
-DIMS = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32, "dtype": "bfloat16"}
 PROMPTS = ["a cat", "a cat on a red sofa, photographed from above"]
 
 MODES = [
@@ -27,16 +27,6 @@ MODES = [
     pytest.param({"bits": 8, "group_size": 32, "mode": "mxfp8"}, id="mxfp8"),
     pytest.param({"bits": 4, "group_size": 16, "mode": "nvfp4"}, id="nvfp4"),
 ]
-
-
-def write_quantized(folder: Path, quantization: Mapping[str, Any], shards: int = 1, **form: Any) -> dict[str, Array]:
-    """Write a folder as mlx-lm does; its weights as they are after decoding, by parameter name."""
-    weights = write_checkpoint(folder, **{**DIMS, **form})
-    arrays, decoded = quantize_with_mlx(weights, quantization)
-    write_tensors(folder, {f"model.{name}": array for name, array in arrays.items()}, shards)
-    config = json.loads((folder / "config.json").read_text())
-    write_json(folder / "config.json", config | {"quantization": quantization, "quantization_config": quantization})
-    return decoded
 
 
 def write_plain(folder: Path, weights: Mapping[str, Array]) -> None:
