@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from encoder.errors import InvalidField, RequestTooLarge
+from encoder.pipeline.tokenizer import count_chars
 from encoder.presets.preset import Preset
 from encoder.types import Job
 
@@ -12,15 +13,15 @@ BYTES_PER_NUMBER = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one request may ask for, and what the queue and a batch may hold.
+    """Bounds of one request, of the queue, and of a batch.
 
     Attributes:
         max_prompts: prompts in a request.
-        max_prompt_chars: characters in a prompt, its template included.
+        max_prompt_chars: characters in a prompt, template included.
         max_sequence_length: tokens in a window.
-        max_output_bytes: bytes of the hidden states of a request.
+        max_output_bytes: bytes of all hidden states of a request.
         max_queue_tokens: tokens that may wait, padding included.
-        max_batch_tokens: tokens in one forward pass, padding included; a longer single prompt runs alone.
+        max_batch_tokens: tokens in one forward pass, padding included; a longer prompt runs alone.
     """
 
     max_prompts: int = 64
@@ -31,12 +32,12 @@ class Limits:
     max_batch_tokens: int = 4096
 
     def check_prompts(self, prompts: Sequence[str], preset: Preset) -> None:
-        """Refuse what can be refused before anything runs. Errors: RequestTooLarge, InvalidField."""
+        """Check a request before it is tokenized. Errors: RequestTooLarge, InvalidField."""
         if not prompts:
             raise InvalidField("prompts", "none given; expected at least one.")
         if len(prompts) > self.max_prompts:
             raise RequestTooLarge(f"prompts: {len(prompts)} in one request, allowed are {self.max_prompts}. Split it.")
-        longest = len(preset.prefix) + max(map(len, prompts)) + len(preset.suffix)
+        longest = max(count_chars(prompt, preset) for prompt in prompts)
         if longest > self.max_prompt_chars:
             raise RequestTooLarge(
                 f"prompts: one has {longest} characters with its template, allowed are {self.max_prompt_chars}."
@@ -47,7 +48,10 @@ class Limits:
             )
 
     def check_output(self, jobs: Sequence[Job], hidden_size: int) -> None:
-        """Refuse a request whose hidden states would be too many bytes. Errors: RequestTooLarge."""
+        """Refuse a request whose hidden states would be too large. Errors: RequestTooLarge.
+
+        The reply is one tensor, so every prompt counts as many rows as the longest.
+        """
         rows = len(jobs) * max(job.delivered_rows for job in jobs)
         size = rows * len(jobs[0].taps) * hidden_size * BYTES_PER_NUMBER[jobs[0].dtype]
         if size > self.max_output_bytes:

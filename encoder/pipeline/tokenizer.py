@@ -1,6 +1,6 @@
-"""Prompt to token ids: the template around the prompt, the tokenizer, truncation. Step 1 of the path.
+"""Prompt to token ids: the template around the prompt, the tokenizer, truncation.
 
-Padding is a later step's. Holds no state that a call changes, so one tokenizer serves all threads.
+Knows nothing of padding, see plan.py. No call changes the state, so one tokenizer serves all threads.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from encoder.presets.preset import Preset
 from encoder.types import TokenizedPrompt
 
 _DEFAULT_PAD_TOKEN = "<|endoftext|>"
-WORDS_KEPT = 1000  # split into tokens once; the library keeps ten times as many for each thread, up to 4.5 MB
+CACHED_WORDS = 1000  # of which the library keeps the tokens; by default ten times as many per thread, up to 4.5 MB
 
 
 class Tokenizer:
@@ -29,7 +29,7 @@ class Tokenizer:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         if resize_cache := getattr(tokenizer.model, "_resize_cache", None):  # a BPE
-            resize_cache(WORDS_KEPT)
+            resize_cache(CACHED_WORDS)
         self._tokenizer = tokenizer
         self._before, self._after = _added_ids(tokenizer)
         self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
@@ -61,9 +61,9 @@ class Tokenizer:
         Text that is too long loses its end, but not the tokens that the post-processor adds around it.
 
         Args:
-            text: the whole string, template included; blanks merge across the template's edge.
-            max_length: in tokens, those added included.
-            add_special_tokens: whether the post-processor adds its tokens; plain Qwen3's adds none.
+            text: the whole string, template included: tokens can span the edge between template and prompt.
+            max_length: in tokens, including those that the post-processor adds.
+            add_special_tokens: whether the post-processor runs; plain Qwen3's adds no token.
         Errors: InvalidField when the text is no valid Unicode, or max_length leaves no room for the text.
         Source: transformers, PreTrainedTokenizerFast._encode_plus with truncation=True.
         """
@@ -88,24 +88,34 @@ class Tokenizer:
             raise InvalidField(
                 "prompts", f"character {error.start} is half of a surrogate pair, expected valid Unicode text."
             ) from error
-        # Of the library's ways the one that lets other threads run meanwhile, and finds no offsets.
+        # Unlike the library's other methods, this one releases the GIL and computes no offsets.
         [encoding] = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
         ids: list[int] = encoding.ids
         return ids
 
 
 def tokenize(tokenizer: Tokenizer, prompts: Sequence[str], preset: Preset) -> list[TokenizedPrompt]:
-    """Put the preset's template around each prompt, and tokenize the whole.
+    """Put the preset's template around each prompt, and tokenize the result.
 
-    Errors: InvalidField as in `Tokenizer.tokenize`, and for a prompt that is too long where the preset refuses that.
+    Errors: InvalidField as in `Tokenizer.tokenize`, and for a prompt beyond the window where the preset refuses that.
     """
     return [_tokenize_one(tokenizer, prompt, preset) for prompt in prompts]
 
 
-def _tokenize_one(tokenizer: Tokenizer, prompt: str, preset: Preset) -> TokenizedPrompt:
+def count_chars(prompt: str, preset: Preset) -> int:
+    """Characters of a prompt together with its template: all that is tokenized."""
+    return sum(map(len, (*_template(prompt, preset), preset.tail)))
+
+
+def _template(prompt: str, preset: Preset) -> tuple[str, str, str]:
+    """The prefix, the prompt and the suffix that are tokenized as one string."""
     is_blank = not prompt.strip()
     prefix = preset.empty_prefix if is_blank and preset.empty_prefix is not None else preset.prefix
-    text = prefix + (prompt or preset.empty_prompt) + preset.suffix
+    return prefix, prompt or preset.empty_prompt, preset.suffix
+
+
+def _tokenize_one(tokenizer: Tokenizer, prompt: str, preset: Preset) -> TokenizedPrompt:
+    text = "".join(_template(prompt, preset))
     window = preset.max_sequence_length
     tail: tuple[int, ...] = ()
     if preset.tail:
@@ -121,7 +131,7 @@ def _tokenize_one(tokenizer: Tokenizer, prompt: str, preset: Preset) -> Tokenize
 
 
 def _added_ids(tokenizer: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The ids that the post-processor puts before and after a text, found by looking at one."""
+    """The ids that the post-processor puts before and after any text, read off the letter a."""
     encoding = tokenizer.encode("a", add_special_tokens=True)
     own = [position for position, special in enumerate(encoding.special_tokens_mask) if not special]
     if not own:

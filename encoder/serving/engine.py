@@ -13,6 +13,7 @@ import mlx.core as mx
 from encoder.errors import EncoderError, NotReady
 from encoder.options import ModelOptions
 from encoder.pipeline.limits import Limits
+from encoder.pipeline.tokenizer import count_chars
 from encoder.presets.preset import Preset
 from encoder.serving.batch_loop import BatchLoop
 from encoder.serving.cache import ResultCache
@@ -194,8 +195,7 @@ class Engine:
     async def _tokenize(self, encoder: TextEncoder, prompts: Sequence[str], preset: Preset) -> list[TokenizedPrompt]:
         tokenized = self._recent.get(prompts, preset)
         if tokenized is None:
-            template = len(preset.prefix) + len(preset.suffix) + len(preset.tail)
-            if sum(template + len(prompt) for prompt in prompts) <= MAX_CHARS_ON_LOOP:
+            if sum(count_chars(prompt, preset) for prompt in prompts) <= MAX_CHARS_ON_LOOP:
                 tokenized = encoder.tokenize(prompts, preset)
             else:
                 tokenized = await asyncio.to_thread(encoder.tokenize, prompts, preset)

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -312,6 +313,27 @@ async def test_when_too_much_waits_to_be_written_it_is_dropped(
         writes.opened.set()
 
     assert dropped == 2
+
+
+@pytest.mark.parametrize("trouble", [None, OSError("no space left on device")], ids=["written", "failed"])
+async def test_what_no_longer_waits_to_be_written_makes_room(
+    folder: Path, model: ModelOptions, monkeypatch: pytest.MonkeyPatch, trouble: OSError | None
+) -> None:
+    """Written or not: else the disk would get nothing more after a while."""
+    monkeypatch.setattr("encoder.serving.cache.disk.MAX_PENDING_BYTES", 30_000)  # two results of 12,288
+    async with opened(folder, model) as engine:
+        if trouble is not None:
+            monkeypatch.setattr("encoder.serving.cache.folder._dump", Mock(side_effect=trouble))
+        await engine.encode(["a cat", "a dog"], KLEIN)
+        async with asyncio.timeout(30):
+            while engine._cache._disk._pending:  # type: ignore[union-attr]
+                await asyncio.sleep(0.001)
+        writes = HeldWrites(monkeypatch)
+        await engine.encode(["a fox", "a hen"], KLEIN)
+        dropped = engine.stats().disk_cache_dropped
+        writes.opened.set()
+
+    assert dropped == 0
 
 
 @pytest.mark.parametrize(

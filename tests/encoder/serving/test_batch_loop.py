@@ -1,0 +1,74 @@
+"""The rate at which batches run, and what a full queue promises from it."""
+
+from typing import Any
+
+import pytest
+
+from encoder.errors import QueueFull
+from encoder.pipeline.limits import Limits
+from encoder.serving.batch import Batch
+from encoder.serving.batch_loop import FIRST_RATE, MAX_RETRY_AFTER_S, BatchLoop
+from encoder.serving.cache import ResultCache
+from encoder.serving.entry import Entry
+from encoder.serving.health import Health
+from encoder.serving.in_flight import InFlight
+from encoder.types import Job, Tap
+
+
+@pytest.fixture
+def batch_loop() -> BatchLoop:
+    """Of 1,000 tokens, on which no model works."""
+    health = Health()
+    in_flight = InFlight(ResultCache(0, None, 0), health)
+    no_thread: Any = None
+    loop = BatchLoop(no_thread, Limits(max_queue_tokens=1000), in_flight, health)
+    loop._working = True
+    return loop
+
+
+def entries(*lengths: int) -> list[Entry]:
+    def job(length: int) -> Job:
+        return Job((1,) * length, length, length, 0, (Tap(1, normed=False),), "concat", "float32")
+
+    return [Entry(job(length), length) for length in lengths]
+
+
+def retry_after_s(batch_loop: BatchLoop) -> int:
+    """What a request is told that the queue has no room for."""
+    with pytest.raises(QueueFull) as caught:
+        batch_loop.put(entries(1000))
+    return caught.value.retry_after_s
+
+
+def test_the_measured_rate_decides_when_to_come_again(batch_loop: BatchLoop) -> None:
+    """Not the size of the queue alone: the same queue is worked off in seconds or in minutes."""
+    batch_loop.put(entries(900))
+    assert retry_after_s(batch_loop) == 2  # 900 tokens at 500 a second
+
+    for _ in range(100):
+        batch_loop._count(Batch(entries(20, 10), started_at=5.0, finished_at=5.5))  # 40 tokens as a rectangle
+
+    assert retry_after_s(batch_loop) == 12  # 900 at 80 a second
+
+
+def test_one_batch_moves_the_rate_by_a_fifth(batch_loop: BatchLoop) -> None:
+    """A single slow batch must not send everybody away."""
+    batch_loop._count(Batch(entries(100), started_at=1.0, finished_at=3.0))
+
+    assert batch_loop._rate == pytest.approx(0.8 * FIRST_RATE + 0.2 * 50)
+
+
+def test_a_batch_that_failed_says_nothing_about_the_rate(batch_loop: BatchLoop) -> None:
+    batch_loop._count(Batch(entries(100), error=MemoryError(), started_at=1.0, finished_at=1.0))
+
+    assert batch_loop._rate == FIRST_RATE
+    assert batch_loop.stats()["batches"] == 0
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(1e-9, 1), (0.0, 1), (1e6, MAX_RETRY_AFTER_S)])
+def test_nobody_is_sent_away_for_no_time_or_for_ever(batch_loop: BatchLoop, seconds: float, expected: int) -> None:
+    batch_loop.put(entries(900))
+    for _ in range(100):
+        batch_loop._count(Batch(entries(100), started_at=0.0, finished_at=seconds))
+
+    assert retry_after_s(batch_loop) == expected
