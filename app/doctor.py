@@ -30,6 +30,7 @@ INSTRUCTION_SETS = {
 NVIDIA_SMI = ("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader")
 
 REINSTALL = "Install again into an empty environment: make clean install, or pip install 'qwen3-encoder[cpu]'."
+COMPILE = "Install a C compiler (apt-get install gcc) and then the package again, or a wheel. The log may say more."
 
 Section = Mapping[str, str]
 
@@ -171,12 +172,15 @@ def check_demo(report: Report) -> Section:
     encoded = time.perf_counter()
     if not np.isfinite(embeds.hidden_states).all():
         report.find("The demo checkpoint gives NaN or infinity.", "Open an issue with this report.")
+    if encoder.info.device == "cpu" and encoder.info.forward == "plain" and sys.platform == "linux":
+        report.find("No compiled kernels are in use: short prompts take two to five times as long.", COMPILE)
     root_mean_square = float(np.sqrt((embeds.hidden_states**2).mean()))
     return {
         "loaded in": f"{loaded - started:.2f} s",
         "encoded in": f"{encoded - loaded:.2f} s",
         "hidden states": f"{embeds.hidden_states.shape}, root mean square {root_mean_square:.4f}",
         "compute dtype": encoder.info.compute_dtype,
+        "forward pass": encoder.info.forward,
     }
 
 
