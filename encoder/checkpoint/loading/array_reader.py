@@ -17,11 +17,12 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from encoder.checkpoint.loading.filled_array import SMALL_BYTES, copied, filled
+from encoder.checkpoint.loading.filled_array import new_array
 from encoder.checkpoint.tensors.weights import StoredArray
 from encoder.errors import CheckpointError
 
 Bytes = NDArray[np.uint8]
+Widen = Callable[[Bytes, Bytes], None]  # from stored floats to float32, written to the second argument
 
 _MAX_THREADS = 4
 _PIECE_BYTES = 2**20
@@ -59,39 +60,43 @@ class ArrayReader:
         kind = _FLOATS[dtype]
         return self._read(array, kind, None if array.dtype == kind else _WIDEN[array.dtype])
 
-    def _read(self, array: StoredArray, kind: str, widen: Callable[[Bytes, Bytes], None] | None) -> mx.array:
-        factor = 2 if widen else 1
-        if prod(array.shape) * _ITEM_BYTES[kind] != array.nbytes * factor:
+    def _read(self, array: StoredArray, kind: str, widen: Widen | None) -> mx.array:
+        nbytes = array.nbytes * (2 if widen else 1)
+        if prod(array.shape) * _ITEM_BYTES[kind] != nbytes:
             raise CheckpointError(f"{array.file}: {array.key} has dtype {array.dtype}, which cannot be read.")
-
-        def fill(memory: memoryview) -> None:
-            with array.file.open("rb", buffering=0) as file:
-
-                def read_piece(start: int) -> None:
-                    size = min(_PIECE_BYTES, array.nbytes - start)
-                    target = np.frombuffer(memory[start * factor : (start + size) * factor], np.uint8)
-                    stored = self._piece(size) if widen else target
-                    if os.preadv(file.fileno(), [stored.data], array.offset + start) != size:
-                        raise CheckpointError(f"{array.file}: {array.key} cannot be read: the file has been changed.")
-                    _check_finite(stored, array)
-                    if widen:
-                        widen(stored, target)
-
-                starts = range(0, array.nbytes, _PIECE_BYTES)
-                if len(starts) == 1:
-                    return read_piece(0)
-                pieces = [self._threads.submit(read_piece, start) for start in starts]
-                wait(pieces)  # all of them: after this function returns, `memory` may be freed
-                for piece in pieces:
-                    piece.result()
-
         try:
-            make = copied if 0 < array.nbytes * factor <= SMALL_BYTES else filled
-            return make(kind, array.shape, array.nbytes * factor, fill)
+            return new_array(kind, array.shape, nbytes, lambda memory: self._fill(memory, array, widen))
         except (OSError, RuntimeError) as error:
             raise CheckpointError(f"{array.file}: {array.key} cannot be read: {error}") from error
 
-    def _piece(self, size: int) -> Bytes:
+    def _fill(self, memory: memoryview, array: StoredArray, widen: Widen | None) -> None:
+        """Read the array into `memory`, piece by piece."""
+        starts = range(0, array.nbytes, _PIECE_BYTES)
+        with array.file.open("rb", buffering=0) as file:
+            if len(starts) == 1:
+                return self._read_piece(file.fileno(), 0, memory, array, widen)
+            pieces = [
+                self._threads.submit(self._read_piece, file.fileno(), start, memory, array, widen) for start in starts
+            ]
+            wait(pieces)  # all of them: after this function returns, `memory` may be freed
+            for piece in pieces:
+                piece.result()
+
+    def _read_piece(
+        self, descriptor: int, start: int, memory: memoryview, array: StoredArray, widen: Widen | None
+    ) -> None:
+        """Read the piece that begins at byte `start` of the array, check it, and write it to its place in `memory`."""
+        size = min(_PIECE_BYTES, array.nbytes - start)
+        factor = 2 if widen else 1
+        target = np.frombuffer(memory[start * factor : (start + size) * factor], np.uint8)
+        stored = self._scratch_memory(size) if widen else target
+        if os.preadv(descriptor, [stored.data], array.offset + start) != size:
+            raise CheckpointError(f"{array.file}: {array.key} cannot be read: the file has been changed.")
+        _check_finite(stored, array)
+        if widen:
+            widen(stored, target)
+
+    def _scratch_memory(self, size: int) -> Bytes:
         """Scratch memory of this thread, reused for each piece."""
         if not hasattr(self._scratch, "piece"):
             self._scratch.piece = np.empty(_PIECE_BYTES, np.uint8)

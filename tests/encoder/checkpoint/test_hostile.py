@@ -104,7 +104,7 @@ def change(content: bytes, length: int, rng: random.Random) -> bytes:
 
 
 def test_a_hundred_thousand_tensors_are_refused_at_once(tmp_path: Path) -> None:
-    """Each would be looked at for the fingerprint."""
+    """The fingerprint would read a sample of each."""
     write_checkpoint(tmp_path)
     extra = {f"layers.0.{number}.weight": np.zeros(0, np.float32) for number in range(100_000)}
     write_tensors(tmp_path, extra)

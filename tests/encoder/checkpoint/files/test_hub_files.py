@@ -309,5 +309,5 @@ def test_hub_id_is_taken_apart(source: str, expected: tuple[str, str, str | None
 
 @pytest.mark.parametrize("source", ["org", "./org/model", "org/model/../x", "org/model/", "/org/model", "org/.model"])
 def test_path_is_no_hub_id(source: str) -> None:
-    """Least of all one that leads out of the snapshot."""
+    """Above all not a path that leads out of the snapshot."""
     assert HubId.parse(source) is None

@@ -65,7 +65,7 @@ def test_the_largest_number_is_finite(tmp_path: Path) -> None:
 
 
 def test_nothing_but_the_result_takes_memory_of_mlx(tmp_path: Path) -> None:
-    """Stored numbers never lie there beside what is made of them."""
+    """MLX never holds the stored numbers beside the result."""
     stored = store(tmp_path, numbers("BF16"), "BF16")
     gc.collect()  # arrays of tests that failed in reading, which their errors hold
     before = mx.get_active_memory()

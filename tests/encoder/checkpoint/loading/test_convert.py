@@ -1,4 +1,4 @@
-"""Writing a checkpoint as MLX has it: what is written gives the hidden states of what was read."""
+"""Writing a checkpoint in MLX's format: the copy gives the same hidden states as the original."""
 
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ def encode(source: Path, **options: Any) -> list[Array]:
 def test_plain_checkpoint_stays_the_same(
     tmp_path: Path, dtype: str, shard_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Down to the fingerprint, whatever the number of files; the head is gone."""
+    """The copy has the same fingerprint with any number of shards. The language model head is left out."""
     monkeypatch.setattr(convert, "SHARD_BYTES", shard_bytes)
     write_checkpoint(tmp_path / "a", **DIMS, dtype=dtype, tie_word_embeddings=False)
     original = open_checkpoint(ModelOptions(str(tmp_path / "a")))
@@ -44,7 +44,7 @@ def test_plain_checkpoint_stays_the_same(
 
 @pytest.mark.parametrize("quantize", ["4", "8", "mxfp4", "mxfp8", "nvfp4"])
 def test_converting_and_quantizing_on_load_are_the_same(tmp_path: Path, quantize: str) -> None:
-    """So that the slow way can be tried before the fast one is written."""
+    """A user can try a quantization on load, and then convert once."""
     write_checkpoint(tmp_path / "a", **DIMS)
     convert_checkpoint(open_checkpoint(ModelOptions(str(tmp_path / "a"))), tmp_path / "b", quantize)
 
@@ -82,7 +82,7 @@ def test_folder_that_exists_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_nothing_is_left_of_a_conversion_that_fails(tmp_path: Path) -> None:
-    """Half a checkpoint would be found by the next start."""
+    """The next start would open half a checkpoint."""
     write_checkpoint(tmp_path / "a")
     checkpoint = open_checkpoint(ModelOptions(str(tmp_path / "a")))
     (tmp_path / "a" / "model.safetensors").unlink()
@@ -93,7 +93,7 @@ def test_nothing_is_left_of_a_conversion_that_fails(tmp_path: Path) -> None:
 
 
 def test_disk_that_is_too_small_is_found_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not after 8 GB."""
+    """Before 8 GB are written."""
     write_checkpoint(tmp_path / "a")
     monkeypatch.setattr(convert.shutil, "disk_usage", lambda place: type("Usage", (), {"free": 100})())
 

@@ -90,7 +90,7 @@ def misalign(file: Path, shift: int) -> None:
 
 
 def test_bfloat16_matrices_stay_so_where_that_is_asked_for(tmp_path: Path) -> None:
-    """Norms are computed with as they are, so they become float32."""
+    """Norms are computed in float32, so they are widened."""
     weights = write_checkpoint(tmp_path, dtype="bfloat16")
     loaded = parameters(load(tmp_path, keep_bfloat16=True))
 
@@ -101,7 +101,7 @@ def test_bfloat16_matrices_stay_so_where_that_is_asked_for(tmp_path: Path) -> No
 
 
 def test_matrices_of_several_dtypes_all_become_the_compute_dtype(tmp_path: Path) -> None:
-    """k and v are laid out as one."""
+    """The CPU pass joins the matrices of k and v, which need one dtype for that."""
     weights = write_checkpoint(tmp_path, dtype="bfloat16")
     tensors = {f"model.{name}": array.astype(ml_dtypes.bfloat16) for name, array in weights.items()}
     name = "layers.0.self_attn.v_proj.weight"
@@ -165,7 +165,7 @@ def test_weight_that_overflows_the_compute_dtype_is_named(tmp_path: Path) -> Non
 
 
 def test_progress_ends_at_the_size_of_the_encoder(tmp_path: Path) -> None:
-    """What is skipped does not count."""
+    """Tensors that are not read do not count."""
     weights = write_checkpoint(tmp_path, shards=2, tie_word_embeddings=False)
     calls: list[tuple[int, int]] = []
     load(tmp_path, progress=lambda done, total: calls.append((done, total)))

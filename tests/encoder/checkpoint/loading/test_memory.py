@@ -67,7 +67,7 @@ def qwen3_4b(tmp_path: Path) -> Path:
     ],
 )
 def test_what_would_fit_is_said_at_once(qwen3_4b: Path, gib: int, advice: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not after minutes of loading, and not by the kernel's axe."""
+    """Before minutes of loading, and before the kernel kills the process."""
     monkeypatch.setattr(memory, "available_bytes", lambda: gib * GIB)
     monkeypatch.setattr("encoder.text_encoder.widens_bfloat16", lambda config: False)
     started = time.process_time()
@@ -100,7 +100,7 @@ def is_past(name: str, layers: int) -> bool:
 
 
 def test_tensors_of_layers_that_are_not_needed_are_not_read(tmp_path: Path) -> None:
-    """Nor counted."""
+    """Their bytes do not count as progress either."""
     weights = write_checkpoint(tmp_path, num_hidden_layers=4, tie_word_embeddings=False)
     checkpoint = open_checkpoint(ModelOptions(str(tmp_path)))
     calls: list[tuple[int, int]] = []
@@ -119,7 +119,7 @@ def test_memory_of_this_machine_is_known() -> None:
 
 
 def test_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel ends what goes over it; the page cache in it is dropped first."""
+    """The kernel kills a process that exceeds the limit, but it drops page cache first."""
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("600\n")
     (tmp_path / "memory.stat").write_text("anon 300\ninactive_file 200\nactive_file 50\n")

@@ -1,4 +1,4 @@
-"""What the device cannot compute with is decoded, before a prompt finds out."""
+"""Weights without a kernel on the device are decoded while loading, so that no prompt fails."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +18,7 @@ AFFINE_4 = Quantization("affine", 4, 64)
 
 @pytest.fixture(autouse=True)
 def no_memory_of_kernels() -> Iterator[None]:
-    """Each test tries anew."""
+    """No test sees what an earlier one has tried."""
     quantized_kernels._runs.cache_clear()
     yield
     quantized_kernels._runs.cache_clear()
@@ -47,7 +47,7 @@ def test_kernel_that_does_not_run_is_found(monkeypatch: pytest.MonkeyPatch, capl
 
 
 def test_weights_without_a_kernel_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stored so, they are served all the same; asked for, they are refused."""
+    """Stored weights are decoded; a quantization that the user asks for is refused."""
     write_quantized(tmp_path, {"bits": 4, "group_size": 64})
     monkeypatch.setattr("encoder.checkpoint.loading.residency.has_kernel", lambda *arguments, **options: False)
 

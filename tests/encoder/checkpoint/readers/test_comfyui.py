@@ -149,7 +149,7 @@ def test_formats_may_stand_in_the_header(tmp_path: Path, weights: Stored) -> Non
     ],
 )
 def test_layer_that_cannot_be_decoded_is_named(tmp_path: Path, weights: Stored, note: bytes, message: str) -> None:
-    """Some formats rotate or reorder; read as if they did not they are noise."""
+    """Some formats rotate or reorder the weights. Read without that, they are noise."""
     tensors = {f"model.{name}": array for name, array in weights.items()}
     stored, _ = int8("model.layers.1.mlp.up_proj", weights["layers.1.mlp.up_proj.weight"])
     stored["model.layers.1.mlp.up_proj.comfy_quant"] = np.frombuffer(note, np.uint8)
@@ -196,7 +196,7 @@ def test_all_else_in_the_file_is_left_alone(tmp_path: Path, weights: Stored) -> 
 
 
 def test_two_encoders_in_one_file_are_refused(tmp_path: Path, weights: Stored) -> None:
-    """Nothing says which is meant."""
+    """Nothing says which of them is meant."""
     file = write_file(tmp_path, {f"{name}.{key}": weights[key] for key in weights for name in ("a", "b")})
 
     with pytest.raises(CheckpointError, match=r"several Qwen3 models, under a., b., expected one"):

@@ -57,7 +57,7 @@ def test_types_may_differ_from_tensor_to_tensor(store: Store) -> None:
 
 
 def test_language_model_has_no_component(store: Store) -> None:
-    """Its layers stand at the root."""
+    """Its layers have no text_encoder/ in front of their names."""
     store.component = ""
     store.add_json(tokenizer="")
     store.add_weights(lambda name: "int8", "one-blob")
@@ -98,7 +98,7 @@ def test_name_leads_to_its_manifest(store: Store, source: str, manifest: str) ->
     ],
 )
 def test_name_cannot_lead_out_of_the_store(store: Store, name: str) -> None:
-    """Nor to a file that is no manifest."""
+    """Names come from outside and become paths."""
     assert manifest_file(name) is None
     with pytest.raises(CheckpointError, match="is no model of Ollama's store"):
         open_checkpoint(ModelOptions(f"ollama:{name}"))
@@ -137,7 +137,7 @@ def test_blob_that_is_not_what_its_digest_says_is_named(store: Store) -> None:
 
 
 def test_large_blob_is_compared_with_its_digest_when_it_is_loaded(store: Store) -> None:
-    """Hashing gigabytes is not for `inspect`."""
+    """`inspect` must not hash gigabytes."""
     store.weights = write_checkpoint(store.plain, **DIMS, vocab_size=6000)
     store.add_json()
     store.add_weights(lambda name: None, "one-blob")

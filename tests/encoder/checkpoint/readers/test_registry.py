@@ -1,4 +1,4 @@
-"""What the user typed, and which reader it reaches."""
+"""Which reader opens what the user typed."""
 
 import os
 from pathlib import Path
@@ -20,7 +20,7 @@ def test_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_folder_named_like_a_hub_id_is_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is here needs no network."""
+    """A local folder needs no network."""
     write_checkpoint(tmp_path / "org" / "model")
     monkeypatch.chdir(tmp_path)
 
@@ -35,7 +35,7 @@ def test_source_that_is_nothing_says_what_was_looked_for(source: str) -> None:
 
 
 def test_file_of_an_unknown_format_is_refused(tmp_path: Path) -> None:
-    """Pickle above all."""
+    """Above all pickle, which can run code."""
     write_checkpoint(tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "model.ckpt")
 
@@ -44,7 +44,7 @@ def test_file_of_an_unknown_format_is_refused(tmp_path: Path) -> None:
 
 
 def test_file_of_a_folder_means_the_folder(tmp_path: Path) -> None:
-    """File managers hand out files."""
+    """File managers give the path of a file, not of its folder."""
     write_checkpoint(tmp_path, rope_theta=7e6)
 
     assert open_checkpoint(ModelOptions(str(tmp_path / "model.safetensors"))).config.rope_theta == 7e6

@@ -142,7 +142,7 @@ def test_bits_follow_from_the_dims_where_nobody_names_them(tmp_path: Path) -> No
 def test_quantization_that_does_not_fit_the_arrays_is_refused(
     tmp_path: Path, quantization: dict[str, Any], message: str
 ) -> None:
-    """Decoded otherwise than encoded, weights are plausible nonsense."""
+    """Weights decoded by another quantization are plausible nonsense."""
     write_quantized(tmp_path, {"bits": 4, "group_size": 64})
     config = json.loads((tmp_path / "config.json").read_text())
     write_json(tmp_path / "config.json", config | {"quantization": quantization})

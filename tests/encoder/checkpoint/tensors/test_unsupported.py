@@ -1,4 +1,4 @@
-"""What is quantized in a way that is not read gives one error, which says what it is and what to do."""
+"""A quantization that is not read gives one error, which names it and says what to do."""
 
 from pathlib import Path
 
