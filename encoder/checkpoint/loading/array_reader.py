@@ -17,7 +17,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from encoder.checkpoint.loading.filled_array import new_array
+from encoder.checkpoint.loading.filled_array import filled_array
 from encoder.checkpoint.tensors.weights import StoredArray
 from encoder.errors import CheckpointError
 
@@ -65,7 +65,7 @@ class ArrayReader:
         if prod(array.shape) * _ITEM_BYTES[kind] != nbytes:
             raise CheckpointError(f"{array.file}: {array.key} has dtype {array.dtype}, which cannot be read.")
         try:
-            return new_array(kind, array.shape, nbytes, lambda memory: self._fill(memory, array, widen))
+            return filled_array(kind, array.shape, nbytes, lambda memory: self._fill(memory, array, widen))
         except (OSError, RuntimeError) as error:
             raise CheckpointError(f"{array.file}: {array.key} cannot be read: {error}") from error
 

@@ -26,21 +26,18 @@ _DTYPES = {
 Fill = Callable[[memoryview], None]
 
 
-def new_array(kind: str, shape: tuple[int, ...], nbytes: int, fill: Fill) -> mx.array:
-    """An evaluated array whose bytes `fill` writes, in the fastest way for its size. Arguments and errors as of `filled`."""
-    return (_copied if 0 < nbytes <= _MAX_COPIED_BYTES else filled)(kind, shape, nbytes, fill)
-
-
-def filled(kind: str, shape: tuple[int, ...], nbytes: int, fill: Fill) -> mx.array:
-    """An evaluated array whose bytes `fill` writes where they stay.
+def filled_array(kind: str, shape: tuple[int, ...], nbytes: int, fill: Fill) -> mx.array:
+    """An evaluated array whose bytes `fill` writes.
 
     Args:
         kind: dtype, as safetensors spells it.
         shape: in elements.
         nbytes: size of the array.
-        fill: called once with the array's memory, perhaps on another thread; must not keep a reference to it.
+        fill: called once, perhaps on another thread, with memory to write to; must not keep a reference to it.
     Errors: those of `fill`.
     """
+    if 0 < nbytes <= _MAX_COPIED_BYTES:
+        return _copied(kind, shape, nbytes, fill)
     header = json.dumps({"array": {"dtype": kind, "shape": shape, "data_offsets": [0, nbytes]}}).encode()
     file: Any = _File(struct.pack("<Q", len(header)) + header, nbytes, fill)
     arrays = mx.load(file, format="safetensors")
@@ -85,6 +82,6 @@ class _File:
     def _fill_all(self, memory: memoryview) -> None:
         try:
             self._fill(memory)
-        # `filled` raises it: this may run on a thread of MLX, which an exception would end.
+        # `filled_array` raises it: this may run on a thread of MLX, which an exception would end.
         except Exception as error:  # noqa: BLE001
             self.error = error
