@@ -24,7 +24,7 @@ def write_file(
 
 
 def float8(dtype: Any, limit: float, rows: bool, names: tuple[str, ...], **note: Any) -> Quantize:
-    """One scale for the tensor, or one for each row; under the first name, what stands beside it under the others."""
+    """Quantizes to 8 bits with one scale, or one for each row, named names[0]. The other names are arrays beside it."""
 
     def quantize(path: str, weight: Array) -> tuple[Stored, Array]:
         scale = np.abs(weight).max(axis=1 if rows else None, keepdims=rows).astype(np.float32) / limit
