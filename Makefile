@@ -58,7 +58,7 @@ serve: $(VENV) ## serve MODEL (the demo checkpoint) on HOST:PORT (127.0.0.1:8000
 	$(BIN)/python -m app serve --model $(MODEL) --host $(HOST) --port $(PORT)
 
 test: $(VENV) ## run the tests that need no PyTorch
-	$(BIN)/python -m pytest --ignore=tests/parity
+	$(BIN)/python -m pytest --ignore=tests/parity --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-parity: $(VENV_PARITY) ## compare with PyTorch, transformers and diffusers, in .venv-parity
 	.venv-parity/bin/python -m pytest tests/parity tests/examples
