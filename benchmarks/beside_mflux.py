@@ -1,11 +1,11 @@
 """The encoder beside mflux's on the same MLX, with OpenBLAS under both and with the reference BLAS under mflux.
 
-    pip install --no-deps mflux==0.24.0 && pip install platformdirs piexif toml     mflux itself asks for a CUDA build
+    pip install --no-deps mflux==0.24.0 && pip install platformdirs piexif toml     # mflux requires a CUDA build
     python -m benchmarks.beside_mflux [--count 1] [--layers 28] [--layers-without 3]
 
-Both sides in process, from prompt to evaluated prompt embeds; dims of Qwen3-0.6B, random weights in float32. mflux pads
-to 512 tokens and runs all layers. Without OpenBLAS it takes minutes a prompt, so that is measured once and on few
-layers, of which FLUX.2 klein's three are the first ones.
+Both sides run in process, from the prompt to evaluated prompt embeds, with the dims of Qwen3-0.6B and random weights in
+float32. mflux pads to 512 tokens and runs all layers. Without OpenBLAS it needs minutes for a prompt, so that case is
+measured once, on few layers, and FLUX.2 klein then takes the outputs of the first three.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def _rows(peer: str, layers: int, prompts: Sequence[str], what: str, rounds: int
 
 
 def klein_layers(layers: int) -> tuple[int, int, int]:
-    """FLUX.2 klein's own where there are so many, else the first three."""
+    """FLUX.2 klein's own layers if the model has that many, otherwise the first three."""
     return KLEIN_LAYERS if layers > max(KLEIN_LAYERS) else (0, 1, 2)
 
 
@@ -80,7 +80,7 @@ def load_ours(folder: Path, layers: int) -> Any:
 
 def load_mflux(folder: Path, layers: int, blas: bool) -> Any:
     if blas:
-        import encoder  # isort: skip  # noqa: F401  # puts OpenBLAS under MLX, which must not be imported before
+        import encoder  # isort: skip  # noqa: F401  # loads OpenBLAS; must come before mlx.core
     import mlx.core as mx
     import transformers
     from mflux.models.common.config import ModelConfig
@@ -92,7 +92,7 @@ def load_mflux(folder: Path, layers: int, blas: bool) -> Any:
     from mlx.utils import tree_unflatten
 
     mx.set_default_device(mx.cpu)
-    ModelConfig.precision = mx.float32  # of z-image's result; bfloat16 in its pipeline
+    ModelConfig.precision = mx.float32  # of the result for z-image; mflux's pipeline takes bfloat16
     dims = asdict(QWEN3_0_6B) | {"num_hidden_layers": layers, "rope_theta": 1e6, "rms_norm_eps": 1e-6}
     models = {"z-image": TextEncoder(**dims), "flux2-klein": Qwen3TextEncoder(**dims)}
     weights = tree_unflatten(read_weights(folder))

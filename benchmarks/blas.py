@@ -2,7 +2,8 @@
 
     python -m benchmarks.blas [--rounds 2]
 
-Each runs in a process of its own, since a BLAS once loaded stays. They take turns, so that both see the same machine.
+Each BLAS has a process of its own, since a loaded BLAS cannot be exchanged. They take turns, so that both meet the same
+conditions.
 """
 
 import argparse
@@ -36,7 +37,7 @@ def measure(rounds: int = 2) -> list[Row]:
 def work(side: str) -> None:
     """Answer each shape with the time of a few products."""
     if side == "OpenBLAS":
-        import encoder  # isort: skip  # noqa: F401  # puts it under MLX, which must not be imported before
+        import encoder  # isort: skip  # noqa: F401  # loads OpenBLAS; must come before mlx.core
     import mlx.core as mx
 
     mx.set_default_device(mx.cpu)

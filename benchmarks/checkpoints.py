@@ -1,4 +1,4 @@
-"""Checkpoints to measure on: random weights of any dims, and a tokenizer made from the prompts themselves."""
+"""Checkpoints to measure with: random weights of any dims, and a tokenizer trained on the prompts."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 @dataclass(frozen=True, slots=True)
 class Dims:
-    """Names as in config.json."""
+    """Dims of a Qwen3 text model, named as in config.json."""
 
     hidden_size: int
     intermediate_size: int
@@ -36,17 +36,17 @@ QWEN3_4B = Dims(2560, 9728, 32, 8)
 
 
 def read_prompts(file: Path = PROMPTS) -> list[str]:
-    """One a line."""
+    """The prompts of a file that has one in each line."""
     return [line for line in file.read_text(encoding="utf-8").splitlines() if line]
 
 
 def write_checkpoint(
     folder: Path, dims: Dims, layers: int, tokenizer: Path | None = None, prompts: Sequence[str] = ()
 ) -> None:
-    """A Hugging Face folder of random bfloat16 weights.
+    """Write a Hugging Face folder with random bfloat16 weights.
 
     Args:
-        tokenizer: a folder with Qwen3's own; None makes one from `prompts`.
+        tokenizer: a folder with Qwen3's own tokenizer; None trains one on `prompts`.
     """
     random = np.random.default_rng(0)
     tensors = {f"model.{name}": _weight(random, shape) for name, shape in _shapes(dims, layers).items()}
@@ -70,8 +70,11 @@ def write_checkpoint(
 
 
 def write_tokenizer(folder: Path, prompts: Sequence[str]) -> None:
-    """A byte-pair tokenizer of the prompts, with Qwen3's control tokens: about as many tokens as Qwen3's own makes."""
-    # Not imported above: a peer's process is to have its own BLAS.
+    """Train a byte-pair tokenizer on the prompts, with Qwen3's control tokens.
+
+    It gives about as many tokens as Qwen3's own.
+    """
+    # Imported here, since importing encoder would give a peer's process our BLAS.
     from encoder.checkpoint.files.demo_tokenizer import CHAT_TEMPLATE
 
     tokenizer = Tokenizer(models.BPE())
@@ -93,7 +96,7 @@ def write_tokenizer(folder: Path, prompts: Sequence[str]) -> None:
 
 def read_weights(folder: Path) -> list[tuple[str, Any]]:
     """The weights by the model's parameter names, as MLX arrays in float32."""
-    import mlx.core as mx  # not above: whoever wants another BLAS under it imports encoder first
+    import mlx.core as mx  # imported here, so that a caller can import encoder, and its BLAS, first
 
     arrays: Any = mx.load(str(folder / "model.safetensors"))
     return [(name.removeprefix("model."), array.astype(mx.float32)) for name, array in arrays.items()]
@@ -115,6 +118,6 @@ def _shapes(dims: Dims, layers: int) -> dict[str, tuple[int, ...]]:
 
 
 def _weight(random: np.random.Generator, shape: tuple[int, ...]) -> NDArray[ml_dtypes.bfloat16]:
-    """Norm weights around 1, matrices around 0."""
+    """Norm weights have a mean of 1, matrices a mean of 0."""
     numbers = random.standard_normal(shape, np.float32)
     return (numbers * 0.03 if len(shape) > 1 else 1 + numbers * 0.2).astype(ml_dtypes.bfloat16)

@@ -1,10 +1,10 @@
-"""Every figure that needs no GPU, in about ten minutes on two CPUs: what `make bench` runs.
+"""All figures that need no GPU, in about ten minutes on two CPUs; `make bench` runs this.
 
     python -m benchmarks.cpu [--output benchmarks/results/cpu.json]
 
-How it fits into the time: five rounds of the forward pass; four prompts beside diffusers and one beside mflux; mflux
-without OpenBLAS on three layers, once; the throughput of many clients at half of Qwen3-0.6B's width. The memory over
-20,000 requests is measured by `make bench-soak`.
+To fit into that time, it measures five rounds of the forward pass, four prompts beside diffusers, one prompt beside
+mflux, mflux without OpenBLAS once and on three layers, and the throughput of many clients at half of Qwen3-0.6B's
+width. `make bench-soak` measures the memory over 20,000 requests.
 """
 
 import argparse

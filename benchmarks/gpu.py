@@ -1,10 +1,10 @@
-"""A GPU: the forward pass beside transformers' on PyTorch and beside what the card can do, and the service around it.
+"""The forward pass on a GPU, beside PyTorch's and beside the card's limits, and the service with it.
 
     make bench-gpu
     python -m benchmarks.gpu [--rounds 10] [--output benchmarks/results/gpu.json]
 
-Dims of Qwen3-4B, random bfloat16 weights, same tokens. Each side runs in a process of its own, all on one card, taking
-turns of some passes. A pass runs to the layer whose output is wanted, and ends when that is in the card's memory.
+All sides have the dims of Qwen3-4B, random bfloat16 weights and the same tokens. Each has a process of its own; they
+take turns of a few passes on one card. A pass ends when the output of the wanted layer is in the card's memory.
 """
 
 import argparse
@@ -43,7 +43,7 @@ TOLERANCE = 0.1  # of the size of a result: what sides may differ by after 35 la
 
 @dataclass(frozen=True)
 class Case:
-    """Prompts of one length; live padding up to `rows`.
+    """Prompts of one length, padded up to `rows` with rows that attention sees.
 
     Attributes:
         most_ms: what one pass is to take.
@@ -64,11 +64,11 @@ class Case:
         return 2.0 * self.prompts * self.rows * MATRIX_NUMBERS * self.layers
 
     def sides(self, sides: Sequence[str]) -> list[str]:
-        """Those that take part; compiling takes PyTorch minutes and gains batches little."""
+        """The sides that take part. PyTorch needs minutes to compile, and batches gain little from it."""
         return [side for side in sides if side != "torch.compile" or self.prompts == 1]
 
     def limit_ms(self, limits: dict[str, float]) -> float:
-        """The products at the card's rate, or reading the weights at the rate at which it copies."""
+        """The larger of two bounds: the products at the card's rate, and reading the weights at its copying rate."""
         weights = 2 * MATRIX_NUMBERS * self.layers
         return 1e3 * max(self.products / limits["products/s"], weights / limits["bytes/s"])
 
@@ -89,8 +89,8 @@ def token_ids(case: Case) -> list[list[int]]:
 
 
 def load_encoder(folder: Path, plain: bool) -> Side:
-    """Ours, as a TextEncoder chooses its forward pass, or the plain one."""
-    import encoder  # noqa: I001  # first: it decides how MLX uses the GPU
+    """Our encoder with the forward pass that TextEncoder chooses, or with the plain one."""
+    import encoder  # noqa: I001  # must come before mlx.core: it decides how MLX uses the GPU
 
     import mlx.core as mx
 
@@ -123,7 +123,7 @@ def load_encoder(folder: Path, plain: bool) -> Side:
 
 
 def load_torch(folder: Path, compiled: bool) -> Side:
-    """transformers' model with its sdpa attention; padding is masked."""
+    """transformers' model with its sdpa attention and masked padding."""
     import torch
     import transformers
 
@@ -150,7 +150,7 @@ def load_torch(folder: Path, compiled: bool) -> Side:
 
 
 def measure_limits() -> dict[str, float]:
-    """What the card does in a second: bfloat16 products of 8192 × 8192 matrices, and bytes copied, read and written."""
+    """The card's rates: FLOP/s in products of 8192 × 8192 bfloat16 matrices; bytes/s of a copy, read and written."""
     import torch
 
     def seconds(run: Callable[[], object]) -> float:
@@ -175,7 +175,7 @@ def measure_limits() -> dict[str, float]:
 
 
 def work(side: str, folder: Path, connection: Connection) -> None:
-    """Answer each case with the seconds that passes took, and a row of the last result; None ends."""
+    """Answer each case with the seconds of its passes and a row of the last result; None ends the process."""
     run, numbers = LOADERS[side](folder)
     connection.send("ready")
     while case := connection.recv():
@@ -184,7 +184,7 @@ def work(side: str, folder: Path, connection: Connection) -> None:
             started = time.perf_counter()
             result = run(case)
             seconds.append(time.perf_counter() - started)
-        # The first pass finds a card and caches that another side has just used.
+        # Another side has just used the card and its caches, so the first pass does not count.
         connection.send((seconds[1:], numbers(result)))
 
 
@@ -225,7 +225,7 @@ def measure(folder: Path, sides: Sequence[str], rounds: int) -> dict[str, dict[s
 
 
 def row_of(case: Case, medians: dict[str, float], limits: dict[str, float]) -> Row:
-    """What is to be reached in milliseconds, or as a part of the card's rate, and what the sides took."""
+    """The row of a case: times beside the goal in milliseconds or as a share of the card's rate."""
     what, known = f"forward on a GPU, {case.what}", medians | {"limit": case.limit_ms(limits)}
     if case.most_ms is not None:
         return Row(what, "benchmarks.gpu", medians["ours"], "ms", case.most_ms, False, known, "ms")

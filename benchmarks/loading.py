@@ -1,10 +1,10 @@
-"""Time and memory of loading a checkpoint of several GB, made on the spot, against reading its file.
+"""Time and memory of loading a checkpoint of several GB, compared with reading its file.
 
     python benchmarks/loading.py [--layers 12] [--compute-dtype auto] [--quantize auto] [--folder /tmp]
 
-Beside loading, its two unavoidable parts are measured: reading the files, and touching fresh memory of that size.
-The checkpoint has the dims of Qwen3-4B with fewer layers, in shards of 2 GB, of random numbers. Each measurement runs
-in a process of its own and with a cold page cache where the system lets us drop the file from it.
+Besides loading, its two unavoidable parts are measured: reading the files, and writing to fresh memory of that size.
+The checkpoint has the dims of Qwen3-4B with fewer layers and random weights, in shards of 2 GB. Each measurement runs
+in a process of its own, first with a cold page cache if the system can drop a file from it.
 """
 
 import argparse
@@ -125,7 +125,7 @@ def load(folder: Path, compute_dtype: str, quantize: str) -> None:
 
 
 def peak_bytes() -> int:
-    """Most memory that this process has had; on Linux not the parent's, which getrusage passes on."""
+    """Peak resident memory of this process. On Linux, getrusage would report the parent's peak where that is higher."""
     try:
         fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         return int(fields["VmHWM"].split()[0]) * 1024
@@ -134,7 +134,7 @@ def peak_bytes() -> int:
 
 
 def touch(size: int) -> None:
-    """Write so many bytes of fresh memory: what no loader that keeps them can do without."""
+    """Write `size` bytes of fresh memory, as any loader must."""
     started = time.perf_counter()
     np.full(size // 8, 1, np.int64)
     seconds = time.perf_counter() - started
@@ -142,7 +142,7 @@ def touch(size: int) -> None:
 
 
 def write_checkpoint(folder: Path, layers: int) -> int:
-    """Write random bfloat16 weights; the bytes of all shards."""
+    """Write random bfloat16 weights. Returns the bytes of all shards."""
     from safetensors.numpy import save_file
 
     from encoder.checkpoint.files.demo_files import demo_files
@@ -166,7 +166,7 @@ def write_checkpoint(folder: Path, layers: int) -> int:
         shard.clear()
 
     for key, shape in shapes(config).items():
-        # Bits of bfloat16 numbers between 2**-7 and 2**-5, either sign.
+        # Bits of bfloat16 numbers of either sign between 2**-7 and 2**-5.
         bits = generator.integers(0, 2**16, shape, np.uint16) & 0x80FF | 0x3C00
         shard[key] = bits.view(bfloat16())
         total += bits.nbytes
@@ -180,7 +180,7 @@ def write_checkpoint(folder: Path, layers: int) -> int:
 
 
 def shapes(config: dict[str, object]) -> dict[str, tuple[int, ...]]:
-    """Of every tensor, by key."""
+    """The shape of each tensor, by key."""
     d, f, v = 2560, 9728, 151936
     layer = {
         "input_layernorm": (d,), "post_attention_layernorm": (d,),
@@ -202,7 +202,7 @@ def bfloat16() -> np.dtype:
 
 
 def drop_from_page_cache(folder: Path) -> None:
-    """Ask the kernel to forget the files; only Linux can."""
+    """Ask the kernel to drop the files from the page cache; Linux only."""
     for file in folder.glob("*.safetensors"):
         with file.open("rb") as stream:
             if hasattr(os, "posix_fadvise"):

@@ -1,11 +1,11 @@
-"""Single steps of a request, measured by pyperf in processes of their own.
+"""Single steps of a request, measured with pyperf.
 
     make bench-micro
     python -m benchmarks.micro [-o before.json], and pyperf's other options
     python -m pyperf compare_to before.json after.json
 
-On the demo checkpoint. A result of 512 rows and 3 × 2560 numbers stands for what FLUX.2 klein gets of Qwen3-4B, one of
-52 rows and 2560 numbers for Z-Image. What server, sockets and clients add is in `benchmarks.overhead`.
+The model is the demo checkpoint. Results have the sizes that Qwen3-4B gives: 512 rows of 3 × 2560 numbers for FLUX.2
+klein, 52 rows of 2560 numbers for Z-Image. `benchmarks.overhead` measures what server, sockets and clients add.
 """
 
 import asyncio
@@ -55,19 +55,19 @@ def embeds(rows: int, layers: int) -> PromptEmbeds:
 
 
 def job_for(encoder: TextEncoder, preset: Preset) -> Job:
-    """What PROMPT asks for."""
+    """The job of PROMPT."""
     [job] = encoder.plan(encoder.tokenize([PROMPT], preset), preset, "bfloat16")
     return job
 
 
-@cache  # pyperf comes several times in a process
+@cache  # pyperf calls a step several times in a process
 def demo() -> TextEncoder:
     """The demo checkpoint."""
     return TextEncoder.open(ModelOptions("demo"))
 
 
 def queue() -> Step:
-    """AT_ONCE prompts come, and leave in batches."""
+    """Put AT_ONCE prompts into the batcher, and take batches until it is empty."""
     job = Job((1,) * 40, 40, 40, dropped_rows=0, taps=(Tap(35, normed=False),), combine="concat", dtype="bfloat16")
 
     def step() -> None:
@@ -86,7 +86,7 @@ def tokenize() -> Step:
 
 
 def take(rows: int, layers: int) -> Step:
-    """From hidden states in float32, on a CPU, to a result in bfloat16."""
+    """Convert hidden states in float32 to a result in bfloat16, on a CPU."""
     mx.set_default_device(mx.cpu)
     states = {Tap(depth, normed=False): mx.random.normal((1, rows, WIDTH)) for depth in range(1, layers + 1)}
     mx.eval(list(states.values()))
@@ -95,7 +95,7 @@ def take(rows: int, layers: int) -> Step:
 
 
 def frame(rows: int, layers: int) -> Step:
-    """The msgpack of a reply around its numbers."""
+    """Build a reply in msgpack."""
     hidden_states, attention_mask = collate([embeds(rows, layers)])
     document = {
         "model": "demo",
@@ -128,7 +128,7 @@ def write_result() -> Step:
 
 
 def read_result() -> Step:
-    """7.9 MB that the system still has in memory."""
+    """7.9 MB from the page cache."""
     write_result()()
     folder = ResultFolder(Path(FOLDER.name), 2**33)
     folder.open()
@@ -138,11 +138,11 @@ def read_result() -> Step:
 
 @asynccontextmanager
 async def find(forget: bool) -> AsyncIterator[AsyncStep]:
-    """The engine's answer to a prompt seen before: in memory, or after a restart on the disk."""
+    """The engine's answer to a cached prompt: from memory, or after a restart from the disk."""
     engine = Engine(ModelOptions("demo"), disk_cache_dir=Path(FOLDER.name))
     await engine.start()
     engine._cache.put(job_for(engine._loaded(), KLEIN), embeds(512, 3))
-    await asyncio.sleep(1)  # it is on the disk by then
+    await asyncio.sleep(1)  # until it has been written to the disk
 
     async def step() -> None:
         if forget:
@@ -168,7 +168,7 @@ class NoModel:
 
 @asynccontextmanager
 async def application() -> AsyncIterator[FastAPI]:
-    """Without a server, and without a model's time."""
+    """The app without a server, with a forward pass that takes no time."""
     app = create_app(Settings(model="demo", log_level="warning"))
     async with app.router.lifespan_context(app):
         await app.state.loading
@@ -178,7 +178,7 @@ async def application() -> AsyncIterator[FastAPI]:
 
 
 async def ask(app: FastAPI, prompt: str, *headers: tuple[bytes, bytes]) -> None:
-    """POST /encode, as a server hands it over."""
+    """Call the app with POST /encode, as a server does."""
     body = json.dumps({"prompt": prompt, "preset": ZIMAGE.name}).encode()
     sent = [(b"host", b"localhost"), (b"content-type", b"application/json"), *headers]
     scope = {"type": "http", "http_version": "1.1", "method": "POST", "path": "/encode", "query_string": b""}
@@ -186,7 +186,7 @@ async def ask(app: FastAPI, prompt: str, *headers: tuple[bytes, bytes]) -> None:
     statuses = []
 
     async def receive() -> Any:
-        return parts.pop() if parts else await asyncio.Future()  # a client that stays
+        return parts.pop() if parts else await asyncio.Future()  # a client that stays connected
 
     async def send(message: Any) -> None:
         statuses.append(message.get("status"))
@@ -204,7 +204,7 @@ async def answer_from_cache() -> AsyncIterator[AsyncStep]:
 
 @asynccontextmanager
 async def answer_many() -> AsyncIterator[AsyncStep]:
-    """AT_ONCE clients, whose prompts nobody has asked for before."""
+    """AT_ONCE clients with prompts that are not cached."""
     number = count()
     async with application() as app:
 
@@ -236,7 +236,7 @@ ASYNC_STEPS: dict[str, Callable[[], AbstractAsyncContextManager[AsyncStep]]] = {
 
 
 def seconds(prepare: Callable[[], Step], loops: int) -> float:
-    """That a step takes so many times."""
+    """Seconds that a step takes for `loops` calls."""
     step = prepare()
     started = time.perf_counter()
     for _ in range(loops):
@@ -245,7 +245,7 @@ def seconds(prepare: Callable[[], Step], loops: int) -> float:
 
 
 def seconds_on_loop(prepare: Callable[[], AbstractAsyncContextManager[AsyncStep]], loops: int) -> float:
-    """The same for an asynchronous one."""
+    """Seconds that an asynchronous step takes for `loops` calls."""
 
     async def run() -> float:
         async with prepare() as step:

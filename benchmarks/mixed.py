@@ -1,4 +1,4 @@
-"""Mixed load: what many frontends at once ask for, and the clients that ask."""
+"""Mixed load: the requests of many frontends at once, and the clients that send them."""
 
 import random
 import selectors
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from benchmarks.service import NO_STORE, Service, post_request, reply_headers
 
 CLIENTS = 64
-PRESETS = {"z-image": 24, "last-hidden-state": 7, "flux2-klein": 1}  # and how often each is asked for
+PRESETS = {"z-image": 24, "last-hidden-state": 7, "flux2-klein": 1}  # how often each preset is asked for, relatively
 STYLES = ("oil", "ink", "film", "pastel", "chalk", "collage", "gouache", "charcoal")
 
 
@@ -21,7 +21,7 @@ class Asked(NamedTuple):
 
 
 def mixed_requests(prompts: Sequence[str], count: int, seed: int = 0) -> list[Asked]:
-    """Requests of which no two are alike."""
+    """`count` requests, all different; equal seeds give equal requests."""
     dice = random.Random(seed)
     presets = dice.choices(list(PRESETS), list(PRESETS.values()), k=count)
     return [
@@ -31,9 +31,10 @@ def mixed_requests(prompts: Sequence[str], count: int, seed: int = 0) -> list[As
 
 
 def send_all(service: Service, requests: Sequence[Asked], clients: int = CLIENTS, use_cache: bool = False) -> float:
-    """Seconds from the first request to the last reply, with as many clients as that, each asking again when answered.
+    """Send all requests and return the seconds from the first request to the last reply.
 
-    One thread is all clients: as many threads would wait more for each other than for the service.
+    Each client sends its next request when it has a reply. One thread runs all clients: with a thread each, they would
+    wait for each other more than for the service.
 
     Errors: SystemExit when a request fails.
     """

@@ -2,10 +2,11 @@
 
     python -m benchmarks.overhead [--requests 100] [--model FOLDER]
 
-A checkpoint as wide as Qwen3-4B and three thin layers deep, unless a model is given: replies are as large as there and
-passes short. One client, one request after the other, by TCP on loopback and by a Unix socket in turn. The forward pass
-is what the service says in x-inference-time. The client reads the whole reply and does not look into it. `bare` is as
-many bytes from a process that does nothing else, by the same way and in the same turns: no service can be faster.
+Unless a model is given, the checkpoint is as wide as Qwen3-4B and has three thin layers: replies have Qwen3-4B's size,
+and passes are short. One client sends one request after the other, over TCP on loopback and over a Unix socket in turn.
+The time of the forward pass is the reply's x-inference-time. The client reads the whole reply and does not parse it.
+`bare` is the lower bound: the same number of bytes from a process that does nothing else, over the same connection and
+in the same turns.
 """
 
 import argparse
@@ -30,15 +31,15 @@ KLEIN = """[klein]
 base = "flux2-klein"
 layers = [0, 1, 2]
 """
-BASE_MS, BYTES_PER_MS = 1.5, 4e6  # what may be added: this, and the reply at 4 GB/s
+BASE_MS, BYTES_PER_MS = 1.5, 4e6  # the goal: 1.5 ms, and the time of the reply at 4 GB/s
 CACHED_MS = 4.0
 WARM_UP = 10
-THIN = {"z-image": "z-image", "flux2-klein": "klein"}  # preset of the service by the name that it stands for
+THIN = {"z-image": "z-image", "flux2-klein": "klein"}  # the service's preset, by the name in the table
 WHOLE = {"z-image": "z-image", "flux2-klein": "flux2-klein"}
 
 
 def measure(requests: int = 100, model: Path | None = None) -> list[Row]:
-    """The rows of what the service adds, with a model in place of the thin one."""
+    """The rows of what the service adds; `model` replaces the thin checkpoint."""
     prompt = max(read_prompts(), key=len)
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         folder = Path(scratch)
@@ -64,7 +65,7 @@ def measure(requests: int = 100, model: Path | None = None) -> list[Row]:
 
 @contextmanager
 def bare_server(uds: Path | None) -> Iterator[Connection]:
-    """A connection to a process that answers `POST /<n>` with n bytes, and has them at hand."""
+    """A connection to a process that answers `POST /<n>` with n bytes that it has prepared."""
     with socket.socket(socket.AF_UNIX if uds else socket.AF_INET) as listening:
         listening.bind(str(uds) if uds else ("127.0.0.1", 0))
         listening.listen()
@@ -86,18 +87,18 @@ def _serve_bytes(listening: socket.socket) -> None:
 
 
 class Taken(NamedTuple):
-    """What came back by one way, without that which warmed up."""
+    """The replies over one kind of connection, without those of the warm-up."""
 
     replies: list[Reply]
     bare: list[Reply]
 
     @property
     def size(self) -> int:
-        """Of a reply, in bytes."""
+        """Bytes of a reply's body."""
         return int(self.replies[0].headers["content-length"])
 
     def medians(self, *names: str) -> dict[str, float]:
-        """In ms: the whole, what the service says of itself, and the bare transfer."""
+        """Medians in ms: the whole request, the stages that the service reports, and the bare transfer."""
         own = {name: _median(float(reply.headers[f"x-{name}-time"]) for reply in self.replies) for name in names}
         whole, bare = (_median(reply.ms for reply in replies) for replies in (self.replies, self.bare))
         return {"whole": whole, **own, "bare": bare}
@@ -106,7 +107,7 @@ class Taken(NamedTuple):
 def _take(
     services: dict[str, tuple[Connection, Connection]], fields: dict[str, str], headers: dict[str, str], requests: int
 ) -> dict[str, Taken]:
-    """By the way there; all take turns. Without the cache, each request has a prompt of its own."""
+    """Send the requests over each kind of connection in turn. Without the cache, each has a prompt of its own."""
     taken = {way: Taken([], []) for way in services}
     for number in range(requests + WARM_UP):
         sent = fields | ({"prompt": f"{fields['prompt']} {number:04d}"} if headers else {})

@@ -2,8 +2,9 @@
 
     python -m benchmarks.pipelines [--presets z-image flux2-klein] [--prompts FILE] [--count 4] [--tokenizer FOLDER]
 
-Dims of Qwen3-0.6B, random weights. The service runs as users run it and is asked past its cache, for bfloat16 as usual;
-the pipeline has the text encoder class that its repository names and no other component, in float32 on PyTorch.
+Both have the dims of Qwen3-0.6B and random weights. The service runs with its defaults, bypasses its cache and replies
+in bfloat16. The pipeline has the text encoder class that its repository names and no other component, in float32 on
+PyTorch.
 """
 
 import argparse
@@ -34,7 +35,7 @@ def measure(
     tokenizer: Path | None = None,
     layers: int = 28,
 ) -> list[Row]:
-    """A row for each preset: medians over `count` prompts, from the shortest to the longest of the file."""
+    """A row for each preset, of medians over `count` prompts of the file, from its shortest to its longest."""
     texts = sorted(read_prompts(prompts), key=len)
     chosen = [texts[round(at)] for at in np.linspace(0, len(texts) - 1, count)]
     with tempfile.TemporaryDirectory() as folder:
@@ -56,7 +57,7 @@ def _row(preset: str, folder: str, connection: Connection, prompts: Sequence[str
 
 
 def encode(connection: Connection, preset: str) -> Callable[[str], Answer]:
-    """The service as one of the sides; the reply is unpacked, as a client does."""
+    """The service as one side. The time includes unpacking the reply, as a client does."""
 
     def run(prompt: str) -> NDArray[Any]:
         reply = connection.post("/encode", {"prompt": prompt, "preset": preset})

@@ -1,4 +1,4 @@
-"""What a figure is, what is stored beside it, and how a stored run is shown in docs/benchmarks.md."""
+"""Figures: what they hold, how a run stores them, and how docs/benchmarks.md shows a stored run."""
 
 import json
 import os
@@ -21,15 +21,15 @@ HEADER = ("| what | result | goal | medians | script |", "|---|---|---|---|---|"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One figure and what it follows from.
+    """One figure and the measurements behind it.
 
     Attributes:
         what: the figure, in words.
         script: the module that measured it.
-        result, unit: "×" is the peer's time over ours, in one run.
-        goal: what it is to reach; None where it only informs.
-        at_least: whether the goal is the least or the most that it may be.
-        medians: by what was measured, in `medians_unit`.
+        result: in `unit`; "×" is the peer's time divided by ours, in one run.
+        goal: a bound for the result; None if there is none.
+        at_least: True if the goal is a lower bound, False if it is an upper bound.
+        medians: in `medians_unit`, by the name of what was measured.
     """
 
     what: str
@@ -43,11 +43,11 @@ class Row:
 
     @property
     def reached(self) -> bool:
-        """Whether it is as good as it is to be."""
+        """Whether the result meets its goal."""
         return self.goal is None or (self.result >= self.goal if self.at_least else self.result <= self.goal)
 
     def markdown(self) -> str:
-        """A line of the table."""
+        """The figure as a row of the table."""
         goal = "" if self.goal is None else f"{'≥' if self.at_least else '≤'} {number(self.goal)}"
         medians = ", ".join(f"{name} {number(value)}" for name, value in self.medians.items())
         cells = (
@@ -61,14 +61,14 @@ class Row:
 
 
 def compare(what: str, script: str, seconds: Mapping[str, float], goal: float | None = None) -> Row:
-    """How many times as fast the first of `seconds` is as the second; more of them are only told."""
+    """A row that says how many times as fast the first of `seconds` is as the second; any others are listed only."""
     ours, peer, *_ = seconds.values()
     return Row(what, script, peer / ours, goal=goal, medians=seconds)
 
 
 @contextmanager
 def report(output: Path | None, device: str | None = None) -> Iterator[list[Row]]:
-    """Collects rows; at the end prints their table and, given a JSON file, writes it there and as Markdown beside it.
+    """Collect rows, and at the end print their table and write it to `output` as JSON and beside it as Markdown.
 
     Args:
         device: an accelerator's name, where the rows are about one.
@@ -86,7 +86,7 @@ def report(output: Path | None, device: str | None = None) -> Iterator[list[Row]
 
 
 def render(document: Mapping[str, Any]) -> str:
-    """What was measured and under which conditions, as Markdown."""
+    """A stored run as Markdown: its conditions and its table."""
     run = document["run"]
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
     changed = ", with local changes" if run["dirty"] else ""
@@ -108,7 +108,7 @@ def render_all(folder: Path = RESULTS) -> str:
 
 
 def number(value: float) -> str:
-    """Three figures, and no exponent."""
+    """Three significant digits without an exponent."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
@@ -139,7 +139,7 @@ def _cpu() -> str:
 
 
 def _output(*command: str) -> str:
-    """What a command prints, or nothing where it cannot run."""
+    """The output of a command; empty if it cannot run."""
     try:
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

@@ -1,4 +1,4 @@
-"""The service in a process of its own, and a client that adds as little as it can to what is measured."""
+"""The service in a process of its own, and a client that adds as little time as possible."""
 
 import contextlib
 import json
@@ -16,13 +16,13 @@ from typing import Any, NamedTuple, Self
 STARTUP_S = 120
 POLL_S = 0.005
 READ_BYTES = 64 * 2**20  # room for the longest reply
-CHUNK_BYTES = 2**18  # of a reply that nobody looks at
+CHUNK_BYTES = 2**18  # the memory for a reply that is thrown away
 END = b"\r\n\r\n"
 NO_STORE = {"cache-control": "no-store"}
 
 
 class Reply(NamedTuple):
-    """A whole reply and the milliseconds from sending the request to its last byte."""
+    """A whole reply, and the milliseconds from sending the request to the reply's last byte."""
 
     ms: float
     headers: Mapping[str, str]
@@ -30,19 +30,19 @@ class Reply(NamedTuple):
 
     @property
     def inference_ms(self) -> float:
-        """What the service says of the forward pass."""
+        """The time of the forward pass, as the service reports it."""
         return float(self.headers["x-inference-time"])
 
 
 class Connection:
-    """A kept connection, to a port on loopback or to a Unix socket.
+    """A persistent connection to a port on loopback or to a Unix socket.
 
-    It sends a request in one piece, reads into memory that it keeps, and looks at headers when the time is taken. A
-    selector takes it as it takes a socket.
+    It sends a request in one piece, reads the reply into memory that it reuses, and parses headers after the time has
+    been taken. A selector accepts it like a socket.
 
     Args:
         address: the port, or the socket's path.
-        keeps_bodies: whether a reply's body is to be had; else one part of it is read over the other.
+        keeps_bodies: whether a reply's body can be had afterwards; otherwise its parts overwrite each other.
     """
 
     def __init__(self, address: int | Path, keeps_bodies: bool = True) -> None:
@@ -56,14 +56,14 @@ class Connection:
         self._memory = bytearray(READ_BYTES if keeps_bodies else CHUNK_BYTES)
         self._head = b""
         self._start = 0  # of the body
-        self._at = self._left = 0  # where to read on, and how many bytes are to come
+        self._at = self._left = 0  # where the next bytes go, and how many are still to come
 
     def fileno(self) -> int:
-        """Of the socket."""
+        """The socket's file descriptor."""
         return self._socket.fileno()
 
     def post(self, path: str, fields: Mapping[str, Any], headers: Mapping[str, str] = NO_STORE) -> Reply:
-        """Send a request as JSON, read the reply whole. Errors: SystemExit unless it is a 200."""
+        """Send a request as JSON and read the whole reply. Errors: SystemExit unless it is a 200."""
         request = post_request(path, fields, headers)
         started = time.perf_counter()
         head, content = self._ask(request)
@@ -71,29 +71,32 @@ class Connection:
         return Reply(ms, reply_headers(f"POST {path}", head, content), content)
 
     def get(self, path: str) -> Reply:
-        """The same without a body."""
+        """Send a GET request and read the whole reply. Errors: SystemExit unless it is a 200."""
         started = time.perf_counter()
         head, content = self._ask(_head("GET", path, {}))
         ms = (time.perf_counter() - started) * 1e3
         return Reply(ms, reply_headers(f"GET {path}", head, content), content)
 
     def metrics(self) -> dict[str, float]:
-        """The numbers of GET /metrics that have no labels."""
+        """The values of GET /metrics without labels, by name."""
         lines = bytes(self.get("/metrics").body).decode().splitlines()
         pairs = [line.rsplit(" ", 1) for line in lines if not line.startswith("#") and "{" not in line]
         return {name.removeprefix("qwen3_encoder_"): float(value) for name, value in pairs}
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._socket.close()
 
     def send(self, request: bytes) -> None:
-        """Begin a request."""
+        """Send a request; `receive` reads its reply."""
         self._socket.sendall(request)
         self._head, self._at = b"", 0
 
     def receive(self) -> tuple[bytes, memoryview] | None:
-        """Head and body of the reply, once all of it has come; the body stays valid until the next request."""
+        """Read what has arrived. Returns head and body once the reply is complete.
+
+        The body is valid until the next request.
+        """
         memory = memoryview(self._memory)
         received = self._socket.recv_into(memory[self._at :])
         if not received:
@@ -130,7 +133,7 @@ def _head(method: str, path: str, headers: Mapping[str, str]) -> bytes:
 
 
 def reply_headers(what: str, head: bytes, content: memoryview) -> dict[str, str]:
-    """By name. Errors: SystemExit unless it is a 200."""
+    """The headers by lower-case name. Errors: SystemExit unless the reply is a 200."""
     status, *lines = head.decode("latin-1").split("\r\n")
     if status.split()[1] != "200":
         raise SystemExit(f"{what} was answered with {status}: {bytes(content[:500])!r}")
@@ -157,11 +160,11 @@ class Service:
         self.startup_s = time.perf_counter() - started
 
     def connect(self, keeps_bodies: bool = True) -> Connection:
-        """A connection of its own."""
+        """A new connection."""
         return Connection(self.address, keeps_bodies)
 
     def memory_bytes(self) -> int:
-        """Resident now; Linux only."""
+        """Resident memory now; Linux only."""
         pages = Path(f"/proc/{self._process.pid}/statm").read_text().split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
@@ -182,7 +185,7 @@ class Service:
         return True
 
     def close(self) -> None:
-        """End it as a user would."""
+        """Send SIGTERM and wait for the process to end."""
         self._process.terminate()
         self._process.wait()
 

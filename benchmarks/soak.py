@@ -3,8 +3,8 @@
     make bench-soak                                       20,000 requests, as long as the demo takes for them
     python -m benchmarks.soak [--requests 2000]
 
-The first fifth warms up: threads, MLX's buffers and the cache reach their bounds. Growth is the largest resident memory
-of the rest over its first, looked at ten times.
+During the first fifth, threads, MLX's buffers and the cache grow to their bounds. After it, resident memory is read ten
+times; growth is the largest of these values relative to the one at the end of the first fifth.
 """
 
 import argparse
@@ -17,19 +17,19 @@ from benchmarks.service import Service
 
 MODULE = "benchmarks.soak"
 CACHE_BYTES = 2**20
-LOOKS = 10
+READINGS = 10
 GROWTH_PERCENT = 2.0
 
 
 def measure(requests: int = 2000, clients: int = CLIENTS) -> list[Row]:
-    """One row: growth after the warm-up, with megabytes at every look."""
+    """One row: growth after the warm-up, and the megabytes at each reading."""
     asked = mixed_requests(read_prompts(), requests)
     warm_up, rest = asked[: requests // 5], asked[requests // 5 :]
     with Service("demo", cache_bytes=CACHE_BYTES) as service:
         send_all(service, warm_up, clients, use_cache=True)
         megabytes = {f"after {len(warm_up):,}": service.memory_bytes() / 1e6}
-        for look in range(1, LOOKS + 1):
-            done, now = ((look - 1) * len(rest) // LOOKS, look * len(rest) // LOOKS)
+        for reading in range(1, READINGS + 1):
+            done, now = ((reading - 1) * len(rest) // READINGS, reading * len(rest) // READINGS)
             send_all(service, rest[done:now], clients, use_cache=True)
             megabytes[f"{len(warm_up) + now:,}"] = service.memory_bytes() / 1e6
     first, *later = megabytes.values()

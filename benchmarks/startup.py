@@ -1,4 +1,4 @@
-"""From the command to a service that is ready: the demo checkpoint, a process each time.
+"""The time from the command to a service that is ready, with the demo checkpoint.
 
 python -m benchmarks.startup [--rounds 5]
 """
@@ -15,7 +15,7 @@ GOAL_S = 2.0
 
 
 def measure(rounds: int = 5) -> list[Row]:
-    """One row: seconds until GET /readyz says so."""
+    """One row: seconds until GET /readyz answers 200."""
     seconds = []
     for _ in range(rounds + 1):
         with Service("demo") as service:

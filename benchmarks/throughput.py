@@ -1,11 +1,11 @@
-"""Many clients at once beside the same prompts in ideal batches: how much of the encoder's throughput is delivered.
+"""Throughput with many clients at once, relative to the same prompts in ideal batches.
 
     python -m benchmarks.throughput [--requests 256] [--clients 64] [--rounds 3] [--model FOLDER]
 
-Half of Qwen3-0.6B's width unless a model is given, so that enough requests fit into a minute; what the service itself
-does then weighs four times as much. Ideal is TextEncoder in a process of its own, with all prompts known beforehand:
-sorted by length and filled to max_batch_tokens. Padding waste is the part of the computed rows that nobody asked for;
-padding rows that a preset delivers (FLUX.2 klein's) were asked for.
+Unless a model is given, the checkpoint has half of Qwen3-0.6B's width, so that enough requests fit into a minute. The
+service's own work then weighs four times as much. For the ideal batches, a TextEncoder in a process of its own knows
+all prompts beforehand, sorts them by length and fills batches up to max_batch_tokens. Padding waste is the share of the
+computed rows that no request needs. Padding rows that a preset delivers, such as FLUX.2 klein's, are not waste.
 """
 
 import argparse
@@ -26,7 +26,7 @@ SHARE_PERCENT, WASTE_PERCENT = 95.0, 8.0
 
 
 def measure(requests: int = 256, clients: int = CLIENTS, rounds: int = 3, model: Path | None = None) -> list[Row]:
-    """The share of the ideal throughput, and the padding waste meanwhile."""
+    """Two rows: the share of the ideal throughput, and the padding waste."""
     asked = mixed_requests(read_prompts(), requests)
     warm_up = mixed_requests(read_prompts(), clients, seed=1)
     with tempfile.TemporaryDirectory() as scratch:
@@ -55,7 +55,7 @@ def measure(requests: int = 256, clients: int = CLIENTS, rounds: int = 3, model:
 
 
 def work(folder: str) -> None:
-    """Answer each list of requests with the time that they take in ideal batches."""
+    """In a worker: answer each list of requests with the time that they take in ideal batches."""
     from encoder import Limits, ModelOptions, TextEncoder, get_preset
     from encoder.types import Job
 

@@ -1,4 +1,4 @@
-"""Processes that take turns: each side of a comparison has one of its own, and none runs while another is measured."""
+"""The sides of a comparison: each has a process of its own, and they take turns."""
 
 import json
 import os
@@ -13,15 +13,15 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-GAP_S = 0.3  # BLAS threads spin for a while after a call, and would tax the next process
-SAMPLE = 64  # numbers of a result that are compared
-TOLERANCE = 0.03  # of the largest; wide enough for bfloat16, and for 28 layers of another order of summation
+GAP_S = 0.3  # BLAS threads spin for a while after a call, and would slow the next process down
+SAMPLE = 64  # numbers of a result by which sides are compared
+TOLERANCE = 0.03  # relative to the largest number; covers bfloat16 and another order of summation in 28 layers
 
 Result = NDArray[Any] | None
 
 
 class Answer(NamedTuple):
-    """How long a request took, in seconds, and some numbers of its result, by which sides are compared."""
+    """The seconds that a request took, and a sample of its result by which sides are compared."""
 
     seconds: float
     sample: list[float]
@@ -39,7 +39,7 @@ Side = Callable[[Any], Answer]
 
 
 def timed(run: Callable[[Any], Result], request: Any) -> Answer:
-    """Run it once."""
+    """Run one request."""
     started = time.perf_counter()
     result = run(request)
     seconds = time.perf_counter() - started
@@ -67,7 +67,7 @@ class Worker:
     def __init__(self, module: str, *arguments: str, **environment: str) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
-            env=os.environ | {"TQDM_DISABLE": "1"} | environment,  # else transformers draws a bar over the output
+            env=os.environ | {"TQDM_DISABLE": "1"} | environment,  # no progress bars of transformers in the output
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -98,7 +98,7 @@ class Worker:
 def take_turns(sides: Mapping[str, Side], cases: Sequence[Case], rounds: int) -> dict[str, dict[str, float]]:
     """Median seconds by case and side.
 
-    All sides of a case must agree. The first round warms up; with no rounds after it, it is the one that counts.
+    All sides of a case must agree. The first round is a warm-up and does not count, unless `rounds` is 0.
     """
     seconds: dict[str, dict[str, list[float]]] = {case.name: {side: [] for side in case.sides} for case in cases}
     for number in range(rounds + 1):
@@ -118,7 +118,7 @@ def _ask(side: Side, case: Case) -> Answer:
 
 
 def check_agreement(case: str, samples: Mapping[str, Sequence[float]]) -> None:
-    """Errors: SystemExit when a side computes something else than the first, whose time would then mean nothing."""
+    """Compare each side's result with the first side's. Errors: SystemExit when they differ."""
     sides = list(samples)
     for side in sides[1:]:
         expected, found = np.array(samples[sides[0]]), np.array(samples[side])
