@@ -2,14 +2,14 @@
 
 EncoderError
  ├─ CheckpointError       the model folder is missing, incomplete or of another kind: fix the checkpoint
- ├─ PresetFileError       the file of own presets is missing or says what a preset cannot: fix the file
+ ├─ PresetFileError       the file of presets is missing or invalid: fix the file
  ├─ RequestError          the request cannot be served as asked: change the request
  │   ├─ InvalidField        one field has a value that is not allowed here
- │   └─ RequestTooLarge     the request is over a limit, however empty the service is
+ │   └─ RequestTooLarge     the request is over a fixed limit: waiting does not help
  ├─ Overloaded            the service cannot take it now: come back later
- │   ├─ QueueFull           the queue has no room; says after how many seconds to retry
- │   └─ NotReady            the model is still loading, or the service is draining
- ├─ DeadlineExceeded      the result was not there in time: ask for less, or allow more time
+ │   ├─ QueueFull           the queue has no room; retry after the seconds it gives
+ │   └─ NotReady            the model is loading, fails, or the service is shutting down
+ ├─ DeadlineExceeded      there was no result in time: ask for less, or allow more time
  └─ ModelFailure          the model raised, or produced NaN or infinity: look at the log
 
 A message names the subject, what was expected, what was found, and the next step.
@@ -25,7 +25,7 @@ class CheckpointError(EncoderError):
 
 
 class PresetFileError(EncoderError):
-    """The file of own presets cannot be read, or says what a preset cannot say."""
+    """The file of presets cannot be read, or a preset in it is invalid."""
 
 
 class RequestError(EncoderError):
@@ -67,11 +67,11 @@ class QueueFull(Overloaded):
 
 
 class NotReady(Overloaded):
-    """The model is still loading, has failed, or the service is draining."""
+    """The model is still loading or fails, or the service is shutting down."""
 
 
 class DeadlineExceeded(EncoderError):
-    """The result was not there within the time allowed."""
+    """There was no result within the time allowed."""
 
 
 class ModelFailure(EncoderError):

@@ -1,4 +1,4 @@
-"""The values that travel between the steps of a request. Data only.
+"""The values that pass between the steps of a request. Data only.
 
 Shape letters: B batch, L sequence length, D hidden size, n number of hidden states taken.
 """
@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 DType = Literal["bfloat16", "float16", "float32"]
 Combine = Literal["concat", "interleave", "stack", "stack_rows"]
 PaddingRows = Literal["cut", "zero", "live"]
-CachePolicy = Literal["use", "refresh", "bypass"]  # "refresh" reads nothing and keeps the result, "bypass" does neither
+CachePolicy = Literal["use", "refresh", "bypass"]  # "refresh" only writes the cache, "bypass" does not touch it
 Mask = mx.array | Literal["causal", "none"]
 Rows = mx.array | Sequence[mx.array]  # (B, L, D), or B times (rows, D)
 
-LARGE_BYTES = 2**20  # of a result
+LARGE_BYTES = 2**20  # of a result; copying more holds up the event loop
 COMMON_WINDOW = 512  # tokens: the max_sequence_length of nearly every preset
 
 
 class Tap(NamedTuple):
-    """A place in the model where hidden states are taken, free of both public numberings.
+    """A place in the model where hidden states are taken, independent of both public numberings.
 
     `depth` counts the decoder layers that have run: 0 is the embedding output, k the output of decoder layer k-1.
     `normed` says whether the final norm is applied on top.
@@ -35,10 +35,13 @@ class Tap(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TokenizedPrompt:
-    """A prompt after the template: what the model will read.
+    """A prompt in its template: what the model will read.
 
-    `text` is prefix + prompt + suffix + tail; `input_ids` are its tokens without padding, truncated to the window, the
-    last `tail_tokens` of them the tail's.
+    Attributes:
+        text: prefix + prompt + suffix + tail.
+        input_ids: the tokens of the text without padding, truncated to the window.
+        truncated: whether the window cut tokens off.
+        tail_tokens: tokens of the tail, which are the last ones.
     """
 
     text: str
@@ -49,22 +52,22 @@ class TokenizedPrompt:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One prompt, tokenized and planned: everything that steps 3 to 5 need, and everything that changes the result.
+    """One prompt, tokenized and planned: all that the model and the selection need, and all that changes the result.
 
-    Equal jobs have equal results on one checkpoint, so a job is also the key of the cache.
+    Equal jobs have equal results on one checkpoint, so a job is also a key of the cache.
 
     Attributes:
         input_ids: the real tokens.
         computed_rows: rows that go through the model: the real tokens, and the padding rows where those are live.
-        delivered_rows: rows handed out, padding rows included, before the first `dropped_rows` are taken away.
-        dropped_rows: rows dropped in front, e.g. a system turn.
+        delivered_rows: rows of the result, padding rows included, before the first `dropped_rows` are removed.
+        dropped_rows: rows removed at the front, e.g. a system turn.
         taps: the hidden states wanted, in order.
         combine: how several become one tensor.
         dtype: of the result.
-        tail_rows: real rows that stand behind the padding.
-        pad_position: position of every padding row, None where positions run on.
+        tail_rows: real rows that are placed after the padding.
+        pad_position: position of every padding row; None means consecutive positions.
         unit_rms: scale each row of each hidden state to a root mean square of 1.
-        bundle: hidden states that are joined on their features before `combine` sees them.
+        bundle: number of consecutive hidden states that are concatenated on their features before `combine`.
     """
 
     input_ids: tuple[int, ...]
@@ -123,7 +126,12 @@ class PromptEmbeds:
 class Pass:
     """One batch on the model thread: what ran, and how long each part took.
 
-    `forward_ms` goes to padding, to describing the pass to MLX and to running it, `selection_ms` to step 5.
+    Attributes:
+        prompts: in the batch.
+        real_tokens, computed_tokens: without and with padding.
+        layers: decoder layers that ran.
+        forward_ms: time for padding, for describing the pass to MLX, and for computing it.
+        selection_ms: time for selecting the results and copying them to the host.
     """
 
     prompts: int
@@ -138,9 +146,14 @@ class Pass:
 class EncodeResult:
     """The result of one request, in the order of its prompts.
 
-    `cache` is "hit" when nothing had to run, "coalesced" when it only waited for prompts that others had asked for. Of
-    several batches the last counts: `queue_ms` until it began, `inference_ms` from there on; `last_pass` is that batch,
-    where batches are measured.
+    Attributes:
+        embeds, prompts: one for each prompt.
+        cache: "hit" when nothing had to run; "coalesced" when all that had to run had been queued by other requests.
+        tokenization_ms: time for tokenizing and planning.
+        queue_ms: wait until the last batch of the request began.
+        inference_ms: time from then until its results were there.
+        layers_run: decoder layers of the deepest prompt that ran, 0 for a hit.
+        last_pass: the last batch, where passes are measured.
     """
 
     embeds: list[PromptEmbeds]
@@ -155,7 +168,19 @@ class EncodeResult:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What is loaded and how it computes."""
+    """What is loaded and how it computes.
+
+    Attributes:
+        model: the checkpoint's name. `revision`: of a hub repository, else None.
+        fingerprint: hex digits made of the loaded weights.
+        quantization: the format of quantized weights, else None.
+        random_weights: whether the weights are random, as the demo's are.
+        compute_dtype, device, blas: how it computes.
+        parameter_bytes: of the loaded weights.
+        dims: the fields of the checkpoint's config.
+        num_layers: decoder layers that are loaded.
+        versions: of Python and of the libraries that decide the numbers.
+    """
 
     model: str
     revision: str | None
@@ -168,13 +193,13 @@ class ModelInfo:
     blas: str
     parameter_bytes: int
     dims: dict[str, int | float | bool]
-    num_layers: int  # loaded
+    num_layers: int
     versions: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Gauges (what is queued, running, held) and counters since the start (all others)."""
+    """Gauges of this moment (queued, running, bytes and entries) and counters since the start (all others)."""
 
     queued_prompts: int
     queued_tokens: int

@@ -1,6 +1,6 @@
-"""Hidden states of a batch in, the prompt embeds of each job out. Step 5 of the path.
+"""Hidden states of a batch in, the prompt embeds of each job out.
 
-Takes each job's own rows and taps, combines them, settles the padding rows, casts, and checks that all is finite.
+Takes each job's rows at its taps, combines them, adds or cuts padding rows, casts, and checks that all are finite.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from encoder.errors import EncoderError, InvalidField, ModelFailure
 from encoder.pipeline.finite import is_finite
-from encoder.qwen3.cuda.to_host import Leaving, leave
+from encoder.qwen3.cuda.to_host import HostCopy, copy_to_host
 from encoder.types import LARGE_BYTES, Job, PromptEmbeds, Rows, Tap
 
 Outcome = PromptEmbeds | EncoderError  # of one job: its result, or the error that concerns it alone
@@ -25,63 +25,65 @@ NUMPY_DTYPES = {"bfloat16": np.uint16, "float16": np.float16, "float32": np.floa
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Selection:
-    """What a batch's jobs get, on its way: MLX has been told to compute it.
+    """The results of a batch, while MLX computes them.
 
     Attributes:
         jobs: of the batch.
         taken: the rows of each job at each of its taps, as the model gave them.
         embeds: of each job, combined and cast.
-        groups: the jobs, by index, that are checked and moved out of MLX together.
-        leaving: the bytes of each group's embeds, in one line.
-        finite: for each group, whether all its numbers are; bool.
+        groups: the jobs, by index, that are checked together and copied to the host together.
+        copies: the bytes of each group's embeds, concatenated.
+        finite: (groups,) bool, whether all numbers of a group are finite.
     """
 
     jobs: Sequence[Job]
     taken: list[list[mx.array]]
     embeds: list[mx.array]
     groups: list[list[int]]
-    leaving: list[Leaving]
+    copies: list[HostCopy]
     finite: mx.array
 
 
-def select(hidden_states: Mapping[Tap, Rows], jobs: Sequence[Job], at_once: bool | None = None) -> Selection:
-    """Tell MLX what to compute, and don't wait for it. Call on the model thread, as `export`.
+def select(hidden_states: Mapping[Tap, Rows], jobs: Sequence[Job], grouped: bool | None = None) -> Selection:
+    """Let MLX compute the results, and don't wait for them. Call this and `export` on the model thread.
 
     Args:
         hidden_states: for every tap that a job wants, the rows of each job in the order of `jobs`: (B, L, D), or B
             times (rows, D).
-        at_once: check all jobs of a dtype together and move them out of MLX together. A GPU does unless told otherwise:
-            each operation has its price there, and so has each way from it. A CPU would only need more memory.
+        jobs: of the batch.
+        grouped: whether all jobs of a dtype are checked together and copied to the host together. None means on a GPU,
+            where each operation and each copy has a fixed cost; on a CPU it would only take more memory.
     """
     taken = [_take(hidden_states, row, job) for row, job in enumerate(jobs)]
     embeds = [
         combine([x.astype(getattr(mx, job.dtype)) for x in own], job) for own, job in zip(taken, jobs, strict=True)
     ]
-    if at_once is None:
-        at_once = mx.default_device().type == mx.DeviceType.gpu
-    groups = _alike(jobs) if at_once else [[index] for index in range(len(jobs))]
+    if grouped is None:
+        grouped = mx.default_device().type == mx.DeviceType.gpu
+    groups = _group_by_dtype(jobs) if grouped else [[index] for index in range(len(jobs))]
     numbers = [mx.concatenate([embeds[index].reshape(-1) for index in group]) for group in groups]
-    leaving = [leave(x.view(mx.uint8)) for x in numbers]  # now: what is asked for later stands behind the next batch
+    # Describe the copies now: a later operation would be computed after the next batch.
+    copies = [copy_to_host(x.view(mx.uint8)) for x in numbers]
     finite = mx.stack([is_finite(x) for x in numbers])
-    mx.async_eval([each.done for each in leaving], finite)
-    return Selection(jobs, taken, embeds, groups, leaving, finite)
+    mx.async_eval([copy.done for copy in copies], finite)
+    return Selection(jobs, taken, embeds, groups, copies, finite)
 
 
 def export(selection: Selection) -> list[Outcome]:
-    """Wait for a selection, and take the result of each job out of MLX, or the error that concerns it alone.
+    """Wait for a selection, and return the result of each job, or the error that concerns it alone.
 
-    What has left for memory of ours stays there. What MLX holds is copied, each result by itself, but small ones of a
-    group together: one by one they would take the thread as many turns with the others of Python's, while a GPU may
-    wait for it. `PromptEmbeds.own` is for whoever keeps one.
+    Results that were copied to page-locked memory stay there. Results that MLX holds are copied one by one, but small
+    results of a group stay together in one copy: each further copy would let other threads of Python take over while
+    the GPU waits. Such results share memory, see `PromptEmbeds.detach`.
     """
     jobs, embeds = selection.jobs, selection.embeds
     outcomes: dict[int, Outcome] = {}
-    for group, leaving, all_finite in zip(selection.groups, selection.leaving, np.array(selection.finite), strict=True):
-        whole = leaving.wait().view(NUMPY_DTYPES[jobs[group[0]].dtype])
+    for group, copy, all_finite in zip(selection.groups, selection.copies, np.array(selection.finite), strict=True):
+        whole = copy.wait().view(NUMPY_DTYPES[jobs[group[0]].dtype])
         ends = np.cumsum([embeds[index].size for index in group])
         for index, own in zip(group, np.split(whole, ends[:-1]), strict=True):
             if all_finite or is_finite(embeds[index]).item():
-                shares = leaving.host is not None or (len(group) > 1 and own.nbytes < LARGE_BYTES)
+                shares = copy.host is not None or (len(group) > 1 and own.nbytes < LARGE_BYTES)
                 numbers = (own if shares else own.copy()).reshape(embeds[index].shape)
                 outcomes[index] = _prompt_embeds(numbers, jobs[index], shares)
             else:
@@ -97,10 +99,11 @@ def _take(hidden_states: Mapping[Tap, Rows], row: int, job: Job) -> list[mx.arra
 
 
 def combine(taken: list[mx.array], job: Job) -> mx.array:
-    """One job's hidden states as one array, its padding rows in place and the first rows dropped.
+    """One job's hidden states as one array, with its padding rows and without its dropped rows.
 
     Args:
-        taken: n of (rows, D), already in the dtype of the result, so that half as much is moved.
+        taken: n of (rows, D), already in the dtype of the result, so that fewer bytes move.
+        job: says how they are combined.
     Returns:
         (rows, n*D) for `concat` and `interleave`, (n, rows, D) for `stack`, (rows, n, D) for `stack_rows`.
     """
@@ -121,13 +124,13 @@ def combine(taken: list[mx.array], job: Job) -> mx.array:
 
 
 def _place_padding(x: mx.array, job: Job) -> mx.array:
-    """(rows, D) to (delivered_rows, D): the rows that were not computed, in front of the tail."""
+    """(rows, D) to (delivered_rows, D): insert the rows that were not computed before the tail."""
     missing = job.delivered_rows - x.shape[0]
     if missing <= 0:
         return x
     body, tail = x[: x.shape[0] - job.tail_rows], x[x.shape[0] - job.tail_rows :]
-    alike = job.computed_rows > len(job.input_ids)  # a live padding row stands last: all others are like it
-    padding = mx.repeat(body[-1:], missing, axis=0) if alike else mx.zeros((missing, x.shape[1]), x.dtype)
+    has_live_row = job.computed_rows > len(job.input_ids)  # the last row; all other padding rows equal it
+    padding = mx.repeat(body[-1:], missing, axis=0) if has_live_row else mx.zeros((missing, x.shape[1]), x.dtype)
     return mx.concatenate([body, padding, tail], axis=0)
 
 
@@ -142,7 +145,7 @@ def _not_finite(taken: Sequence[mx.array], job: Job) -> EncoderError:
     return ModelFailure("The hidden states hold NaN or infinity. Check the checkpoint, or compute in float32.")
 
 
-def _alike(jobs: Sequence[Job]) -> list[list[int]]:
+def _group_by_dtype(jobs: Sequence[Job]) -> list[list[int]]:
     """The jobs of each dtype, by index."""
     groups: dict[str, list[int]] = {}
     for index, job in enumerate(jobs):
@@ -151,14 +154,14 @@ def _alike(jobs: Sequence[Job]) -> list[list[int]]:
 
 
 def _prompt_embeds(hidden_states: NDArray[Any], job: Job, shares: bool) -> PromptEmbeds:
-    hidden_states.setflags(write=False)  # replies send this very memory, several at a time where the cache has it
+    hidden_states.setflags(write=False)  # replies send this very memory, several at a time for a cached result
     body = len(job.input_ids) - job.tail_rows
     attention_mask = _attention_mask(job.delivered_rows, body, job.tail_rows, job.dropped_rows)
     rows_axis = 1 if job.combine == "stack" else 0
     return PromptEmbeds(hidden_states, attention_mask, job.dtype, rows_axis, shares)
 
 
-@lru_cache(maxsize=1024)  # prompts have few lengths, and a batch many prompts
+@lru_cache(maxsize=1024)  # a batch has many prompts of few lengths
 def _attention_mask(delivered_rows: int, body_rows: int, tail_rows: int, dropped_rows: int) -> NDArray[np.bool_]:
     position = np.arange(delivered_rows)
     mask = ((position < body_rows) | (position >= delivered_rows - tail_rows))[dropped_rows:]

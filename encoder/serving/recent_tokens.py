@@ -1,6 +1,6 @@
-"""The tokens of the latest requests: what is asked for again needs no tokenizer, and no way to its thread and back.
+"""The tokens of the latest requests, so that a repeated request needs no tokenizer and no other thread.
 
-Templates are part of a preset, so a preset and its prompts decide the tokens.
+Templates are part of a preset, so the preset and the prompts determine the tokens.
 """
 
 from collections import OrderedDict
@@ -11,11 +11,11 @@ from encoder.serving.cache.memory import TOKEN_BYTES
 from encoder.types import TokenizedPrompt
 
 MAX_REQUESTS = 256
-MAX_BYTES = 2**16  # of a request: some 1500 tokens; beside longer ones, tokenizing is no longer what takes the time
+MAX_BYTES = 2**16  # of a request, some 1500 tokens; for longer ones, tokenizing is a small part of the time
 
 
 class RecentTokens:
-    """Tokenized prompts by request, least recently asked for out first; some 20 MB at most."""
+    """Tokenized prompts by request, an LRU cache of some 20 MB at most."""
 
     def __init__(self) -> None:
         self._requests: OrderedDict[tuple[Preset, tuple[str, ...]], list[TokenizedPrompt]] = OrderedDict()

@@ -16,8 +16,8 @@ import pytest
 
 from app import wire
 from encoder.pipeline.selection import select
-from encoder.qwen3.cuda.blocks import LEAST_BYTES, Blocks
-from encoder.qwen3.cuda.to_host import Leaving
+from encoder.qwen3.cuda.blocks import MIN_BLOCK_BYTES, Blocks
+from encoder.qwen3.cuda.to_host import HostCopy
 from tests.conftest import RunningServer, Start
 
 LAYERS = [*range(0, 36, 3)]  # 0.8 MB: more than a Unix socket holds, so a reply waits in its block for its client
@@ -29,8 +29,8 @@ class Recycled:
 
     def __init__(self) -> None:
         self.memory: dict[int, Any] = {}
-        self.blocks = Blocks(self.allocate, self.free, 6 * LEAST_BYTES)
-        self.left = {"in a block": 0, "as MLX has it": 0}
+        self.blocks = Blocks(self.allocate, self.free, 6 * MIN_BLOCK_BYTES)
+        self.copied = {"in a block": 0, "by MLX": 0}
 
     def allocate(self, nbytes: int) -> int:
         memory = ctypes.create_string_buffer(nbytes)
@@ -40,15 +40,15 @@ class Recycled:
     def free(self, address: int) -> None:
         ctypes.memset(address, 0xFF, len(self.memory[address]))
 
-    def leave(self, x: mx.array) -> Leaving:
+    def copy_to_host(self, x: mx.array) -> HostCopy:
         host = self.blocks.take(x.size)
-        self.left["as MLX has it" if host is None else "in a block"] += 1
+        self.copied["by MLX" if host is None else "in a block"] += 1
         if host is None:
-            return Leaving(x, host=None)
+            return HostCopy(x, host=None)
         for block in self.blocks._idle:
             ctypes.memset(block.address, 0xFF, block.nbytes)
         host[:] = np.array(x)
-        return Leaving(mx.array([1], mx.uint8), host)
+        return HostCopy(mx.array([1], mx.uint8), host)
 
 
 def numbers(server: RunningServer, prompts: list[str], slow: bool) -> list[np.ndarray[Any, Any]]:
@@ -77,14 +77,14 @@ def test_replies_stay_what_they_are_while_their_memory_is_used_again(
     prompts = [[f"a cat {client} {number}" for number in range(TIMES)] for client in range(CLIENTS)]
     expected = [numbers(server, asked, slow=False) for asked in prompts]
     recycled = Recycled()
-    monkeypatch.setattr("encoder.text_encoder.select", partial(select, at_once=True))
-    monkeypatch.setattr("encoder.pipeline.selection.leave", recycled.leave)
+    monkeypatch.setattr("encoder.text_encoder.select", partial(select, grouped=True))
+    monkeypatch.setattr("encoder.pipeline.selection.copy_to_host", recycled.copy_to_host)
     with start_server(uds=tmp_path / "socket") as running, ThreadPoolExecutor(CLIENTS) as clients:
         while not running.app.state.loading.done():
             time.sleep(0.02)
         found = list(clients.map(partial(numbers, running), prompts, [client % 3 == 0 for client in range(CLIENTS)]))
 
-    assert recycled.left["in a block"] > 0  # and while slow clients hold all of them, the other way
+    assert recycled.copied["in a block"] > 0  # and while slow clients hold all of them, the other way
     for ours, theirs in zip(found, expected, strict=True):
         for reply, alone in zip(ours, theirs, strict=True):
             np.testing.assert_allclose(reply, alone, rtol=1e-4, atol=1e-4)

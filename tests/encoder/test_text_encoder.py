@@ -231,7 +231,7 @@ def test_results_that_are_asked_for_without_a_service_lie_in_memory_of_their_own
     text_encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a GPU small ones leave MLX together, and nobody knows what becomes of them."""
-    monkeypatch.setattr("encoder.text_encoder.select", partial(select, at_once=True))
+    monkeypatch.setattr("encoder.text_encoder.select", partial(select, grouped=True))
     preset = get_preset("last-hidden-state")
     jobs = text_encoder.plan(text_encoder.tokenize(["a cat", "a dog"], preset), preset, "float32")
     together, _ = text_encoder.collect(text_encoder.dispatch(text_encoder.begin(jobs)))

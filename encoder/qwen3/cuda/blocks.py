@@ -1,4 +1,4 @@
-"""Memory in blocks that are used again once nobody looks at them any more. Knows nothing of what it is memory of."""
+"""A pool of memory blocks. A block is used again once no array refers to it. Knows nothing of the kind of memory."""
 
 import ctypes
 import weakref
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-LEAST_BYTES = 2**20  # of a block; all are powers of two, so that one serves results of many sizes
+MIN_BLOCK_BYTES = 2**20  # all sizes are powers of two, so that one block serves results of many sizes
 
 
 class Block(NamedTuple):
@@ -21,25 +21,26 @@ class Block(NamedTuple):
 
 
 class Blocks:
-    """Blocks that any thread may take, and let go of.
+    """Blocks that any thread may take and return.
 
     Args:
-        allocate: the address of so many bytes; None where there are none.
-        free: gives back what is at an address.
-        most_bytes: of all blocks together.
+        allocate: returns the address of so many bytes, or None where there are none.
+        free: gives back the memory at an address.
+        max_bytes: of all blocks together.
     """
 
-    def __init__(self, allocate: Callable[[int], int | None], free: Callable[[int], None], most_bytes: int) -> None:
+    def __init__(self, allocate: Callable[[int], int | None], free: Callable[[int], None], max_bytes: int) -> None:
         self._allocate = allocate
         self._free = free
-        self._most_bytes = most_bytes
-        self._lock = Lock()  # for the next two
+        self._max_bytes = max_bytes
+        self._lock = Lock()  # guards the next two
         self._idle: list[Block] = []
         self.nbytes = 0  # of all blocks
-        self._returned: deque[Block] = deque()  # no lock: the last view may go while this very thread has it
+        # Without the lock: the last view of a block may be collected while this very thread holds it.
+        self._returned: deque[Block] = deque()
 
     def take(self, nbytes: int) -> NDArray[np.uint8] | None:
-        """So many bytes, until the array and all its views are gone; None where there is no room for them."""
+        """An array of so many bytes, or None where there is no room. Its block returns with its last view."""
         with self._lock:
             block = self._find(nbytes)
         if block is None:
@@ -49,19 +50,21 @@ class Blocks:
         return np.ndarray((nbytes,), np.uint8, memoryview(memory))
 
     def _find(self, nbytes: int) -> Block | None:
+        """The smallest idle block that is large enough, else a new one."""
         while self._returned:
             self._idle.append(self._returned.popleft())
         fitting = [block for block in self._idle if block.nbytes >= nbytes]
         if not fitting:
-            return self._new(max(LEAST_BYTES, 1 << (nbytes - 1).bit_length()))
+            return self._new(max(MIN_BLOCK_BYTES, 1 << (nbytes - 1).bit_length()))
         block = min(fitting, key=lambda block: block.nbytes)
         self._idle.remove(block)
         return block
 
     def _new(self, nbytes: int) -> Block | None:
-        if self.nbytes - sum(block.nbytes for block in self._idle) + nbytes > self._most_bytes:
+        """Allocate a block, after freeing idle ones where the bound requires it."""
+        if self.nbytes - sum(block.nbytes for block in self._idle) + nbytes > self._max_bytes:
             return None
-        while self.nbytes + nbytes > self._most_bytes:
+        while self.nbytes + nbytes > self._max_bytes:
             idle = self._idle.pop()
             self._free(idle.address)
             self.nbytes -= idle.nbytes

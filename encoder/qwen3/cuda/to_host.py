@@ -1,9 +1,9 @@
-"""Bytes leave MLX: told to early, waited for late.
+"""Copies results to the host: started early, awaited late.
 
-On a CUDA GPU a kernel writes them into page-locked memory of the host, which the next results use again. MLX's own way
-makes a buffer unified memory, whose pages come to the host one after the other when somebody reads them: the thread
-that copies a result, or the event loop that sends it. docs/decisions/0007-what-the-service-adds.md has what that takes.
-Everywhere else the host can read them where they are.
+On a CUDA GPU a kernel writes them into page-locked memory of the host, which later results use again. MLX's own way
+turns a buffer into unified memory, whose pages move to the host one by one when they are read: by the thread that
+copies a result, or by the event loop that sends it. docs/decisions/0007-what-the-service-adds.md has the measurements.
+On any other device the host reads the results where they are.
 """
 
 import ctypes
@@ -20,52 +20,52 @@ from encoder.qwen3.cuda.kernels import cuda_kernel
 
 logger = logging.getLogger(__name__)
 
-MOST_BYTES = 256 * 2**20  # page-locked; with replies that slow clients have not read, results go MLX's way
-PORTABLE = 1  # cuMemHostAlloc's flag: page-locked for whichever context
-THREADS, THREAD_BLOCKS = 256, 32  # enough for all that the bus carries
-PROOF = 1001  # bytes, no multiple of what a thread writes at once
+MAX_BYTES = 256 * 2**20  # page-locked; when slow clients keep them all in use, results take MLX's own way
+PORTABLE = 1  # CU_MEMHOSTALLOC_PORTABLE: page-locked for every CUDA context
+THREADS, THREAD_BLOCKS = 256, 32  # enough to saturate the bus
+TEST_BYTES = 1001  # not a multiple of what a thread writes at once
 
 
-class Leaving(NamedTuple):
-    """Bytes on their way.
+class HostCopy(NamedTuple):
+    """A copy to the host that has been described to MLX.
 
     Attributes:
-        done: evaluated when they are there. Where `host` is None, the bytes themselves.
-        host: where they go to.
+        done: evaluated once the copy is complete. Where `host` is None, the bytes themselves.
+        host: the memory that is copied to, or None where the host can read the bytes where they are.
     """
 
     done: mx.array
     host: NDArray[np.uint8] | None
 
     def wait(self) -> NDArray[np.uint8]:
-        """The bytes, once they are there."""
+        """The bytes, once they have been copied."""
         if self.host is None:
             return np.array(self.done, copy=False)
         mx.eval(self.done)
         return self.host
 
 
-def leave(x: mx.array) -> Leaving:
-    """Describe to MLX how the bytes of x, (n,) uint8, come to the host. Call on the model thread."""
+def copy_to_host(x: mx.array) -> HostCopy:
+    """Describe to MLX how the bytes x, (n,) uint8, are copied to the host. Call on the model thread."""
     on_gpu = mx.default_device().type == mx.DeviceType.gpu
-    pinned = page_locked() if on_gpu and x.size else None
-    leaving = pinned.leave(x) if pinned else None
-    return leaving or Leaving(x, host=None)
+    page_locked = page_locked_memory() if on_gpu and x.size else None
+    copy = page_locked.copy(x) if page_locked else None
+    return copy or HostCopy(x, host=None)
 
 
-class PageLocked:
-    """Host memory that a CUDA GPU writes to by itself.
+class PageLockedMemory:
+    """Host memory that a CUDA GPU writes to directly.
 
-    Errors: OSError where there is no driver, RuntimeError where it refuses, or MLX cannot build the kernel.
+    Errors: OSError where there is no driver, RuntimeError where MLX cannot build the kernel.
     """
 
     def __init__(self) -> None:
         self._driver = ctypes.CDLL("libcuda.so.1")
         self._copy_out = cuda_kernel("copy_out", ["x", "address"], call="x, x_shape[0], address")
-        self._blocks = Blocks(self._allocate, self._free, MOST_BYTES)
+        self._blocks = Blocks(self._allocate, self._free, MAX_BYTES)
 
-    def leave(self, x: mx.array) -> Leaving | None:
-        """As `leave`; None where there is no room."""
+    def copy(self, x: mx.array) -> HostCopy | None:
+        """As `copy_to_host`; None where there is no room."""
         host = self._blocks.take(x.size)
         if host is None:
             return None
@@ -76,7 +76,7 @@ class PageLocked:
             output_shapes=[(1,)],
             output_dtypes=[mx.uint8],
         )
-        return Leaving(done, host)
+        return HostCopy(done, host)
 
     def _allocate(self, nbytes: int) -> int | None:
         address = ctypes.c_void_p()
@@ -85,22 +85,22 @@ class PageLocked:
         return address.value
 
     def _free(self, address: int) -> None:
-        self._driver.cuCtxSynchronize()  # a kernel may still write for a batch that has failed
+        self._driver.cuCtxSynchronize()  # a kernel of a batch that failed may still write there
         self._driver.cuMemFreeHost(ctypes.c_void_p(address))
 
 
 @cache
-def page_locked() -> PageLocked | None:
-    """This process's, once proven; None where there is none."""
+def page_locked_memory() -> PageLockedMemory | None:
+    """The page-locked memory of this process, tested once; None where it cannot be used."""
     if not mx.cuda.is_available():
         return None
-    sent = np.arange(PROOF).astype(np.uint8)
+    sent = np.arange(TEST_BYTES).astype(np.uint8)
     try:
-        pinned = PageLocked()
-        leaving = pinned.leave(mx.array(sent))
-        if leaving is not None and np.array_equal(leaving.wait(), sent):
-            return pinned
-        logger.warning("The CUDA driver gives no page-locked memory, results take longer to the host.")
+        memory = PageLockedMemory()
+        copy = memory.copy(mx.array(sent))
+        if copy is not None and np.array_equal(copy.wait(), sent):
+            return memory
+        logger.warning("The CUDA driver gives no page-locked memory, so copying results to the host takes longer.")
     except (OSError, RuntimeError) as error:
-        logger.warning("Results take longer to the host: %s", error)
+        logger.warning("Copying results to the host takes longer: %s", error)
     return None

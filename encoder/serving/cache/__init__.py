@@ -1,6 +1,6 @@
-"""Results by job, each job computed once: in memory, and behind that in a folder on disk.
+"""The result cache: results by job, in memory and in a folder on disk.
 
-key.py names a result for all time, memory.py and disk.py are the two tiers, folder.py knows the files of the second.
+memory.py and disk.py are the two tiers. folder.py knows the files of the second, and key.py names them.
 """
 
 from encoder.serving.cache.result_cache import ResultCache

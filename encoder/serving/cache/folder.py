@@ -1,7 +1,7 @@
-"""A folder of results: a safetensors file each, bounded in bytes, least recently used out first. Synchronous.
+"""A folder of results, one safetensors file each: an LRU cache bounded in bytes. Synchronous.
 
-Several processes may share a folder. Files appear whole, by a rename, and every one carries its key and a checksum, so
-whoever finds one gone, cut off or foreign has a miss. A process that is killed leaves at most an unfinished file.
+Several processes may share a folder. A rename puts each file in place whole, and each file carries its key and a
+checksum: a file that is gone, cut off or foreign is a miss. A killed process leaves at most one unfinished file.
 """
 
 import json
@@ -19,20 +19,20 @@ from safetensors.numpy import load, save
 
 from encoder.types import PromptEmbeds
 
-BLOCK_BYTES = 4096  # what even an empty file takes on most disks
-COUNT_EVERY = 1 / 16  # of the bound may be written before the folder is counted again, for others write as well
+BLOCK_BYTES = 4096  # allocation unit of most file systems
+COUNT_EVERY = 1 / 16  # of the bound: after writing so much, count the folder again, as other processes write too
 UNFINISHED = ".unfinished-"
-UNFINISHED_S = 3600  # after which nobody can still be writing it
+UNFINISHED_S = 3600  # an unfinished file of that age is abandoned
 
 _NAME = re.compile(r"[0-9a-f]{64}\.safetensors")
 
 
 class DamagedResult(Exception):
-    """A file does not hold what its name promises."""
+    """A file does not hold the result of its name."""
 
 
 class StoredFile(NamedTuple):
-    """A result as the folder lists it; `used` is in nanoseconds since 1970."""
+    """A result in the folder: `used` in nanoseconds since 1970, `size` in bytes on disk."""
 
     used: int
     size: int
@@ -40,10 +40,10 @@ class StoredFile(NamedTuple):
 
 
 class ResultFolder:
-    """Results by key. `read` is safe on any thread, all else belongs to one.
+    """Results by key. `read` is safe on any thread; call all other methods on one thread.
 
     Attributes:
-        bytes, entries: in the folder, when it was last counted and with what this process has written since.
+        bytes, entries: of the folder as last counted, plus what this process has written since.
         evictions: by this process.
     """
 
@@ -56,7 +56,7 @@ class ResultFolder:
         self._written = 0  # bytes, since the folder was counted
 
     def open(self) -> None:
-        """Make the folder where there is none, for this user alone, and count what it holds. Errors: OSError."""
+        """Create the folder for this user alone, where it is missing, and count its files. Errors: OSError."""
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._make_room(0)
 
@@ -72,7 +72,7 @@ class ResultFolder:
             return None
         try:
             result = _parse(data, key)
-        except Exception as error:  # whatever a parser raises for bytes that are not its own
+        except Exception as error:  # a parser may raise anything for bytes that are not its own
             with suppress(OSError):
                 file.unlink()
             raise DamagedResult(f"{file.name} was damaged and is deleted: {error}") from error
@@ -80,13 +80,13 @@ class ResultFolder:
         return result
 
     def touch(self, keys: Sequence[str]) -> None:
-        """Make results the most recently used ones, where they are there and may be touched."""
+        """Mark results as the most recently used ones. Missing files and failures are ignored."""
         for key in keys:
             with suppress(OSError):
                 os.utime(self._file(key))
 
     def write(self, key: str, result: PromptEmbeds) -> None:
-        """Keep a result, in place of one that is there, unless it is larger than the bound. Errors: OSError."""
+        """Keep a result, in place of an older one. A result larger than the bound is not kept. Errors: OSError."""
         data = _dump(key, result)
         size = _on_disk(len(data))
         if size > self.max_bytes:
@@ -98,7 +98,7 @@ class ResultFolder:
             with os.fdopen(handle, "wb") as stream:
                 stream.write(data)
             os.replace(unfinished, self._file(key))
-        except BaseException:  # whatever stops it, an interrupt too, leaves no file behind
+        except BaseException:  # whatever stops the write, an interrupt included, leave no file behind
             with suppress(OSError):
                 os.unlink(unfinished)
             raise
@@ -110,7 +110,7 @@ class ResultFolder:
         return self.path / f"{key}.safetensors"
 
     def _make_room(self, size: int) -> None:
-        """Count the folder, and evict until `size` bytes and the next ones fit."""
+        """Count the folder. Where `size` bytes do not fit, evict until they and some more do."""
         files = sorted(self._files())
         self.bytes, self.entries, self._written = sum(file.size for file in files), len(files), 0
         if self.bytes + size <= self.max_bytes:
@@ -124,7 +124,7 @@ class ResultFolder:
             self.evictions += 1
 
     def _files(self) -> Iterator[StoredFile]:
-        """All results. What others have left unfinished is deleted on the way; any other file is not ours."""
+        """All results. Deletes abandoned unfinished files on the way, and ignores files of other names."""
         with os.scandir(self.path) as entries:
             for entry in entries:
                 with suppress(FileNotFoundError):  # another process has evicted it
@@ -140,13 +140,13 @@ def _on_disk(size: int) -> int:
 
 
 def _dump(key: str, result: PromptEmbeds) -> bytes:
-    """As a safetensors file. bfloat16 stays its bit pattern there, which NumPy can read without help."""
+    """As a safetensors file. bfloat16 is stored as its uint16 bit pattern, which NumPy can read."""
     tensors = {"hidden_states": result.hidden_states, "attention_mask": result.attention_mask}
     return save(tensors, {**_facts(key, result), "crc32": _checksum(key, result)})
 
 
 def _parse(data: bytes, key: str) -> PromptEmbeds:
-    """Read back what `_dump` wrote. Errors: any, where it did not."""
+    """The result that `_dump` wrote. Errors: any, for other bytes."""
     tensors = load(data)  # the library checks the header before anything else looks at it
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     metadata = header["__metadata__"]
@@ -163,7 +163,7 @@ def _facts(key: str, result: PromptEmbeds) -> dict[str, str]:
 
 
 def _checksum(key: str, result: PromptEmbeds) -> str:
-    """Of the numbers and all that describes them: finds damage, not malice."""
+    """A checksum of the numbers and their description. It detects damage, not malice."""
     arrays: list[Any] = [result.hidden_states, result.attention_mask]
     described = [_facts(key, result), [(str(array.dtype), array.shape) for array in arrays]]
     checksum = zlib.crc32(json.dumps(described).encode())

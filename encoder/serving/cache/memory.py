@@ -1,14 +1,14 @@
-"""The first tier: results in memory, least recently used out first, bounded in bytes.
+"""The first tier: results in memory, an LRU cache bounded in bytes.
 
 It belongs to one loaded checkpoint and one compute dtype, and a job holds everything else that changes the result,
-so an entry can never be stale.
+so no entry can be stale.
 """
 
 from collections import OrderedDict
 
 from encoder.types import Job, PromptEmbeds
 
-# What an entry takes beside its numbers, in bytes: as tracemalloc has it, 800 and 40 for each token of the key.
+# Bytes of an entry beside its numbers: tracemalloc measures 800, and 40 for each token of the key.
 ENTRY_BYTES = 800
 TOKEN_BYTES = 40
 
@@ -33,7 +33,7 @@ class MemoryCache:
         return result
 
     def put(self, job: Job, result: PromptEmbeds) -> None:
-        """Keep a result, in place of one that is there; a result larger than the whole cache is not kept."""
+        """Keep a result, in place of an older one. A result larger than the whole cache is not kept."""
         size = entry_bytes(job, result)
         if size > self.max_bytes:
             return
@@ -47,6 +47,6 @@ class MemoryCache:
 
 
 def entry_bytes(job: Job, result: PromptEmbeds) -> int:
-    """Memory that an entry takes, its key included."""
+    """Bytes of an entry, key included."""
     numbers = result.hidden_states.nbytes + result.attention_mask.nbytes
     return numbers + ENTRY_BYTES + TOKEN_BYTES * len(job.input_ids)

@@ -1,4 +1,4 @@
-"""The two tiers as one. Belongs to the event loop, like everything that asks it."""
+"""The two tiers as one cache. Belongs to the event loop."""
 
 import asyncio
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ class ResultCache:
     """Results of one loaded model.
 
     Args:
-        memory_bytes: bound of the memory; 0 keeps nothing there.
+        memory_bytes: bound of the memory tier; 0 keeps nothing there.
         folder: for results that outlive the process; None has no such tier.
         disk_bytes: bound of the folder.
     """
@@ -27,37 +27,37 @@ class ResultCache:
         self._disk: DiskCache | None = None  # once the model is known
 
     async def open(self, encoder: TextEncoder) -> None:
-        """Open the folder, where there is one, for the results of this model."""
+        """Open the folder for the results of this model. Errors: OSError as in `model_identity`."""
         if self._folder is not None:
             self._disk = DiskCache(self._folder, await asyncio.to_thread(model_identity, encoder))
             self._disk.open()
 
     async def close(self) -> None:
-        """Write what waits to be written."""
+        """Write the results that wait to be written."""
         if self._disk is not None:
             await self._disk.close()
 
     @property
     def has_disk(self) -> bool:
-        """Whether `find` can find anything."""
+        """Whether there is a folder to search."""
         return self._disk is not None
 
     def get(self, jobs: Iterable[Job]) -> dict[Job, PromptEmbeds]:
-        """The results that memory has."""
+        """The results in memory."""
         found = {job: result for job in jobs if (result := self._memory.get(job)) is not None}
         if self._disk is not None and found:
             self._disk.touch(list(found))
         return found
 
     async def find(self, jobs: Sequence[Job]) -> dict[Job, PromptEmbeds]:
-        """The results that the disk has, from now on in memory as well. Raises nothing."""
+        """The results on disk, which are in memory as well from now on."""
         found = await self._disk.find(jobs) if self._disk is not None else {}
         for job, result in found.items():
             self._memory.put(job, result)
         return found
 
     def put(self, job: Job, result: PromptEmbeds) -> None:
-        """Keep a result, in place of one that is there."""
+        """Keep a result, in place of an older one."""
         self._memory.put(job, result)
         if self._disk is not None:
             self._disk.write(job, result)

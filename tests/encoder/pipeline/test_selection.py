@@ -15,7 +15,7 @@ from encoder.errors import EncoderError, InvalidField, ModelFailure
 from encoder.options import ModelOptions
 from encoder.pipeline.finite import is_finite
 from encoder.pipeline.selection import export, select
-from encoder.qwen3.cuda.to_host import Leaving
+from encoder.qwen3.cuda.to_host import HostCopy
 from encoder.types import LARGE_BYTES, Combine, Job, Rows, Tap
 from tests.checkpoints import write_checkpoint
 
@@ -44,9 +44,9 @@ def numbered(length: int, batch: int = 1) -> dict[Tap, mx.array]:
 
 
 def selected(
-    hidden_states: Mapping[Tap, Rows], jobs: Sequence[Job], at_once: bool | None = None
+    hidden_states: Mapping[Tap, Rows], jobs: Sequence[Job], grouped: bool | None = None
 ) -> list[PromptEmbeds | EncoderError]:
-    return export(select(hidden_states, jobs, at_once))
+    return export(select(hidden_states, jobs, grouped))
 
 
 def one(job: Job, length: int = 4) -> PromptEmbeds:
@@ -98,13 +98,13 @@ def numbers(job: Job) -> dict[Tap, list[mx.array]]:
 LARGE = LARGE_BYTES // 1024  # rows of 256 numbers in float32
 
 
-@pytest.mark.parametrize("at_once", [True, False])
-def test_results_leave_mlx_unchanged_and_can_be_had_in_memory_of_their_own(at_once: bool) -> None:
+@pytest.mark.parametrize("grouped", [True, False])
+def test_results_leave_mlx_unchanged_and_can_be_had_in_memory_of_their_own(grouped: bool) -> None:
     """The cache counts bytes by result: who keeps one must not keep the memory of others."""
     jobs = [make_job(rows, dtype=dtype) for rows, dtype in ((2, "float32"), (0, "float32"), (5, "float16"))]
     states = {FIRST: [numbers(job)[FIRST][0] for job in jobs]}
 
-    for embeds, rows, job in zip(selected(states, jobs, at_once), states[FIRST], jobs, strict=True):
+    for embeds, rows, job in zip(selected(states, jobs, grouped), states[FIRST], jobs, strict=True):
         assert isinstance(embeds, PromptEmbeds)
         own = embeds.detach()
         expected = np.array(rows.astype(getattr(mx, job.dtype)))
@@ -117,18 +117,18 @@ def test_results_leave_mlx_unchanged_and_can_be_had_in_memory_of_their_own(at_on
         assert not own.shares
 
 
-@pytest.mark.parametrize("at_once", [True, False])
-def test_what_is_taken_is_computed_with_the_batch(at_once: bool) -> None:
+@pytest.mark.parametrize("grouped", [True, False])
+def test_what_is_taken_is_computed_with_the_batch(grouped: bool) -> None:
     """An operation asked for when results are taken would stand behind the batch that has been begun meanwhile."""
     jobs = [make_job(2), make_job(3, dtype="bfloat16")]
-    selection = select({FIRST: [numbers(job)[FIRST][0] for job in jobs]}, jobs, at_once)
+    selection = select({FIRST: [numbers(job)[FIRST][0] for job in jobs]}, jobs, grouped)
 
-    assert [leaving.done.dtype for leaving in selection.leaving] == [mx.uint8, mx.uint8]
+    assert [copy.done.dtype for copy in selection.copies] == [mx.uint8, mx.uint8]
 
 
 def test_small_results_of_a_batch_leave_mlx_together_and_large_ones_alone() -> None:
     jobs = [make_job(2), make_job(3), make_job(LARGE)]
-    small, other, large = selected({FIRST: [numbers(job)[FIRST][0] for job in jobs]}, jobs, at_once=True)
+    small, other, large = selected({FIRST: [numbers(job)[FIRST][0] for job in jobs]}, jobs, grouped=True)
 
     assert isinstance(small, PromptEmbeds) and isinstance(other, PromptEmbeds) and isinstance(large, PromptEmbeds)
     assert (small.shares, other.shares, large.shares) == (True, True, False)
@@ -140,15 +140,15 @@ def test_what_a_gpu_has_written_to_the_host_stays_there(monkeypatch: pytest.Monk
     """Also a large one: it is sent from there, and copied if somebody keeps it."""
     hosts: list[np.ndarray[Any, Any]] = []
 
-    def leave(x: mx.array) -> Leaving:
+    def copy_to_host(x: mx.array) -> HostCopy:
         hosts.append(np.array(x))
-        return Leaving(x, hosts[-1])
+        return HostCopy(x, hosts[-1])
 
-    monkeypatch.setattr("encoder.pipeline.selection.leave", leave)
+    monkeypatch.setattr("encoder.pipeline.selection.copy_to_host", copy_to_host)
     jobs = [make_job(2), make_job(3, dtype="float16"), make_job(LARGE)]
     states = [numbers(job)[FIRST][0] for job in jobs]
 
-    for embeds, rows, job in zip(selected({FIRST: states}, jobs, at_once=True), states, jobs, strict=True):
+    for embeds, rows, job in zip(selected({FIRST: states}, jobs, grouped=True), states, jobs, strict=True):
         assert isinstance(embeds, PromptEmbeds)
         assert any(np.shares_memory(embeds.hidden_states, host) for host in hosts)
         assert embeds.shares
@@ -156,9 +156,9 @@ def test_what_a_gpu_has_written_to_the_host_stays_there(monkeypatch: pytest.Monk
     assert len(hosts) == 2  # one for each dtype
 
 
-@pytest.mark.parametrize("at_once", [True, False])
-def test_a_result_that_shares_memory_with_no_other_is_not_copied_again(at_once: bool) -> None:
-    [alone] = selected(numbers(make_job(2)), [make_job(2)], at_once)
+@pytest.mark.parametrize("grouped", [True, False])
+def test_a_result_that_shares_memory_with_no_other_is_not_copied_again(grouped: bool) -> None:
+    [alone] = selected(numbers(make_job(2)), [make_job(2)], grouped)
 
     assert isinstance(alone, PromptEmbeds)
     assert alone.detach() is alone
@@ -288,12 +288,12 @@ def test_numbers_that_are_not_finite_fail_their_own_job_alone(
     assert isinstance(ill, error)
 
 
-@pytest.mark.parametrize("at_once", [True, False])
-def test_only_a_result_that_is_not_finite_does_not_leave_mlx(at_once: bool) -> None:
+@pytest.mark.parametrize("grouped", [True, False])
+def test_only_a_result_that_is_not_finite_does_not_leave_mlx(grouped: bool) -> None:
     """Whether they are checked together or one by one."""
     rows = [[1.0, 2.0], [1.0, float("nan")], [3.0], [float("inf")], [4.0]]
     jobs = [make_job(1, dtype=dtype) for dtype in ("float32", "float32", "float16", "float32", "float16")]
-    outcomes = selected({FIRST: [mx.array([row]) for row in rows]}, jobs, at_once)
+    outcomes = selected({FIRST: [mx.array([row]) for row in rows]}, jobs, grouped)
 
     found = [outcome.hidden_states.tolist() if isinstance(outcome, PromptEmbeds) else None for outcome in outcomes]
     assert found == [[[1.0, 2.0]], None, [[3.0]], None, [[4.0]]]

@@ -27,7 +27,7 @@ from encoder.pipeline.selection import select
 from encoder.presets.built_in import LAST_HIDDEN_STATE, get_preset
 from encoder.presets.preset import Preset
 from encoder.qwen3.cpu.forward import CpuForward
-from encoder.qwen3.cuda.to_host import Leaving
+from encoder.qwen3.cuda.to_host import HostCopy
 from encoder.qwen3.forward import Forward
 from encoder.serving.engine import Engine
 from encoder.text_encoder import BegunBatch, CollectedBatch, DispatchedBatch, TextEncoder
@@ -123,7 +123,7 @@ async def test_the_cache_does_not_keep_the_memory_of_a_whole_batch(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a GPU small results leave MLX together; what nobody keeps is sent from there."""
-    monkeypatch.setattr("encoder.text_encoder.select", partial(select, at_once=True))
+    monkeypatch.setattr("encoder.text_encoder.select", partial(select, grouped=True))
     passing = await engine.encode(["a", "b"], SHORT, cache_policy="bypass")
     kept = await engine.encode(["a", "b"], SHORT)
     found = await engine.encode(["b", "a"], SHORT)
@@ -141,7 +141,7 @@ async def test_a_large_result_that_is_kept_is_copied_by_the_models_thread(
     """Where a GPU has written it into memory that is used again. On the event loop others wait to be answered, and
     many small ones take the thread as many turns with it.
     """
-    monkeypatch.setattr("encoder.pipeline.selection.leave", lambda x: Leaving(x, np.array(x)))
+    monkeypatch.setattr("encoder.pipeline.selection.copy_to_host", lambda x: HostCopy(x, np.array(x)))
     monkeypatch.setattr("encoder.types.LARGE_BYTES", large_bytes)
     detach, copied_on = PromptEmbeds.detach, []
 

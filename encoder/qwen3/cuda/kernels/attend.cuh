@@ -1,18 +1,20 @@
-// Softmax attention of one head for up to 64 queries in each block, over the keys in groups of 64: FlashAttention-2
-// (https://arxiv.org/abs/2307.08691) with mma.sync. Four warps have 16 queries each.
+// Softmax attention: FlashAttention-2 (https://arxiv.org/abs/2307.08691) with mma.sync.
+// A thread block computes one head for up to 64 queries, over the keys in tiles of 64; each of its four warps has 16 queries.
 //
-// Of a 16 x 8 result of mma.sync a lane has columns 2 * (lane % 4) and the next, in rows lane / 4 and lane / 4 + 8.
+// Of a 16 x 8 result of mma.sync, a lane holds columns 2 * (lane % 4) and the next, in rows lane / 4 and lane / 4 + 8.
 
 #pragma once
 
 constexpr int TILE = 64, THREADS = 2 * TILE;
 constexpr int ROW = (H + 2 * K) * D;  // numbers in a row of qkv
-constexpr int PITCH = D * sizeof(T), CHUNKS = PITCH / 16;  // bytes of a key in shared memory; of 16 each
+constexpr int PITCH = D * sizeof(T);  // bytes of a key in shared memory
+constexpr int CHUNKS = PITCH / 16;  // of 16 bytes, in a key
 
-// A key's chunks are swapped about by the last bits of its number, so that those of eight keys lie in different banks.
+// Address of a chunk. The last bits of the key's number permute its chunks, so that those of eight keys lie in different
+// banks.
 __device__ unsigned place(unsigned tile, int key, int chunk) { return tile + key * PITCH + (chunk ^ (key % 8)) * 16; }
 
-// Begins to copy up to TILE keys; zeros stand for those that are missing.
+// Begins to copy up to TILE keys into shared memory, and zeros in place of missing ones.
 __device__ void copy_tile(unsigned tile, const T* from, int keys) {
   const int first = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
   const unsigned to = place(tile, first, chunk);
@@ -26,7 +28,7 @@ __device__ void copy_tile(unsigned tile, const T* from, int keys) {
 
 __device__ void end_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-// Waits for all groups of copies but the last one.
+// Waits for all groups of copies except the last one.
 __device__ void wait_for_older_group() {
   asm volatile("cp.async.wait_group 1;" ::: "memory");
   __syncthreads();
@@ -82,10 +84,10 @@ __device__ void attend(const T* qkv, const int* query_blocks, T* out) {
   const int lane_row = threadIdx.x / 32 * 16 + lane / 4, lane_column = lane % 4 * 2;
   const T* key_source = qkv + size_t(first_key) * ROW + (H + kv_head) * D;
   const T* value_source = key_source + K * D;
-  const unsigned key_lane = place(key_at, lane / 16 * 8 + lane % 8, lane / 8 % 2);  // chunk c is at ^ (16 * c)
+  const unsigned key_lane = place(key_at, lane / 16 * 8 + lane % 8, lane / 8 % 2);  // of chunk c: ^ (16 * c)
   const unsigned value_lane = place(value_at, lane % 16, lane / 16);
-  constexpr float HIDE = -cuda::std::numeric_limits<float>::infinity();
-  const float scale = 1.44269504f * rsqrtf(D);  // of scores, for exponentials to the base 2
+  constexpr float MASKED = -cuda::std::numeric_limits<float>::infinity();
+  const float scale = 1.44269504f * rsqrtf(D);  // of the scores, times log2(e): exponentials are to the base 2
 
   if (keys > 0) {
     copy_tile(key_at, key_source, keys);
@@ -95,7 +97,7 @@ __device__ void attend(const T* qkv, const int* query_blocks, T* out) {
   }
   unsigned query[D / 16][4];
   float sums[D / 8][4] = {};
-  float top[2] = {HIDE, HIDE}, total[2] = {0, 0};
+  float top[2] = {MASKED, MASKED}, total[2] = {0, 0};
   for (int r = 0; r < 2; ++r) {
     const int row = lane_row + 8 * r;
     const T* source = qkv + size_t(first_row + min(row, rows - 1)) * ROW + head * D + lane_column;
@@ -126,7 +128,7 @@ __device__ void attend(const T* qkv, const int* query_blocks, T* out) {
       #pragma unroll
       for (int i = 0; i < TILE / 2; ++i) {
         const int seen = min(all_keys, position + lane_row + i / 2 % 2 * 8 + 1);
-        if (key + i / 4 * 8 + lane_column + i % 2 >= seen) scores[i / 4][i % 4] = HIDE;
+        if (key + i / 4 * 8 + lane_column + i % 2 >= seen) scores[i / 4][i % 4] = MASKED;
       }
     }
     #pragma unroll

@@ -1,8 +1,8 @@
-// Bytes into memory of the host.
+// Copies bytes into page-locked memory of the host.
 
 #pragma once
 
-// Args: x (bytes); address (1,) of page-locked memory for as many, at a multiple of 16; out (1,), which says that it ran.
+// Args: x (bytes); address (1,) of page-locked memory for them, a multiple of 16; out (1,), a flag that MLX can wait for.
 __device__ void copy_out(const uint8_t* x, size_t bytes, const uint64_t* address, uint8_t* out) {
   uint8_t* to = reinterpret_cast<uint8_t*>(address[0]);
   const size_t first = size_t(blockIdx.x) * blockDim.x + threadIdx.x, step = size_t(gridDim.x) * blockDim.x;

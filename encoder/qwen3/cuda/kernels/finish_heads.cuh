@@ -5,10 +5,10 @@
 #include "row.cuh"
 
 // Args: x (T, HIDDEN) before its norm; qkv (T, (H+2K)*D), projected from it; cos_sin (T, D), cosines, then sines;
-//   out as qkv: queries and keys normed and rotated, values normed as x.
+//   out as qkv: queries and keys with their norms and RoPE, values with the norm of x.
 __device__ void finish_heads(
     const T* x, const T* qkv, const T* q_norm, const T* k_norm, const float* cos_sin, T* out) {
-  constexpr int N = D / 64;  // a lane has N numbers of either half of a head
+  constexpr int N = D / 64;  // numbers of each half of a head that a lane holds
   using Numbers = mlx::core::cu::AlignedVector<T, N>;
   const int row = blockIdx.x, lane = threadIdx.x % 32;
   const float* row_cos_sin = cos_sin + size_t(row) * D + lane * N;

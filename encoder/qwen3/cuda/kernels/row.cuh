@@ -1,4 +1,4 @@
-// Sums over a row.
+// Reductions over a row.
 
 #pragma once
 

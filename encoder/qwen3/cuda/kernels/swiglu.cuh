@@ -1,4 +1,4 @@
-// silu(gate) * up of one row, or of a part of it where the grid has several blocks for each.
+// silu(gate) * up of one row, or of a part of it where the grid has several blocks for each row.
 
 #pragma once
 #include "row.cuh"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from encoder.qwen3.cuda.blocks import LEAST_BYTES, Blocks
+from encoder.qwen3.cuda.blocks import MIN_BLOCK_BYTES, Blocks
 
 
 class Heap:
@@ -34,7 +34,7 @@ def heap() -> Heap:
 
 
 def blocks_of(heap: Heap, most: int = 8) -> Blocks:
-    return Blocks(heap.allocate, heap.free, most * LEAST_BYTES)
+    return Blocks(heap.allocate, heap.free, most * MIN_BLOCK_BYTES)
 
 
 def taken(blocks: Blocks, nbytes: int) -> NDArray[np.uint8]:
@@ -50,7 +50,7 @@ def address(array: NDArray[np.uint8]) -> int:
 
 def test_two_that_are_looked_at_do_not_lie_in_each_other(heap: Heap) -> None:
     blocks = blocks_of(heap)
-    first, second = taken(blocks, 3), taken(blocks, LEAST_BYTES)
+    first, second = taken(blocks, 3), taken(blocks, MIN_BLOCK_BYTES)
     first[:], second[:] = 1, 2
 
     assert set(first) == {1}
@@ -67,8 +67,8 @@ def test_a_block_is_used_again_when_its_last_view_is_gone(heap: Heap) -> None:
     other = taken(blocks, 100)
     assert address(other) != place
     del view
-    assert address(taken(blocks, LEAST_BYTES)) == place
-    assert heap.allocated == [LEAST_BYTES] * 2
+    assert address(taken(blocks, MIN_BLOCK_BYTES)) == place
+    assert heap.allocated == [MIN_BLOCK_BYTES] * 2
 
 
 def test_a_block_that_came_back_is_given_to_one_alone(heap: Heap) -> None:
@@ -93,44 +93,44 @@ def test_a_block_may_come_back_from_another_thread(heap: Heap) -> None:
 
 def test_the_smallest_block_that_fits_is_taken(heap: Heap) -> None:
     blocks = blocks_of(heap)
-    large, small = taken(blocks, 4 * LEAST_BYTES), taken(blocks, 1)
+    large, small = taken(blocks, 4 * MIN_BLOCK_BYTES), taken(blocks, 1)
     places = {"large": address(large), "small": address(small)}
     del large, small
 
     assert address(taken(blocks, 100)) == places["small"]
-    assert address(taken(blocks, LEAST_BYTES + 1)) == places["large"]
+    assert address(taken(blocks, MIN_BLOCK_BYTES + 1)) == places["large"]
 
 
 def test_one_block_serves_results_of_many_sizes(heap: Heap) -> None:
     blocks = blocks_of(heap)
-    for nbytes in (5 * LEAST_BYTES, 7 * LEAST_BYTES, 8 * LEAST_BYTES, 4 * LEAST_BYTES + 1):
+    for nbytes in (5 * MIN_BLOCK_BYTES, 7 * MIN_BLOCK_BYTES, 8 * MIN_BLOCK_BYTES, 4 * MIN_BLOCK_BYTES + 1):
         taken(blocks, nbytes)
 
-    assert heap.allocated == [8 * LEAST_BYTES]
+    assert heap.allocated == [8 * MIN_BLOCK_BYTES]
 
 
 def test_there_is_no_more_than_what_may_be_and_what_is_looked_at_stays(heap: Heap) -> None:
     """Slow clients: their replies lie there until they have been read."""
     blocks = blocks_of(heap, most=4)
-    slow = [taken(blocks, LEAST_BYTES) for _ in range(3)]
+    slow = [taken(blocks, MIN_BLOCK_BYTES) for _ in range(3)]
 
-    assert blocks.take(2 * LEAST_BYTES) is None
+    assert blocks.take(2 * MIN_BLOCK_BYTES) is None
     assert heap.freed == []
     del slow[0]
-    assert blocks.take(2 * LEAST_BYTES) is not None
-    assert blocks.nbytes == sum(map(len, heap.held.values())) <= 4 * LEAST_BYTES
+    assert blocks.take(2 * MIN_BLOCK_BYTES) is not None
+    assert blocks.nbytes == sum(map(len, heap.held.values())) <= 4 * MIN_BLOCK_BYTES
 
 
 def test_what_is_larger_than_all_that_may_be_gets_nothing_and_takes_nothing(heap: Heap) -> None:
     blocks = blocks_of(heap, most=4)
-    taken(blocks, LEAST_BYTES)
+    taken(blocks, MIN_BLOCK_BYTES)
 
-    assert blocks.take(4 * LEAST_BYTES + 1) is None
+    assert blocks.take(4 * MIN_BLOCK_BYTES + 1) is None
     assert heap.freed == []
 
 
 def test_where_no_memory_is_given_nothing_is_counted() -> None:
-    blocks = Blocks(lambda nbytes: None, lambda address: None, 4 * LEAST_BYTES)
+    blocks = Blocks(lambda nbytes: None, lambda address: None, 4 * MIN_BLOCK_BYTES)
 
     assert blocks.take(1) is None
     assert blocks.nbytes == 0
