@@ -265,12 +265,12 @@ typedef struct {
 } Memory;
 
 static void *allocate(Memory *memory, size_t bytes) {
-    void *buffer = aligned_alloc(64, (bytes + 64) / 64 * 64);
-    if (buffer == NULL)
+    void *buffer = NULL;
+    if (posix_memalign(&buffer, 64, bytes ? bytes : 1)) {
         memory->failed = 1;
-    else
-        memory->buffers[memory->count++] = buffer;
-    return buffer;
+        return NULL;
+    }
+    return memory->buffers[memory->count++] = buffer;
 }
 
 static void free_all(Memory *memory) {
