@@ -32,13 +32,6 @@ COPY app app
 COPY encoder encoder
 RUN QWEN3_ENCODER_REQUIRE_KERNELS=1 /opt/venv/bin/pip install --no-deps --force-reinstall .
 
-# Make the renamed OpenBLAS now rather than at the first start. OpenBLAS selects its kernels when it is loaded.
-RUN mkdir -p /var/cache/qwen3-encoder \
-    && if [ "${BACKEND}" = cpu ]; then \
-        XDG_CACHE_HOME=/var/cache /opt/venv/bin/python -c \
-            "from encoder.qwen3.cpu.blas import activate; blas = activate(); print(blas); exit(blas.remedy)"; \
-    fi
-
 
 # The load test of docker-compose.yml, built only for that profile. It decodes every response with app's client.
 FROM build AS load
@@ -51,13 +44,11 @@ FROM python:${PYTHON}-slim AS service
 RUN useradd --uid 1000 --create-home encoder \
     && install --directory --owner encoder --group encoder /models
 COPY --from=build /opt/venv /opt/venv
-COPY --from=build --chown=encoder:encoder /var/cache/qwen3-encoder /var/cache/qwen3-encoder
 
 # A container is reached from outside only at 0.0.0.0. `docker run --publish` decides who can reach the port.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     HF_HOME=/models \
-    XDG_CACHE_HOME=/var/cache \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     QWEN3_ENCODER_HOST=0.0.0.0 \
