@@ -65,7 +65,8 @@ test-parity: $(VENV_PARITY) ## compare with PyTorch, transformers and diffusers,
 
 # Old versions warn of what newer Pythons have deprecated, so warnings are not errors here.
 test-lowest: $(VENV_LOWEST) ## run the tests with the lowest versions that pyproject.toml allows, in .venv-lowest
-	.venv-lowest/bin/python -m pytest -W default --ignore=tests/parity --ignore=tests/examples
+	.venv-lowest/bin/python -m pytest -W default --ignore=tests/parity --ignore=tests/examples \
+		--numprocesses auto --maxprocesses 4 --dist loadfile
 
 bench: $(VENV_PARITY) ## measure this CPU, in turns with PyTorch, diffusers and mflux, in ten minutes
 	.venv-parity/bin/pip install --quiet --no-deps $(MFLUX)
