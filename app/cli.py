@@ -1,4 +1,4 @@
-"""The command line. Every setting is a flag; flags are made from the settings' fields."""
+"""The command line. Every setting is a flag, made from its field in `Settings`."""
 
 import argparse
 import logging
@@ -27,11 +27,11 @@ MODEL_SETTINGS = (
     "log_level",
 )
 
-CHECKPOINT_HELP = "as the setting `model`: demo, a path, a Hugging Face id, an Ollama name"
+CHECKPOINT_HELP = "demo, a path, a Hugging Face id or an Ollama name, as in the setting `model`"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; its exit code: 0, 1 when it failed, 2 when it was asked wrongly."""
+    """Run one command. Returns the exit code: 0, 1 if the command failed, 2 if its arguments are wrong."""
     given = vars(make_parser().parse_args(arguments))
     command: Callable[..., int] = given.pop("command")
     own = {name: given.pop(name) for name in list(given) if name not in Settings.model_fields}
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of all commands."""
+    """The parser for all commands."""
     parser = argparse.ArgumentParser(prog="qwen3-encoder", description="Hidden states of a Qwen3 text encoder.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -60,7 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
     command = _add(commands, "encode", offline.encode, "encode prompts to a file, without a server")
     command.add_argument("prompts", nargs="+", metavar="PROMPT")
     command.add_argument("-o", "--output", type=Path, required=True, help="file to write: *.safetensors or *.npy")
-    command.add_argument("--preset", help="name of a preset; see the command presets")
+    command.add_argument("--preset", help="name of a preset; `presets` lists them")
     command.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help=offline.DTYPE_HELP)
     add_settings(command, MODEL_SETTINGS)
 
@@ -90,7 +90,7 @@ def _add(commands: Any, name: str, run: Callable[..., int], text: str) -> argpar
 
 
 def add_settings(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
-    """Add the flag of each setting. What is not given is left to the environment, so flags have no defaults here."""
+    """Add the flag of each setting. Flags have no defaults here: the environment decides about those not given."""
     for name in names:
         field = Settings.model_fields[name]
         text = f"{field.description} Default: {field.default!r}.".replace("%", "%%")
@@ -102,7 +102,7 @@ def add_settings(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
 
 
 def set_up_logging(level: str) -> None:
-    """Log to stderr, one line for each event."""
+    """Log to stderr, one line per event."""
     logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for chatty in ("uvicorn", "httpx", "httpcore"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLogger().level))

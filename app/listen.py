@@ -9,14 +9,14 @@ from pathlib import Path
 
 from app.settings import Settings, SettingsError, variable
 
-ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # bound to every address; reached here by loopback
+ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # a socket bound to every address, and the loopback address for it
 
 
 @contextlib.contextmanager
 def listening_socket(settings: Settings) -> Iterator[socket.socket]:
-    """A bound socket for the settings' address; closed, and a unix socket's file removed, at the end.
+    """A socket bound to the address of the settings. At the end it is closed, and a Unix socket's file removed.
 
-    Errors: SettingsError saying what holds the address.
+    Errors: SettingsError, saying what is wrong with the address.
     """
     sock = _bind(settings.host, settings.port) if settings.uds is None else _bind_unix(settings.uds)
     try:
@@ -31,12 +31,14 @@ def _bind(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         sock = socket.socket(family, kind, protocol)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a restart need not wait for old connections
+        sock.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # so that a restart need not wait for old connections to time out
         sock.bind(address)
     except OSError as error:
         reason = error.strerror or str(error)
         raise SettingsError(
-            f"cannot listen on {host} port {port}: {reason}. Choose others by --host and --port."
+            f"cannot listen on {host} port {port}: {reason}. Choose others with --host and --port."
         ) from error
     return sock
 
@@ -49,12 +51,14 @@ def _bind_unix(path: Path) -> socket.socket:
         sock.bind(os.fspath(path))
     except OSError as error:
         sock.close()
-        raise SettingsError(f"cannot listen on {path}: {error.strerror or error}. Choose another by --uds.") from error
+        raise SettingsError(
+            f"cannot listen on {path}: {error.strerror or error}. Choose another with --uds."
+        ) from error
     return sock
 
 
 def _is_stale(path: Path) -> bool:
-    """Whether `path` is a socket that a server has left behind and nobody listens on."""
+    """Whether `path` is a socket that an earlier server left behind and no process listens on."""
     if not path.exists() or not stat.S_ISSOCK(path.stat().st_mode):
         return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -62,7 +66,7 @@ def _is_stale(path: Path) -> bool:
 
 
 def curl_line(settings: Settings, sock: socket.socket) -> str:
-    """A command that works when pasted into a shell on this machine."""
+    """A curl command to paste into a shell on this machine."""
     key = f' -H "authorization: Bearer ${variable("api_key")}"' if settings.api_key else ""
     headers = f"{key} -H 'content-type: application/json' -H 'accept: application/json'"
     return f'curl {_target(settings, sock)}/encode{headers} -d \'{{"prompt": "a cat"}}\''

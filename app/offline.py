@@ -1,4 +1,4 @@
-"""The commands that need no server: encode to a file, list presets, look at a checkpoint."""
+"""The commands that need no server: encode to a file, list presets, inspect and convert a checkpoint."""
 
 import math
 from dataclasses import asdict, replace
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from app import wire
-from app.reply.collate import collate, is_ragged
+from app.reply.reply import collate, is_ragged
 from app.settings import Settings, SettingsError
 from encoder import (
     Checkpoint,
@@ -22,14 +22,14 @@ from encoder import (
     open_checkpoint,
 )
 
-DTYPE_HELP = "of the numbers; bfloat16, for *.npy float32: NumPy has no bfloat16"
+DTYPE_HELP = "dtype of the numbers; bfloat16 by default, for *.npy float32, because NumPy has no bfloat16"
 
 
 def encode(settings: Settings, prompts: list[str], preset: str | None, dtype: DType | None, output: Path) -> int:
     """Write hidden states and mask to a safetensors file, or the hidden states alone to a NumPy file."""
     numpy_file = _is_numpy_file(output)
     if numpy_file and dtype == "bfloat16":
-        raise SettingsError("--dtype bfloat16: NumPy has none. Use float32, or write *.safetensors.")
+        raise SettingsError("--dtype bfloat16: NumPy does not have it. Use float32, or write *.safetensors.")
     chosen = settings.catalog.get(preset)
     encoder = TextEncoder.open(replace(settings.model_options(), presets=(chosen,)))
     embeds = encoder.encode(prompts, chosen, dtype or ("float32" if numpy_file else "bfloat16"))
@@ -82,7 +82,7 @@ def _preset_row(preset: Preset) -> tuple[str, str, str, str, str, str]:
 
 
 def inspect(settings: Settings) -> int:
-    """Print what a checkpoint is, the memory it takes, and which presets fit it."""
+    """Print the facts about a checkpoint, the memory it needs, and which presets fit it."""
     checkpoint = open_checkpoint(settings.model_options())
     depth = choose_depth(checkpoint.config, settings.num_layers, settings.restricted_to)
     tensors = checkpoint.tensors_of(depth.layers)

@@ -1,6 +1,6 @@
-"""Where the time of a request went: one log line each, a Server-Timing header, and percentiles at the end.
+"""Profiles requests under `--profile`: a log line and a Server-Timing header for each, percentiles at shutdown.
 
-Only under `--profile`. Stages are measured where they run; without a profile `stage` does nothing.
+Code marks a stage with `with stage("parse"):`. Without `--profile` that does nothing.
 """
 
 import logging
@@ -18,12 +18,12 @@ from encoder import EncodeResult
 
 logger = logging.getLogger(__name__)
 
-KEPT = 10_000  # requests that the summary is made of, the latest
+KEPT = 10_000  # latest requests that the summary is computed from
 PERCENTILES = (50, 90, 99)
 
 
 class Profile:
-    """One request: milliseconds by stage in the order of their end, and what there is to say about its forward pass."""
+    """One request: milliseconds of each stage, in the order in which they ended, and notes on its forward pass."""
 
     def __init__(self) -> None:
         self.stages: dict[str, float] = {}
@@ -31,7 +31,7 @@ class Profile:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Measures its block, and adds that to what the stage has taken before."""
+        """Measure the block, and add its time to the stage."""
         started = time.perf_counter()
         try:
             yield
@@ -46,13 +46,13 @@ _UNMEASURED = nullcontext()
 
 
 def stage(name: str) -> AbstractContextManager[None]:
-    """Measures its block as a stage of the current request."""
+    """Measure the block as a stage of the current request."""
     profile = _current.get()
     return _UNMEASURED if profile is None else profile.stage(name)
 
 
 def record(result: EncodeResult) -> None:
-    """Add to the current request what the engine has measured."""
+    """Add the times that the engine measured to the current request."""
     profile = _current.get()
     if profile is None:
         return
@@ -68,9 +68,9 @@ def record(result: EncodeResult) -> None:
 
 
 class Profiler:
-    """Profiles every request; the outermost middleware, so that the total holds all of them.
+    """Profiles every request. It is the outermost middleware, so that the total includes the others.
 
-    What no stage measures is `other`: middleware, routing, validation, and the way between threads.
+    Time outside all stages is `other`: middleware, routing, validation, and switching between threads.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -97,7 +97,7 @@ class Profiler:
         started = time.perf_counter()
         await self.app(scope, receive, send_profiled)
         total_ms = (time.perf_counter() - started) * 1e3
-        if len(profile.stages) > 1:  # more than sent: a route that has stages
+        if len(profile.stages) > 1:  # every response has `send`; routes with stages of their own have more
             profile.stages["other"] = total_ms - sum(profile.stages.values())
             self.kept.append(profile.stages | {"total": total_ms})
             notes = [f"{total_ms:.2f} ms", f"{sent_bytes:,} bytes", *profile.notes, f"request={scope['request_id']}"]
@@ -109,7 +109,7 @@ class Profiler:
 
 
 def server_timing(stages: Mapping[str, float]) -> str:
-    """The header that browsers draw. Source: https://www.w3.org/TR/server-timing/."""
+    """The header that browsers show as a chart. Source: https://www.w3.org/TR/server-timing/."""
     return ", ".join(f"{name};dur={ms:.2f}" for name, ms in stages.items())
 
 
@@ -119,7 +119,7 @@ def in_words(stages: Mapping[str, float]) -> str:
 
 
 def table(requests: deque[Mapping[str, float]]) -> str:
-    """A row for each stage; a request that did not have it counts as 0."""
+    """A row for each stage; a request without that stage counts as 0."""
     names = [*dict.fromkeys(name for stages in requests for name in stages if name != "total"), "total"]
     lines = ["stage     " + "".join(f"{f'p{p}':>10}" for p in PERCENTILES)]
     for name in names:

@@ -1,6 +1,6 @@
-"""Everything that can be configured, once: by environment variable, or by the command line flag of the same name.
+"""All settings, in one place. Each is an environment variable and a command line flag of the same name.
 
-The rest of the package receives these values as arguments.
+The rest of the package receives their values as arguments.
 """
 
 import ipaddress
@@ -34,7 +34,7 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 def _split(value: object) -> object:
-    """A list arrives from outside as one string, separated by commas."""
+    """A list is given as one string, separated by commas."""
     return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
 
 
@@ -50,34 +50,42 @@ class Settings(BaseSettings):
     )
     revision: str | None = Field(default=None, description="Commit, branch or tag of a Hugging Face id.")
     tokenizer: str | None = Field(
-        default=None, description="`tokenizer.json`, folder or Hugging Face id; unset is the checkpoint's own."
+        default=None,
+        description="`tokenizer.json`, a folder or a Hugging Face id; unset uses the checkpoint's own tokenizer.",
     )
     quantize: Quantize = Field(
         default="auto",
-        description="Bits or format of the weights in memory. `keep` leaves stored quantizations, `none` makes floats; "
-        "`auto` keeps on a GPU and makes floats on a CPU.",
+        description="Bits or format of the weights in memory. `keep` leaves them as stored, `none` dequantizes; "
+        "`auto` is `keep` on a GPU and `none` on a CPU.",
     )
     num_layers: int | None = Field(
-        default=None, gt=0, description="Decoder layers to load; unset loads those that `only_presets` need, else all."
+        default=None,
+        gt=0,
+        description="Number of decoder layers to load; unset loads those that `only_presets` need, or all.",
     )
     compute_dtype: ComputeDType = Field(
-        default="auto", description="Dtype of the computation; `auto` is the checkpoint's on a GPU, float32 on a CPU."
+        default="auto",
+        description="Dtype of the computation; `auto` is the checkpoint's dtype on a GPU and float32 on a CPU.",
     )
-    force_float16: bool = Field(default=False, description="Allow compute dtype float16, in which Qwen3 can overflow.")
-    cache_dir: Path | None = Field(default=None, description="Folder for downloads; unset is Hugging Face's default.")
-    presets: Path | None = Field(default=None, description="TOML file with presets of your own, beside those built in.")
+    force_float16: bool = Field(
+        default=False, description="Allow the compute dtype float16, in which Qwen3 can overflow."
+    )
+    cache_dir: Path | None = Field(default=None, description="Folder for downloads; unset uses Hugging Face's default.")
+    presets: Path | None = Field(
+        default=None, description="TOML file with your own presets, in addition to the built-in ones."
+    )
     only_presets: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
         default=(),
-        description="Presets to serve, separated by commas; unset serves all. Layers that none of them needs are not "
-        "loaded: FLUX.2 klein takes 27 of 36.",
+        description="Presets to serve, separated by commas; unset serves all. Only the layers that they need are "
+        "loaded: 27 of 36 for FLUX.2 klein.",
     )
     default_preset: str | None = Field(
         default=None,
-        description="Preset of a request that names none; unset is the bare prompt, last hidden state, or the first of "
-        "`only_presets`.",
+        description="Preset for requests that name none; unset uses the first of `only_presets`, or else the last "
+        "hidden state of the bare prompt.",
     )
     predict_preset: str = Field(
-        default="flux2-klein", description="Preset of `POST /predict` where its address names none."
+        default="flux2-klein", description="Preset for `POST /predict` if its address names none."
     )
 
     host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on.")
@@ -86,41 +94,49 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = Field(
         default=None,
         min_length=1,
-        description="Bearer token asked of every route except `/livez` and `/readyz`; unset asks none.",
+        description="Bearer token that every route except `/livez` and `/readyz` requires; unset requires none.",
     )
     allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
         default=(),
-        description="Names allowed in the Host header beside loopback's, separated by commas; `*` allows any. "
-        "Unset on another address than loopback allows any.",
+        description="Names allowed in the Host header besides those of loopback, separated by commas; `*` allows any. "
+        "Unset allows any unless `host` is a loopback address.",
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged.")
-    profile: bool = Field(default=False, description="Log where each request's time went, and a summary at the end.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Lowest level that is logged."
+    )
+    profile: bool = Field(
+        default=False, description="Log how long each stage of a request took, and a summary at shutdown."
+    )
 
-    max_body_bytes: Positive = Field(default=2_000_000, description="Largest request body, in bytes.")
-    max_prompts: Positive = Field(default=64, description="Prompts in one request.")
-    max_prompt_chars: Positive = Field(default=32_000, description="Length of one prompt, in characters.")
-    max_sequence_length: Positive = Field(default=8192, description="Largest window a request may ask for, in tokens.")
-    max_output_bytes: Positive = Field(default=256 * MIB, description="Largest result of one request, in bytes.")
-    max_json_floats: Positive = Field(default=1_000_000, description="Numbers in one reply of `?encoding=float`.")
+    max_body_bytes: Positive = Field(default=2_000_000, description="Maximum size of a request body, in bytes.")
+    max_prompts: Positive = Field(default=64, description="Maximum number of prompts in one request.")
+    max_prompt_chars: Positive = Field(default=32_000, description="Maximum length of one prompt, in characters.")
+    max_sequence_length: Positive = Field(default=8192, description="Maximum window of a request, in tokens.")
+    max_output_bytes: Positive = Field(default=256 * MIB, description="Maximum size of one request's result, in bytes.")
+    max_json_floats: Positive = Field(default=1_000_000, description="Maximum numbers in a reply to `?encoding=float`.")
     max_queue_tokens: Positive = Field(
-        default=65_536, description="Tokens that may wait for the model, padding included; more is answered 429."
+        default=65_536,
+        description="Maximum tokens waiting for the model, including padding; requests beyond that get 429.",
     )
-    max_batch_tokens: Positive = Field(default=4096, description="Tokens in one forward pass, padding included.")
-    cache_bytes: int = Field(default=512 * MIB, ge=0, description="Memory for cached results, in bytes; 0 keeps none.")
+    max_batch_tokens: Positive = Field(default=4096, description="Maximum tokens in a forward pass, including padding.")
+    cache_bytes: int = Field(default=512 * MIB, ge=0, description="Memory for cached results, in bytes; 0 caches none.")
     disk_cache_dir: Path | None = Field(
-        default=None, description="Folder for cached results that outlive the process; unset keeps none."
+        default=None, description="Folder for cached results that outlive the process; unset stores none."
     )
-    disk_cache_bytes: Positive = Field(default=10 * GIB, description="Size of that folder, in bytes.")
+    disk_cache_bytes: Positive = Field(default=10 * GIB, description="Maximum size of that folder, in bytes.")
 
-    request_timeout_s: Seconds = Field(default=300, description="Longest wait for a result, in seconds; then 504.")
+    request_timeout_s: Seconds = Field(
+        default=300, description="Maximum wait for a result, in seconds; then the request gets 504."
+    )
     body_timeout_s: Seconds = Field(
-        default=30, description="Longest time that a request body may take to arrive, in seconds; then 408."
+        default=30,
+        description="Maximum time for a request body to arrive, in seconds; then the request gets 408.",
     )
     stall_s: Seconds = Field(
-        default=120, description="Longest forward pass before the service calls itself not ready, in seconds."
+        default=120, description="Maximum time of a forward pass, in seconds; beyond it `/readyz` reports not ready."
     )
     drain_timeout_s: Seconds = Field(
-        default=30, description="Longest wait for accepted requests at shutdown, in seconds."
+        default=30, description="Maximum wait for accepted requests at shutdown, in seconds."
     )
 
     @model_validator(mode="after")
@@ -137,7 +153,7 @@ class Settings(BaseSettings):
             field = "only_presets"
             catalog = self.catalog
             for field in ("default_preset", "predict_preset"):
-                if field in self.model_fields_set:  # klein as the default of /predict need not be served
+                if field in self.model_fields_set:  # the default of predict_preset need not be served
                     catalog.get(getattr(self, field))
         except EncoderError as error:
             raise ValueError(f"{field}: {error}") from error
@@ -145,18 +161,18 @@ class Settings(BaseSettings):
 
     @cached_property
     def _all_presets(self) -> Catalog:
-        """Those built in, and those of the service's own file. Errors: PresetFileError."""
+        """The built-in presets and those of the preset file. Errors: PresetFileError."""
         return BUILT_IN if self.presets is None else read_presets(self.presets, BUILT_IN)
 
     @cached_property
     def catalog(self) -> Catalog:
-        """The presets of this service. Errors: PresetFileError, InvalidField."""
+        """The presets that are served. Errors: PresetFileError, InvalidField."""
         catalog = self._all_presets.only(self.only_presets) if self.only_presets else self._all_presets
         return catalog.with_default(self.default_preset or catalog.default)
 
     @property
     def restricted_to(self) -> tuple[Preset, ...]:
-        """All presets that can be asked for; empty where layers may be asked for that no preset names."""
+        """The presets that requests are restricted to; empty if requests may ask for any layer."""
         return self.catalog.presets if self.only_presets else ()
 
     def model_options(self) -> ModelOptions:
@@ -186,13 +202,13 @@ class Settings(BaseSettings):
 
 
 class SettingsError(Exception):
-    """A setting has a value that is not allowed; the message is one line."""
+    """A setting has a value that is not allowed. The message is one line."""
 
 
 def load_settings(flags: dict[str, Any]) -> Settings:
     """The settings of this process: flags, then environment, then defaults.
 
-    Errors: SettingsError naming the flag and the variable.
+    Errors: SettingsError, naming the flag and the variable.
     """
     try:
         return Settings(**flags)
@@ -220,13 +236,13 @@ def variable(name: str) -> str:
 
 
 def choices(field: FieldInfo) -> tuple[str, ...] | None:
-    """The closed choice of a setting, if it is one."""
+    """The values that a setting can be chosen from; None if it is not a choice."""
     values = get_args(field.annotation)
     return values if values and all(isinstance(value, str) for value in values) else None
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a service bound to `host`."""
+    """Whether a service bound to `host` can be reached from this machine only."""
     if host == "localhost":
         return True
     try:

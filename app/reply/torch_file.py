@@ -1,6 +1,7 @@
-"""Writes the file that `torch.save(tensor)` writes, without PyTorch: `torch.load(file, weights_only=True)` reads it.
+"""Writes what `torch.save(tensor)` writes, without PyTorch. `torch.load(file, weights_only=True)` reads it.
 
-It is a zip of stored records: a pickle that builds the tensor, and the tensor's bytes. Nothing here reads a pickle.
+The file is a zip of uncompressed records: a pickle that builds the tensor, and the tensor's bytes. Nothing here reads a
+pickle.
 Source: torch/serialization.py, `_save` and `_load`; torch/_weights_only_unpickler.py for what a pickle may hold.
 """
 
@@ -13,11 +14,11 @@ from app.wire import Tensor
 
 MEDIA_TYPE = "application/x-pytorch"
 STORAGES = {"bfloat16": "BFloat16Storage", "float16": "HalfStorage", "float32": "FloatStorage"}
-PROTOCOL = 2  # the one that torch.save writes and that all readers know
+PROTOCOL = 2  # what torch.save writes and every reader knows
 
 
 def pack(tensor: Tensor) -> bytes:
-    """The tensor as a file of PyTorch, on the CPU."""
+    """The tensor as a PyTorch file, to be loaded on the CPU."""
     records: dict[str, bytes | memoryview] = {
         "data.pkl": _pickle(tensor),
         "byteorder": b"little",
@@ -61,5 +62,5 @@ def _global(module: str, name: str) -> bytes:
 
 
 def _value(value: object) -> bytes:
-    """The opcodes that push a plain value: its pickle without the frame of PROTO, version and STOP."""
+    """The opcodes that push a plain value: its pickle without PROTO, version and STOP."""
     return pickle.dumps(value, PROTOCOL)[2:-1]

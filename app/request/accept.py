@@ -16,7 +16,7 @@ class MediaRange(NamedTuple):
     weight: float
 
     def specificity(self, media_type: str) -> int:
-        """How closely this range describes a media type; 0 when it does not."""
+        """How closely this range matches a media type; 0 where it does not match."""
         if self.name == media_type:
             return 3
         if self.name == media_type.partition("/")[0] + "/*":
@@ -25,15 +25,15 @@ class MediaRange(NamedTuple):
 
 
 def negotiate(request: Request, offered: tuple[str, ...]) -> str:
-    """The offered media type that the client likes best; the first of them where it says nothing.
+    """The offered media type that the client prefers; the first one where there is no Accept header.
 
-    Of equal weights the one asked for by name wins over one that a wildcard admits, then the order of `offered`.
-    Errors: NotAcceptable naming everything on offer.
+    Among equal weights a type asked for by name wins over one that a wildcard matches, then the order of `offered`
+    decides. Errors: NotAcceptable, naming all that is offered.
     """
     return _choose(",".join(request.headers.getlist("accept")), offered)
 
 
-@lru_cache(maxsize=64)  # clients say the same each time
+@lru_cache(maxsize=64)  # a client sends the same header each time
 def _choose(header: str, offered: tuple[str, ...]) -> str:
     ranges = parse_accept(header) if header.strip() else [MediaRange("*/*", 1.0)]
     ranked = [(*_preference(media_type, ranges), -place, media_type) for place, media_type in enumerate(offered)]
@@ -44,7 +44,7 @@ def _choose(header: str, offered: tuple[str, ...]) -> str:
 
 
 def parse_accept(header: str) -> list[MediaRange]:
-    """The ranges of an Accept header; parameters other than the weight are ignored, as is what does not parse."""
+    """The ranges of an Accept header. Parameters other than the weight, and entries that do not parse, are ignored."""
     ranges = []
     for entry in header.split(","):
         name, *parameters = (part.strip().lower() for part in entry.split(";"))
@@ -54,6 +54,7 @@ def parse_accept(header: str) -> list[MediaRange]:
 
 
 def _weight(parameters: Sequence[str]) -> float:
+    """The value of `q`, 0 to 1. A value that is not one of those excludes the media type."""
     for parameter in parameters:
         key, _, value = parameter.partition("=")
         if key.strip() == "q":
@@ -66,7 +67,7 @@ def _weight(parameters: Sequence[str]) -> float:
 
 
 def _preference(media_type: str, ranges: Sequence[MediaRange]) -> tuple[float, int]:
-    """The weight of the closest range, and how close it is."""
+    """The weight of the most specific range that matches, and its specificity."""
     matching = [(r.specificity(media_type), r.weight) for r in ranges if r.specificity(media_type)]
     specificity, weight = max(matching, default=(0, 0.0))
     return weight, specificity

@@ -1,4 +1,4 @@
-"""The fields of requests and replies. Strict: "5" is no number, and true is none either."""
+"""The fields of requests and replies. Strict: neither "5" nor true is accepted as a number."""
 
 from dataclasses import replace
 from typing import Annotated, Any, Literal
@@ -12,7 +12,7 @@ Padding = Literal["preset", "longest", "max_length", "none"]
 
 
 def _encodable(text: str) -> str:
-    """JSON can escape half of a surrogate pair, which is no character and has no UTF-8."""
+    """Refuse half a surrogate pair: JSON can escape one, but it is no character and UTF-8 cannot encode it."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -27,7 +27,7 @@ def _distinct(indices: list[int]) -> list[int]:
 
 
 def _exactly_one(*names: str) -> dict[str, JsonValue]:
-    """JSON schema: one of these fields, not two."""
+    """JSON schema: exactly one of these fields is required."""
     return {"oneOf": [{"required": [name]} for name in names]}
 
 
@@ -36,13 +36,13 @@ Indices = Annotated[list[int], Field(min_length=1), AfterValidator(_distinct)]
 
 
 class TokenizeRequest(BaseModel):
-    """One prompt or several, and how they become tokens."""
+    """One prompt or several, and how they are tokenized."""
 
     model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra=_exactly_one("prompt", "prompts"))
 
     prompt: Text | None = Field(None, description="One prompt. Exactly one of prompt and prompts is given.")
     prompts: list[Text] | None = Field(None, min_length=1, description="Several prompts.")
-    preset: str | None = Field(None, description="Name of a preset, see GET /presets; the server's default without.")
+    preset: str | None = Field(None, description="Name of a preset, see GET /presets; the server's default if unset.")
     max_sequence_length: int | None = Field(None, ge=1, description="Window in tokens; longer prompts are truncated.")
     padding: Padding = Field(
         "preset",
@@ -50,10 +50,10 @@ class TokenizeRequest(BaseModel):
         "`none` delivers rows of real tokens only.",
     )
     prefix: Text | None = Field(
-        None, max_length=MAX_TEMPLATE_CHARS, description="Replaces the preset's text in front of the prompt."
+        None, max_length=MAX_TEMPLATE_CHARS, description="Replaces the preset's text before the prompt."
     )
     suffix: Text | None = Field(
-        None, max_length=MAX_TEMPLATE_CHARS, description="Replaces the preset's text behind the prompt."
+        None, max_length=MAX_TEMPLATE_CHARS, description="Replaces the preset's text after the prompt."
     )
 
     def texts(self) -> list[str]:
@@ -66,12 +66,12 @@ class TokenizeRequest(BaseModel):
         return self.prompts if self.prompts is not None else [self.prompt or ""]
 
     def resolve(self, catalog: Catalog) -> Preset:
-        """The preset that the request names, or the server's default, with the fields that the request sets itself."""
+        """The preset that the request names, or the server's default, changed by the fields that the request sets."""
         preset = catalog.get(self.preset)
         given = {name: getattr(self, name) for name in ("max_sequence_length", "prefix", "suffix")}
         changes = {name: value for name, value in given.items() if value is not None}
         if self.prefix is not None:
-            changes["empty_prefix"] = None  # a blank prompt gets the request's prefix too
+            changes["empty_prefix"] = None  # an empty prompt gets the request's prefix too
         return _pad(replace(preset, **changes) if changes else preset, self.padding)
 
 
@@ -89,13 +89,13 @@ def _pad(preset: Preset, padding: Padding) -> Preset:
 
 
 class EncodeRequest(TokenizeRequest):
-    """Prompts to the hidden states of a preset."""
+    """Prompts to be encoded to the hidden states of a preset."""
 
-    dtype: DType = Field("bfloat16", description="Of the numbers in the reply.")
+    dtype: DType = Field("bfloat16", description="Dtype of the numbers in the reply.")
 
 
 class EncodeLayersRequest(EncodeRequest):
-    """Prompts to the hidden states of chosen layers."""
+    """Prompts to be encoded to the hidden states of chosen layers."""
 
     model_config = ConfigDict(
         json_schema_extra={"allOf": [_exactly_one("prompt", "prompts"), _exactly_one("layers", "hidden_states")]}
@@ -140,11 +140,11 @@ class Usage(BaseModel):
     """What the request cost."""
 
     prompt_tokens: int
-    layers_run: int = Field(description="Decoder layers that ran for it; 0 where the cache had all.")
+    layers_run: int = Field(description="Decoder layers that ran for the request; 0 if the cache had every result.")
 
 
 class EncodeReply(BaseModel):
-    """Hidden states of all prompts, right-padded with zeros to the longest, and the mask of real rows."""
+    """Hidden states of all prompts, padded on the right with zeros to the longest, and the mask of real rows."""
 
     model: str
     preset: str
@@ -156,7 +156,7 @@ class EncodeReply(BaseModel):
 
 
 class TokenizedPromptBody(BaseModel):
-    """A prompt as the model reads it, without padding."""
+    """A prompt as the model receives it, without padding."""
 
     text: str = Field(description="prefix + prompt + suffix.")
     input_ids: list[int]
@@ -166,7 +166,7 @@ class TokenizedPromptBody(BaseModel):
 
 
 class TokenizeReply(BaseModel):
-    """What would be encoded."""
+    """The tokens that would be encoded."""
 
     model: str
     preset: str

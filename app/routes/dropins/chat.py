@@ -1,4 +1,4 @@
-"""A chat as Qwen3's template writes it, and where its sections lie. Strings only.
+"""A chat in Qwen3's template, and the tokens at which its sections begin and end. Handles strings only.
 
 Source: tokenizer_config.json of Qwen3, chat_template; heylookitsanllm, hidden_states.py, ChatTemplateTokenizer.
 """
@@ -10,10 +10,10 @@ THINK_END = "</think>"
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """One turn of a user, with what may stand around it. An empty text is one that is not there.
+    """One turn of a user, with optional text before and after it. An empty string means that the part is absent.
 
     Attributes:
-        thinking, assistant: an answer given beforehand; the template opens another turn behind it.
+        thinking, assistant: an answer already given; the template opens another turn after it.
         enable_thinking: False closes the thinking of that last turn.
     """
 
@@ -25,22 +25,22 @@ class Chat:
 
     @property
     def system_turn(self) -> str:
-        """Empty where there is no system prompt."""
+        """The turn of the system prompt; empty without one."""
         return _turn("system", self.system) if self.system else ""
 
     @property
     def user_turn(self) -> str:
-        """Never empty."""
+        """The turn of the user; never empty."""
         return _turn("user", self.user)
 
     @property
     def text(self) -> str:
-        """The whole, as `apply_chat_template(..., add_generation_prompt=True)` writes it."""
+        """The whole chat, as `apply_chat_template(..., add_generation_prompt=True)` writes it."""
         last = "<|im_start|>assistant\n" + ("" if self.enable_thinking else "<think>\n\n</think>\n\n")
         return self.system_turn + self.user_turn + self._answer() + last
 
     def _answer(self) -> str:
-        """The template takes an answer apart at </think> and puts it together again, with thinking or without."""
+        """The answer's turn. The template splits an answer at </think> and joins it again, with or without thinking."""
         content = (f"<think>\n{self.thinking}\n{THINK_END}\n" if self.thinking else "") + self.assistant
         if not content:
             return ""
@@ -57,12 +57,12 @@ def _turn(role: str, content: str) -> str:
 
 
 def sections(chat: Chat, system_end: int, user_end: int, tokens: list[str]) -> dict[str, tuple[int, int]]:
-    """First token of each section that the chat has, and the one behind its last.
+    """For each section that the chat has: its first token, and the token after its last.
 
     Args:
-        system_end: number of tokens of the system turn.
-        user_end: number of tokens of the system and the user turn.
-        tokens: of the whole.
+        system_end: number of tokens in the system turn.
+        user_end: number of tokens in the system and the user turn together.
+        tokens: those of the whole chat.
     """
     found = {"system": (0, system_end)} if chat.system else {}
     found["user"] = (system_end, user_end)
