@@ -1,24 +1,27 @@
-"""How every failure is answered: one table from error class to status and code, one JSON body for all.
+"""How every error becomes a response: one table from class to status and code, one JSON body for all.
 
-ServiceError: what HTTP itself can get wrong; the encoder's own errors are in `encoder.errors`
+`HANDLERS` are FastAPI exception handlers. `app.add_exception_handler` replaces one, or adds one for a class of its own.
+
+ServiceError: what can go wrong in HTTP itself; the encoder's own errors are in `encoder.errors`
  ├─ MalformedBody          the body is not what its content type says
  ├─ Unauthorized           the API key is missing or wrong
- ├─ NotAcceptable          no format that the client accepts
+ ├─ NotAcceptable          the client accepts none of the formats of this route
  ├─ BodyTimeout            the body did not arrive in time
  ├─ BodyTooLarge           the body is over the limit
  ├─ ResponseTooLarge       the reply would be over the limit of its format
  ├─ UnsupportedMediaType   the body is of a type that this route does not read
- ├─ HostNotAllowed         the Host header names another host: DNS rebinding, or a proxy that is not configured
- └─ ClientDisconnected     the client went away; nobody reads the answer, the log does
+ ├─ HostNotAllowed         the Host header names another host: DNS rebinding, or a proxy that passes its own name on
+ └─ ClientDisconnected     the client is gone; its status appears in the log only
 """
 
+import inspect
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, NamedTuple
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -41,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 
 class ServiceError(Exception):
-    """Base of the errors of HTTP itself.
+    """Base of the errors in HTTP itself.
 
     Args:
         message: what was found and what was expected.
@@ -64,7 +67,7 @@ class Unauthorized(ServiceError):
 
 
 class NotAcceptable(ServiceError):
-    """The Accept header allows no format that this route has."""
+    """The Accept header allows none of the formats of this route."""
 
 
 class BodyTimeout(ServiceError):
@@ -88,11 +91,11 @@ class HostNotAllowed(ServiceError):
 
 
 class ClientDisconnected(ServiceError):
-    """The client went away before its answer was there."""
+    """The client disconnected before its reply was ready."""
 
 
 class Answer(NamedTuple):
-    """How an error class is answered."""
+    """Status and code of the response to a class of errors."""
 
     status: int
     code: str
@@ -111,7 +114,7 @@ ANSWERS: dict[type[Exception], Answer] = {
     InvalidField: Answer(422, "invalid_field"),
     RequestError: Answer(422, "invalid_request"),
     QueueFull: Answer(429, "queue_full"),
-    ClientDisconnected: Answer(499, "client_disconnected"),  # nginx's number; never reaches anybody
+    ClientDisconnected: Answer(499, "client_disconnected"),  # nginx's number; no client receives it
     ModelFailure: Answer(500, "inference_failed"),
     NotReady: Answer(503, "not_ready"),
     Overloaded: Answer(503, "overloaded"),
@@ -122,15 +125,15 @@ MAX_MESSAGE = 1000  # characters
 
 
 def answer(error: Exception) -> Answer:
-    """Status and code of an error: its own, or those of the nearest base that has any."""
+    """Status and code for an error: those of its class, or of the nearest base class in the table."""
     return next((ANSWERS[cls] for cls in type(error).__mro__ if cls in ANSWERS), UNEXPECTED)
 
 
 def error_response(error: Exception) -> Response:
-    """The response to an error of the table; to any other error, 500 without details."""
+    """The response to an error in the table. Any other error gets 500 without details."""
     status, code = answer(error)
     if (status, code) == UNEXPECTED:
-        return error_body(status, code, "Unexpected error; the log has it under this request's x-request-id.")
+        return error_body(status, code, "Unexpected error; the service's log has it under this request's x-request-id.")
     headers = dict(getattr(error, "headers", None) or {})
     if isinstance(error, Overloaded):
         headers["retry-after"] = str(error.retry_after_s)
@@ -141,29 +144,30 @@ def error_body(
     status: int, code: str, message: str, hint: str | None = None, headers: Mapping[str, str] | None = None
 ) -> Response:
     """`{"error": {"code", "message", "hint"?}}`."""
-    if len(message) > MAX_MESSAGE:  # what was found can be of any length; what is allowed stands at the end
+    if len(message) > MAX_MESSAGE:  # a value found can be of any length; keep the end, which says what is allowed
         message = f"{message[: MAX_MESSAGE // 2]} … {message[-MAX_MESSAGE // 2 :]}"
     error = {"code": code, "message": message} | ({"hint": hint} if hint else {})
     return Response(wire.dump_json({"error": error}), status, headers, media_type=wire.JSON)
 
 
-def install(app: FastAPI) -> None:
-    """Answer every error that a route raises by the table."""
-    for cls, handler in HANDLERS.items():
-        app.add_exception_handler(cls, handler)
-    app.add_exception_handler(Exception, _on_bug)
+async def answer_outside_routes(app: FastAPI, request: Request, error: Exception) -> Response:
+    """The response of the app's own handler for this error. Logs an error that no handler expects.
+
+    Inside routes Starlette does the same; this is for errors that middleware raised, and for bugs.
+    """
+    handlers: Mapping[Any, Any] = app.exception_handlers
+    handler = next((handlers[cls] for cls in type(error).__mro__ if cls in handlers and cls is not Exception), None)
+    if handler is None:
+        logger.error("request %s failed", request.scope["request_id"], exc_info=error)
+        handler = handlers.get(500) or handlers[Exception]
+    if inspect.iscoroutinefunction(handler):
+        response: Response = await handler(request, error)
+    else:
+        response = await run_in_threadpool(handler, request, error)
+    return response
 
 
-async def answer_error(request: Request, error: Exception) -> Response:
-    """What FastAPI answers where `install` has been called. Errors: the same again where nothing is known of it."""
-    for cls in type(error).__mro__:
-        if cls in HANDLERS:
-            return await HANDLERS[cls](request, error)
-    raise error
-
-
-async def _on_bug(request: Request, error: Exception) -> Response:
-    """Starlette raises the error again when this has been sent, and RequestContext logs it."""
+async def _on_unexpected(request: Request, error: Exception) -> Response:
     return error_response(error)
 
 
@@ -174,12 +178,12 @@ async def _on_known(request: Request, error: Exception) -> Response:
 
 
 async def _on_validation(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ValidationError | RequestValidationError)
+    assert isinstance(error, RequestValidationError)
     return error_body(422, "invalid_field", *describe(error.errors()))
 
 
 async def _on_http(request: Request, error: Exception) -> Response:
-    """Errors of routing: no such route, no such method."""
+    """Errors of routing: an unknown path or method. OPTIONS is answered here, because no route has it."""
     assert isinstance(error, HTTPException)
     path = request.scope["path"]
     if error.status_code == 404:
@@ -198,10 +202,10 @@ def _allowed(methods: str) -> str:
     return ", ".join(sorted(names | ({"HEAD"} if "GET" in names else set())))
 
 
-HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
+HANDLERS: dict[int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]] = {
     ServiceError: _on_known,
     EncoderError: _on_known,
-    ValidationError: _on_validation,
     RequestValidationError: _on_validation,
     HTTPException: _on_http,
+    Exception: _on_unexpected,
 }

@@ -1,46 +1,34 @@
-"""Builds the app: the engine, the routes, and what surrounds every request."""
+"""Builds the app: a plain FastAPI app with our routes, middleware and exception handlers."""
 
 import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
-from functools import partial
 
-from fastapi import FastAPI
-from starlette.types import ASGIApp, Receive, Scope, Send
+from fastapi import FastAPI, Security
+from fastapi.security import HTTPBearer
 
 from app import errors
 from app.metrics import Metrics
 from app.middleware import Head, HostCheck, KeyCheck, RequestContext
 from app.profile import Profiler
-from app.routes import dropins, operations
-from app.routes import prompts as routes
-from app.routes.prompt_routes import PromptRoutes
+from app.routes import dropins, operations, prompts
+from app.service import Service, service_of
 from app.settings import Settings, is_loopback
 from encoder import EncoderError, Engine
 
 logger = logging.getLogger(__name__)
 
+BEARER = HTTPBearer(description="The setting `api_key` of the service.", auto_error=False)
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
-class App(FastAPI):
-    """FastAPI, and what a request meets before it.
-
-    Attributes:
-        front: what it meets first.
-    """
-
-    front: ASGIApp
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The ASGI application."""
-        scope["app"] = self
-        await self.front(scope, receive, send)
-
-
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The service for these settings; those of the environment where none are given."""
+    """The service for these settings; without any, for those of the environment.
+
+    `app.add_middleware`, `app.add_exception_handler`, `app.dependency_overrides` and `app.mount` work as FastAPI
+    documents them, for every route.
+    """
     settings = settings or Settings()
     engine = Engine(
         settings.model_options(),
@@ -51,32 +39,42 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         stall_s=settings.stall_s,
         measure_passes=settings.profile,
     )
-    app = App(
+    app = FastAPI(
         title="Qwen3 text encoder",
         description="Prompts in, the hidden states that diffusion models are conditioned on out.",
         lifespan=lifespan,
         redirect_slashes=False,
+        exception_handlers=errors.HANDLERS,
     )
-    app.state.settings, app.state.engine, app.state.metrics = settings, engine, Metrics(engine)
+    app.state.service = Service(settings, engine, Metrics(engine))
     app.state.closed = None
-    for router in (routes.router, dropins.router, operations.router):
-        app.include_router(router)
-    errors.install(app)
-    app.front = _front(app, settings)
+    add_routes(app)
+    add_middleware(app)
     return app
 
 
-def _front(app: App, settings: Settings) -> ASGIApp:
-    """The middleware, and the short way for prompts."""
-    front: ASGIApp = PromptRoutes(partial(FastAPI.__call__, app), routes.router)
-    front = KeyCheck(Head(front), settings.api_key.get_secret_value() if settings.api_key else None)
-    front = RequestContext(HostCheck(front, allowed_hosts(settings)), app.state.metrics.observe_request)
-    return Profiler(front) if settings.profile else front
+def add_routes(app: FastAPI) -> None:
+    """All routes. Where an API key is set, the API description says which routes ask for it; KeyCheck checks it."""
+    key_needed = service_of(app).settings.api_key is not None
+    for router in (prompts.router, dropins.router, operations.router):
+        app.include_router(router, dependencies=[Security(BEARER)] if key_needed else None)
+    app.include_router(operations.probes)
+
+
+def add_middleware(app: FastAPI) -> None:
+    """What surrounds every route, from the inside out."""
+    settings, metrics = service_of(app).settings, service_of(app).metrics
+    app.add_middleware(Head)
+    app.add_middleware(KeyCheck, api_key=settings.api_key.get_secret_value() if settings.api_key else None)
+    app.add_middleware(HostCheck, allowed=allowed_hosts(settings))
+    app.add_middleware(RequestContext, observe=metrics.observe_request)
+    if settings.profile:
+        app.add_middleware(Profiler)
 
 
 def allowed_hosts(settings: Settings) -> frozenset[str]:
-    """Names that the Host header may have; empty allows any."""
-    if "*" in settings.allowed_hosts or settings.uds is not None:  # no browser reaches a unix socket
+    """Host names that the Host header may contain; empty allows any."""
+    if "*" in settings.allowed_hosts or settings.uds is not None:  # a browser cannot reach a Unix socket
         return frozenset()
     if not settings.allowed_hosts and not is_loopback(settings.host):
         return frozenset()
@@ -85,9 +83,8 @@ def allowed_hosts(settings: Settings) -> frozenset[str]:
 
 @contextlib.asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Load the model behind a service that already answers, and close the engine at the end."""
-    engine: Engine = app.state.engine
-    app.state.loading = loading = asyncio.create_task(_load(engine))
+    """Load the model while the service already answers, and close the engine at the end."""
+    app.state.loading = loading = asyncio.create_task(_load(service_of(app).engine))
     try:
         yield
     finally:
@@ -97,29 +94,30 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def close(app: FastAPI) -> None:
-    """Close the engine, once. What it has not answered fails with NotReady.
+    """Close the engine, once. Requests that it has not answered fail with NotReady.
 
-    `app.state.closed` is then True, or False where a load or a forward pass still holds the model's thread.
+    Afterwards `app.state.closed` is True, or False if a load or a forward pass still occupies the model thread.
     """
     if app.state.closed is not None:
         return
     app.state.closed = False
-    timeout_s = app.state.settings.drain_timeout_s
+    service = service_of(app)
+    timeout_s = service.settings.drain_timeout_s
     try:
-        await asyncio.wait_for(app.state.engine.close(), timeout_s)
+        await asyncio.wait_for(service.engine.close(), timeout_s)
         app.state.closed = True
     except TimeoutError:
-        logger.warning("the model's thread has not ended within %g s", timeout_s)
+        logger.warning("the model thread has not ended within %g s", timeout_s)
 
 
 async def _load(engine: Engine) -> bool:
-    """Whether the model is loaded; the log says why not."""
+    """Load the model. False if that failed; the log says why."""
     try:
         await engine.start()
     except EncoderError as error:
         logger.error("cannot serve: %s", error)
         return False
-    except Exception:  # a bug, or whatever MLX raises: the process ends all the same, with its traceback in the log
+    except Exception:  # a bug, or anything MLX raises: log the traceback, the process ends
         logger.exception("cannot serve: loading failed")
         return False
     return True

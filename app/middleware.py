@@ -1,6 +1,6 @@
-"""What happens to every request before and after its route, in plain ASGI.
+"""What surrounds every route, in plain ASGI. `create_app` adds these by `app.add_middleware`, from the inside out.
 
-RequestContext (id, time, log, last resort for errors) → HostCheck → KeyCheck → Head → PromptRoutes → FastAPI.
+A request passes Profiler (if enabled) → RequestContext → HostCheck → KeyCheck → Head → FastAPI's routes.
 """
 
 import hmac
@@ -11,21 +11,27 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import HostNotAllowed, Unauthorized, error_response
+from app.errors import HostNotAllowed, Unauthorized, answer_outside_routes
 
 logger = logging.getLogger(__name__)
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-OPEN_PATHS = frozenset({"/livez", "/readyz"})  # what an orchestrator asks without a key
+OPEN_PATHS = frozenset({"/livez", "/readyz"})  # an orchestrator asks these without a key
 UNMATCHED = "(none)"
+DISCONNECTED = 499  # status in log and metrics while no response has begun
 
 Observe = Callable[[str, int, float], None]  # route, status, seconds
 
 
 class RequestContext:
-    """Gives each request an id, measures it, logs one line, and answers what nothing else has caught.
+    """Gives each request an id, measures it, logs one line, and answers errors raised outside the routes.
+
+    The id is in `scope["request_id"]` and in the header x-request-id of every response. An error that reaches this
+    place was raised by a middleware, or is a bug in a route: the app's handler for it answers, so the error ends here
+    with one log record under the request's id, not with another of the server's.
 
     Neither headers nor prompts are logged: clients send their Hugging Face token in Authorization.
     """
@@ -35,12 +41,14 @@ class RequestContext:
         self.observe = observe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         started = time.perf_counter()
         scope["request_id"] = request_id(header(scope, b"x-request-id"))
-        status, seconds = 499, 0.0
+        app = scope["app"]  # a mounted app puts itself in its place
+        status, seconds = DISCONNECTED, 0.0
 
         async def send_with_context(message: Message) -> None:
             nonlocal status, seconds
@@ -50,15 +58,14 @@ class RequestContext:
                 message["headers"] = [*message.get("headers", ()), *own]
             await send(message)
 
-        inner: Scope = {**scope}  # the server looks at its own copy to answer HEAD without a body
         try:
-            await self.app(inner, receive, send_with_context)
-        except Exception as error:  # the last place where a bug can become an answer
-            logger.exception("request %s failed", scope["request_id"])
-            if status == 499:
-                await error_response(error)(scope, receive, send_with_context)
+            await self.app(scope, receive, send_with_context)
+        except Exception as error:  # the border: whatever a request raises ends with the request
+            response = await answer_outside_routes(app, Request(scope), error)
+            if status == DISCONNECTED:
+                await response(scope, receive, send_with_context)
         finally:
-            self._record(scope, inner.get("route"), status, seconds or time.perf_counter() - started)
+            self._record(scope, scope.get("route"), status, seconds or time.perf_counter() - started)
 
     def _record(self, scope: Scope, route: Any, status: int, seconds: float) -> None:
         self.observe(getattr(route, "path", UNMATCHED), status, seconds)
@@ -67,12 +74,15 @@ class RequestContext:
 
 
 def header(scope: Scope, name: bytes) -> str:
-    """The first header of a name in lower case, or nothing; Starlette's Headers would copy them all for one."""
+    """The first header of this name, which is in lower case; empty if there is none.
+
+    Starlette's Headers would copy all of them to find one.
+    """
     return next((value for key, value in scope["headers"] if key == name), b"").decode("latin-1")
 
 
 def request_id(wanted: str) -> str:
-    """The client's own id where it is harmless in headers and logs, else a new one."""
+    """The client's own id if it is harmless in headers and logs, else a new one."""
     return wanted if REQUEST_ID.fullmatch(wanted) else f"{random.getrandbits(128):032x}"
 
 
@@ -88,15 +98,14 @@ class HostCheck:
         self.allowed = allowed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on. Errors: HostNotAllowed."""
         if scope["type"] == "http" and self.allowed:
             host = host_name(header(scope, b"host"))
             if host and host not in self.allowed:  # browsers always send one; HTTP/1.0 need not
-                error = HostNotAllowed(
+                raise HostNotAllowed(
                     f"host: {host[:100]!a} is not this service.",
                     "Add it to allowed_hosts if it is a name of this service.",
                 )
-                await error_response(error)(scope, receive, send)
-                return
         await self.app(scope, receive, send)
 
 
@@ -109,10 +118,10 @@ def host_name(header: str) -> str:
 
 
 class KeyCheck:
-    """Asks every route except liveness and readiness for the API key.
+    """Requires the API key on every path except OPEN_PATHS, known to FastAPI or not.
 
     Args:
-        api_key: the key; None lets everybody in, whatever they send.
+        api_key: the key; None admits every request, whatever key it sends.
     """
 
     def __init__(self, app: ASGIApp, api_key: str | None) -> None:
@@ -120,30 +129,36 @@ class KeyCheck:
         self.api_key = api_key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on. Errors: Unauthorized."""
         if self.api_key is None or scope["type"] != "http" or scope["path"] in OPEN_PATHS or self._has_key(scope):
             await self.app(scope, receive, send)
             return
-        error = Unauthorized(
+        raise Unauthorized(
             "authorization: the API key is missing or wrong.",
             "Send 'Authorization: Bearer <key>' with the key of the service.",
             {"www-authenticate": "Bearer"},
         )
-        await error_response(error)(scope, receive, send)
 
     def _has_key(self, scope: Scope) -> bool:
         scheme, _, token = header(scope, b"authorization").partition(" ")
         expected = (self.api_key or "").encode()
-        given = token.strip().encode("latin-1")  # a header's bytes
+        given = token.strip().encode("latin-1")  # the bytes that the header had
         return hmac.compare_digest(given, expected) and scheme.lower() == "bearer"
 
 
 class Head:
-    """Answers HEAD as GET; the server leaves the body out."""
+    """Answers HEAD as GET. The server leaves the body out, because its own scope still says HEAD."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "HEAD":
-            scope["method"] = "GET"
-        await self.app(scope, receive, send)
+        """Pass the request on, HEAD as GET."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self.app(scope, receive, send)
+            return
+        inner: Scope = {**scope, "method": "GET"}
+        try:
+            await self.app(inner, receive, send)
+        finally:
+            scope["route"] = inner.get("route")  # RequestContext counts by it

@@ -1,4 +1,4 @@
-"""Runs the app under uvicorn: watches the model load, drains at a signal, and knows the exit code."""
+"""Runs the app under uvicorn: watches the model load, drains at a signal, decides the exit code."""
 
 import asyncio
 import contextlib
@@ -14,21 +14,24 @@ from fastapi import FastAPI
 from app.listen import curl_line, listening_socket
 from app.main import close, create_app
 from app.process import tune_process
+from app.service import service_of
 from app.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-KEEP_ALIVE_S = 75  # longer than clients keep an idle connection, so that they close it, not we in their face
-LAST_BYTES_S = 5  # for replies that are still being written when all work is done
+KEEP_ALIVE_S = 75  # longer than clients keep an idle connection: closing it as a client reuses it would lose a request
+LAST_BYTES_S = 5  # for replies that are still being sent when all work is done
 
 
 class Server(uvicorn.Server):
-    """At the first signal, drains with the socket open, so that new work gets its 503; at the second, exits at once.
+    """uvicorn that drains at the first signal and exits at once at the second.
+
+    While it drains the socket stays open, so that new requests get their 503.
 
     Args:
-        app: as `create_app` makes it.
-        sock: listening.
-        when_loaded: called when the model is loaded.
+        app: from `create_app`.
+        sock: bound to the address of the settings.
+        when_loaded: called once the model is loaded.
     """
 
     def __init__(self, app: FastAPI, sock: socket.socket, when_loaded: Callable[[], None] = lambda: None) -> None:
@@ -45,16 +48,16 @@ class Server(uvicorn.Server):
             )
         )
         self.app = app
-        self.settings: Settings = app.state.settings
-        self.curl = curl_line(self.settings, sock)
+        self.service = service_of(app)
+        self.curl = curl_line(self.service.settings, sock)
         self.exit_code = 0
         self._when_loaded = when_loaded
         self._draining = False
-        self._loop: asyncio.AbstractEventLoop | None = None  # once it accepts requests
+        self._loop: asyncio.AbstractEventLoop | None = None  # set once it accepts requests
         self._tasks: list[asyncio.Task[None]] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept requests, and from then on watch the model load."""
+        """Accept requests, then watch the model load."""
         await super().startup(sockets)
         self._loop = asyncio.get_running_loop()
         self._tasks.append(asyncio.create_task(self._watch_loading()))
@@ -82,26 +85,27 @@ class Server(uvicorn.Server):
 
     async def _drain(self) -> None:
         logger.info("draining: accepted requests are answered, new ones get 503; a second signal exits at once")
-        self.app.state.engine.drain()
+        self.service.engine.drain()
+        timeout_s = self.service.settings.drain_timeout_s
         try:
-            await asyncio.wait_for(self.app.state.engine.drained(), self.settings.drain_timeout_s)
+            await asyncio.wait_for(self.service.engine.drained(), timeout_s)
         except TimeoutError:
-            logger.warning("drain: requests are left after %g s, they get 503", self.settings.drain_timeout_s)
+            logger.warning("drain: some requests are unanswered after %g s, they get 503", timeout_s)
             await close(self.app)
         self.should_exit = True
 
 
 def serve(settings: Settings) -> int:
-    """Serve until a signal; the exit code of the process.
+    """Serve until a signal arrives. Returns the exit code of the process.
 
-    Errors: SettingsError when the address is taken.
+    Errors: SettingsError if the address is taken.
     """
     with listening_socket(settings) as sock:
         app = create_app(settings)
         server = Server(app, sock, when_loaded=tune_process)
         with contextlib.suppress(KeyboardInterrupt):
             server.run([sock])
-    if app.state.closed is False:  # the model's thread hangs in a load or a pass, and would hold up the exit
+    if app.state.closed is False:  # the model thread is stuck in a load or a pass, and Python would wait for it
         logging.shutdown()
         os._exit(server.exit_code)
     return server.exit_code

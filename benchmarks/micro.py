@@ -29,7 +29,7 @@ from fastapi import FastAPI
 
 from app import wire
 from app.main import create_app
-from app.reply.collate import collate
+from app.reply.reply import collate
 from app.settings import Settings
 from encoder.pipeline.selection import export, select
 from encoder.serving.batcher import Batcher, Entry
@@ -172,7 +172,7 @@ async def application() -> AsyncIterator[FastAPI]:
     app = create_app(Settings(model="demo", log_level="warning"))
     async with app.router.lifespan_context(app):
         await app.state.loading
-        encoder = app.state.engine._loaded()
+        encoder = app.state.service.engine._loaded()
         encoder.forward = NoModel(encoder.config.hidden_size)
         yield app
 

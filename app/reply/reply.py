@@ -1,110 +1,151 @@
-"""The formats of a reply: which one the client asked for, and how it is built."""
+"""From the results of a request to its response: choose a format, collate the prompts, send the body in parts.
+
+The formats themselves are in a file of their own, `formats.py`, because that is the one file a new format touches.
+"""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from app import wire
 from app.errors import NotAcceptable, ResponseTooLarge
 from app.profile import stage
-from app.reply import torch_file
-from app.reply.collate import collate, is_ragged
-from app.reply.parts import PartsResponse
+from app.reply.formats import FORMATS, JSON_FLOATS, Document, Format
 from app.request.accept import negotiate
 from app.request.validation import shorten
-from app.service import settings_of
+from app.settings import Settings
+from app.wire import Tensor
 from encoder import InvalidField, PromptEmbeds
 
-Document = Mapping[str, Any]
-LARGE_BYTES = 256 * 1024  # copying more than this holds up the event loop for a noticeable time
-
-PACKERS: dict[str, Callable[[Document], wire.Parts]] = {
-    wire.MSGPACK: wire.pack_parts,
-    wire.X_MSGPACK: wire.pack_parts,
-    wire.SAFETENSORS: wire.pack_safetensors_parts,
-    wire.JSON: lambda document: [wire.pack_json(document)],
-    wire.TENSOR: lambda document: [document["hidden_states"].tobytes()],
-    torch_file.MEDIA_TYPE: lambda document: [torch_file.pack(document["hidden_states"])],
-}
-COPYING = (wire.JSON, torch_file.MEDIA_TYPE)  # the others send a tensor's own memory
-MASKLESS = (wire.TENSOR, torch_file.MEDIA_TYPE)
-
 ENCODINGS = ("base64", "float")
+MAX_COPY_ON_LOOP = 256 * 1024  # bytes; copying more holds up the event loop for a noticeable time
+JOIN_BELOW = 64 * 1024  # bytes; copying a smaller part costs less than sending it as a message of its own
 
 
-@dataclass(frozen=True, slots=True)
-class ReplyFormat:
-    """What the client asked for: a media type, and whether numbers in JSON are to be lists.
+def choose_format(request: Request, settings: Settings) -> Format:
+    """The format that the Accept header and `?encoding=` ask for.
 
-    Attributes:
-        media_type: one of PACKERS.
-        max_floats: so many numbers may be in lists; None has them as bytes.
+    Errors: NotAcceptable, InvalidField.
     """
-
-    media_type: str
-    max_floats: int | None = None
-
-    @classmethod
-    def wanted(cls, request: Request) -> "ReplyFormat":
-        """What the Accept header and `?encoding=` ask for. Errors: NotAcceptable, InvalidField."""
-        query = request.query_params if request.scope["query_string"] else {}  # to parse nothing takes as long
-        encoding = query.get("encoding", ENCODINGS[0])
-        if encoding not in ENCODINGS:
-            raise InvalidField("encoding", f"expected {' or '.join(ENCODINGS)}, found {shorten(encoding)}.")
-        media_type = negotiate(request, tuple(PACKERS))
-        lists = media_type == wire.JSON and encoding == "float"
-        return cls(media_type, settings_of(request).max_json_floats if lists else None)
-
-    async def respond(
-        self, embeds: Sequence[PromptEmbeds], facts: Document, headers: Mapping[str, str] | None = None
-    ) -> Response:
-        """The hidden states and mask of all prompts in this format, with the facts about them where it has room.
-
-        Args:
-            headers: to send as well.
-        Errors: ResponseTooLarge for more numbers in lists than allowed, NotAcceptable for rows that differ in number
-        and a format without a mask.
-        """
-        self._check(embeds)
-        large = self._copied_bytes(embeds) > LARGE_BYTES
-        with stage("serialize"):
-            reply = await asyncio.to_thread(self._build, facts, embeds) if large else self._build(facts, embeds)
-        parts, own_headers = reply
-        return PartsResponse(parts, {**own_headers, **(headers or {})}, self.media_type)
-
-    def _copied_bytes(self, embeds: Sequence[PromptEmbeds]) -> int:
-        """Bytes of hidden states that building the reply copies; none where one prompt's are sent as they lie."""
-        if len(embeds) == 1 and self.media_type not in COPYING:
-            return 0
-        return sum(prompt.hidden_states.nbytes for prompt in embeds)
-
-    def _check(self, embeds: Sequence[PromptEmbeds]) -> None:
-        if self.media_type in MASKLESS and is_ragged(embeds):
-            raise NotAcceptable(
-                f"{self.media_type} has no mask, and these prompts have different numbers of rows.",
-                "Send one prompt per request, take a preset that pads to its window, or accept application/msgpack.",
-            )
-        if self.max_floats is not None:
-            check_floats(len(embeds) * max(prompt.hidden_states.size for prompt in embeds), self.max_floats)
-
-    def _build(self, facts: Document, embeds: Sequence[PromptEmbeds]) -> tuple[wire.Parts, dict[str, str]]:
-        """Body and headers. Safe on any thread."""
-        hidden_states, attention_mask = collate(embeds)
-        document = {**facts, "hidden_states": hidden_states, "attention_mask": attention_mask}
-        headers = wire.tensor_headers(hidden_states) if self.media_type == wire.TENSOR else {}
-        if self.max_floats is not None:
-            return [wire.pack_json_floats(document)], headers
-        return PACKERS[self.media_type](document), headers
+    query = request.query_params if request.scope["query_string"] else {}  # parsing an empty one takes as long
+    encoding = query.get("encoding", ENCODINGS[0])
+    if encoding not in ENCODINGS:
+        raise InvalidField("encoding", f"expected {' or '.join(ENCODINGS)}, found {shorten(encoding)}.")
+    media_type = negotiate(request, tuple(FORMATS))
+    if media_type == wire.JSON and encoding == "float":
+        return replace(JSON_FLOATS, max_numbers=settings.max_json_floats)
+    return FORMATS[media_type]
 
 
-def check_floats(numbers: int, allowed: int) -> None:
-    """Refuse a reply of too many numbers in lists. Errors: ResponseTooLarge."""
+async def respond(
+    reply_format: Format, embeds: Sequence[PromptEmbeds], facts: Document, headers: Mapping[str, str] | None = None
+) -> Response:
+    """The hidden states of all prompts in this format, with their mask and the facts where the format has room.
+
+    Args:
+        headers: to send in addition to those of the format.
+    Errors: ResponseTooLarge, NotAcceptable.
+    """
+    _check(reply_format, embeds)
+    with stage("serialize"):
+        if _copied_bytes(reply_format, embeds) > MAX_COPY_ON_LOOP:
+            parts, own_headers = await asyncio.to_thread(_build, reply_format, embeds, facts)
+        else:
+            parts, own_headers = _build(reply_format, embeds, facts)
+    return PartsResponse(parts, {**own_headers, **(headers or {})}, reply_format.media_type)
+
+
+def _check(reply_format: Format, embeds: Sequence[PromptEmbeds]) -> None:
+    if not reply_format.has_mask and is_ragged(embeds):
+        raise NotAcceptable(
+            f"{reply_format.media_type} has no mask, and these prompts have different numbers of rows.",
+            "Send one prompt per request, take a preset that pads to its window, or accept application/msgpack.",
+        )
+    if reply_format.max_numbers is not None:
+        check_numbers(len(embeds) * max(prompt.hidden_states.size for prompt in embeds), reply_format.max_numbers)
+
+
+def check_numbers(numbers: int, allowed: int) -> None:
+    """Refuse to write too many numbers as JSON lists. Errors: ResponseTooLarge."""
     if numbers > allowed:
         raise ResponseTooLarge(
             f"encoding: float would be {numbers:,} numbers, allowed are {allowed:,}.",
             "Take base64, or accept application/msgpack.",
         )
+
+
+def _copied_bytes(reply_format: Format, embeds: Sequence[PromptEmbeds]) -> int:
+    """Bytes of hidden states that `_build` copies. One prompt is sent from the memory it is in, if the format can."""
+    if len(embeds) == 1 and not reply_format.copies:
+        return 0
+    return sum(prompt.hidden_states.nbytes for prompt in embeds)
+
+
+def _build(
+    reply_format: Format, embeds: Sequence[PromptEmbeds], facts: Document
+) -> tuple[wire.Parts, Mapping[str, str]]:
+    """Body and headers. Safe on any thread."""
+    hidden_states, attention_mask = collate(embeds)
+    document = {**facts, "hidden_states": hidden_states, "attention_mask": attention_mask}
+    return reply_format.pack(document), reply_format.headers(document)
+
+
+def collate(prompts: Sequence[PromptEmbeds]) -> tuple[Tensor, Tensor]:
+    """hidden_states and attention_mask of all prompts; short ones are padded with zeros on the right.
+
+    Args:
+        prompts: (L, D), (n, L, D) or (L, n, D) each, all of one request.
+    Returns:
+        (B, L, D), (B, n, L, D) or (B, L, n, D) with the longest L, and (B, L) bool. A single prompt is not copied.
+    """
+    length = max(len(prompt.attention_mask) for prompt in prompts)
+    hidden_states = _stack([prompt.hidden_states for prompt in prompts], length, prompts[0].rows_axis)
+    attention_mask = _stack([prompt.attention_mask for prompt in prompts], length, 0)
+    return Tensor(hidden_states, prompts[0].dtype), Tensor(attention_mask, "bool")
+
+
+def is_ragged(prompts: Sequence[PromptEmbeds]) -> bool:
+    """Whether `collate` pads. Then only the mask tells padding from rows of the prompt."""
+    return len({len(prompt.attention_mask) for prompt in prompts}) > 1
+
+
+def _stack(arrays: Sequence[NDArray[Any]], length: int, axis: int) -> NDArray[Any]:
+    """All arrays in one, each padded with zeros to `length` along `axis`."""
+    if len(arrays) == 1:
+        return arrays[0][None]
+    shape = list(arrays[0].shape)
+    shape[axis] = length
+    out = np.zeros((len(arrays), *shape), arrays[0].dtype)
+    for place, array in zip(out, arrays, strict=True):
+        place[(slice(None),) * axis + (slice(array.shape[axis]),)] = array
+    return out
+
+
+class PartsResponse(Response):
+    """A response whose body is several buffers. Large ones are handed to the server as they are, without a copy."""
+
+    def __init__(self, parts: wire.Parts, headers: Mapping[str, str], media_type: str) -> None:
+        length = sum(len(part) for part in parts)
+        super().__init__(headers={**headers, "content-length": str(length)}, media_type=media_type)
+        self.messages = list(joined(parts))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the headers, then each message of the body."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        for number, body in enumerate(self.messages, 1):
+            await send({"type": "http.response.body", "body": body, "more_body": number < len(self.messages)})
+
+
+def joined(parts: wire.Parts) -> Iterator[bytes | memoryview]:
+    """The same bytes in fewer pieces: adjacent parts below JOIN_BELOW become one."""
+    for large, group in groupby(parts, lambda part: len(part) >= JOIN_BELOW):
+        neighbours = list(group)
+        yield from neighbours if large else [b"".join(neighbours)]

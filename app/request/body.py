@@ -5,27 +5,31 @@ import json
 from typing import Any, NoReturn, TypeVar
 
 import msgpack
-from pydantic import BaseModel
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
 from app import wire
 from app.errors import BodyTimeout, BodyTooLarge, ClientDisconnected, MalformedBody, UnsupportedMediaType
 from app.profile import stage
-from app.service import settings_of
+from app.settings import Settings
 
 READABLE = (wire.JSON, wire.MSGPACK, wire.X_MSGPACK)
 Body = TypeVar("Body", bound=BaseModel)
 
 
-async def read_body(request: Request, model: type[Body]) -> Body:
+async def read_body(request: Request, model: type[Body], settings: Settings) -> Body:
     """The body as `model`, within the limits of the settings.
 
-    Errors: those of `read_document`, pydantic's ValidationError.
+    Errors: those of `read_document`, and RequestValidationError as FastAPI raises it for a body that does not fit.
     """
-    settings = settings_of(request)
     document = await read_document(request, settings.max_body_bytes, settings.body_timeout_s)
     with stage("parse"):
-        return model.model_validate(document)
+        try:
+            return model.model_validate(document)
+        except ValidationError as error:
+            problems = [{**problem, "loc": ("body", *problem["loc"])} for problem in error.errors(include_url=False)]
+            raise RequestValidationError(problems, body=document) from error
 
 
 async def read_document(request: Request, max_bytes: int, timeout_s: float) -> Any:
@@ -43,7 +47,7 @@ async def read_document(request: Request, max_bytes: int, timeout_s: float) -> A
 
 
 def _media_type(request: Request) -> str:
-    """The content type, without parameters. Asking for one keeps out the forms that any web page may post."""
+    """The content type, without parameters. Requiring one keeps out the forms that any web page may post."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type not in READABLE:
         hint = "curl -d sends a form unless told otherwise: add -H 'content-type: application/json'."
@@ -58,7 +62,7 @@ def _media_type(request: Request) -> str:
 
 
 async def _read(request: Request, max_bytes: int, timeout_s: float) -> bytes:
-    """The whole body; what is declared or found to be larger is refused before it is held in memory."""
+    """The whole body. It is refused unread if it declares too many bytes, or as soon as it has sent too many."""
     declared = request.headers.get("content-length", "0")
     if declared.isdecimal() and int(declared) > max_bytes:
         _refuse(max_bytes, f"{int(declared):,} bytes")
@@ -69,7 +73,7 @@ async def _read(request: Request, max_bytes: int, timeout_s: float) -> bytes:
             while more:
                 part = await request.receive()
                 if part["type"] == "http.disconnect":
-                    raise ClientDisconnected("The client went away while it sent the body.")
+                    raise ClientDisconnected("The client disconnected while it sent the body.")
                 body += part.get("body", b"")
                 more = part.get("more_body", False)
                 if len(body) > max_bytes:
@@ -95,7 +99,7 @@ def _parse_json(body: bytes) -> Any:
         ) from error
     except RecursionError as error:
         raise MalformedBody("The body is nested too deeply.") from error
-    except ValueError as error:  # a constant that JSON lacks, or an integer of thousands of digits
+    except ValueError as error:  # NaN or Infinity, or an integer of thousands of digits
         raise MalformedBody(f"The body is not JSON: {error}") from error
 
 
@@ -103,7 +107,7 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON value.")
 
 
-DECODER = json.JSONDecoder(parse_constant=_no_constant)  # to make one takes longer than to use it
+DECODER = json.JSONDecoder(parse_constant=_no_constant)  # making one takes longer than using it
 
 
 def _parse_msgpack(body: bytes) -> Any:

@@ -1,4 +1,4 @@
-"""What is wrong with a request, in words: the field, the value found, what is allowed."""
+"""Says in words what is wrong with a request: the field, the value found, what is allowed."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -35,13 +35,13 @@ def _describe(problem: Any) -> str:
 
 
 def _path(loc: Sequence[int | str]) -> str:
-    """`("prompts", 3)` as `prompts[3]`, as text that cannot break a log line or a reply."""
+    """`("body", "prompts", 3)` as `prompts[3]`, in printable ASCII, so that it cannot break a log line or a reply."""
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{ascii(part)[1:-1]:.80}" for part in loc)
-    return path.removeprefix(".") or "body"
+    return path.removeprefix(".body.").removeprefix(".") or "body"
 
 
 def shorten(value: object, length: int = 60) -> str:
-    """What was found, cut to a length that fits a message."""
+    """A value in printable ASCII, cut to a length that fits a message."""
     if isinstance(value, list | dict):
         return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
     text = ascii(value)

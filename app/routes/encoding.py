@@ -1,4 +1,4 @@
-"""The engine as one request sees it: what every route that answers with hidden states shares."""
+"""The step that every route which answers with hidden states shares: from prompts to the engine's result."""
 
 from collections.abc import Sequence
 
@@ -6,25 +6,27 @@ from starlette.requests import Request
 
 from app import profile
 from app.request.disconnect import unless_disconnected
-from app.service import engine_of, metrics_of, settings_of
+from app.service import Service
 from encoder import CachePolicy, DType, EncodeResult, Preset
 
 
-async def encode_prompts(request: Request, prompts: Sequence[str], preset: Preset, dtype: DType) -> EncodeResult:
-    """The hidden states, within the request's time, for as long as its client stays, and counted in the metrics.
+async def encode_prompts(
+    request: Request, service: Service, prompts: Sequence[str], preset: Preset, dtype: DType
+) -> EncodeResult:
+    """The hidden states, recorded in the metrics. The work stops when its time is up or its client disconnects.
 
     Errors: those of Engine.encode, ClientDisconnected.
     """
-    timeout_s = settings_of(request).request_timeout_s
-    work = engine_of(request).encode(prompts, preset, dtype, timeout_s, _cache_policy(request))
+    timeout_s = service.settings.request_timeout_s
+    work = service.engine.encode(prompts, preset, dtype, timeout_s, _cache_policy(request))
     result = await unless_disconnected(request, work)
-    metrics_of(request).observe_result(result)
+    service.metrics.observe_result(result)
     profile.record(result)
     return result
 
 
 def _cache_policy(request: Request) -> CachePolicy:
-    """What the request says about the cache.
+    """How the request's Cache-Control header lets the cache be used.
 
     Source: RFC 9111, 5.2.1: `no-cache` asks for a new result, which may be kept; `no-store` asks to keep nothing.
     """
@@ -36,7 +38,7 @@ def _cache_policy(request: Request) -> CachePolicy:
 
 
 def timings(*results: EncodeResult) -> dict[str, str]:
-    """The response headers of what was encoded one after the other, in milliseconds."""
+    """Response headers for results computed one after the other; times in milliseconds."""
     return {
         "x-tokenization-time": f"{sum(result.tokenization_ms for result in results):.2f}",
         "x-queue-time": f"{sum(result.queue_ms for result in results):.2f}",

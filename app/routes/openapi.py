@@ -1,4 +1,4 @@
-"""What the generated API description cannot see for itself: bodies are read by hand, replies come in many formats."""
+"""What FastAPI cannot see for its API description: bodies that routes read themselves, replies in several formats."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from app import wire
 from app.errors import ANSWERS, UNEXPECTED
-from app.reply import torch_file
+from app.reply.formats import FORMATS
 from app.reply.reply import ENCODINGS
 from app.request.schemas import (
     EncodeLayersRequest,
@@ -32,7 +32,7 @@ def _codes(status: int) -> str:
 
 
 def request_body(model: type[BaseModel], examples: dict[str, Any]) -> Described:
-    """The request body in both media types; no model here refers to another, so its schema stands alone."""
+    """The request body in each media type. No model here refers to another, so its schema needs no definitions."""
     schema = model.model_json_schema()
     named = {name: {"value": value} for name, value in examples.items()}
     return {
@@ -49,7 +49,7 @@ BYTES = {"schema": {"type": "string", "format": "binary"}}
 TIMINGS: Described = {
     name: {"description": text, "schema": {"type": kind}}
     for name, text, kind in [
-        ("x-request-id", "The request's own, or a new one.", "string"),
+        ("x-request-id", "The id that the request brought, or a new one.", "string"),
         ("x-total-time", "Milliseconds from the first byte of the request to this header.", "number"),
         ("x-tokenization-time", "Milliseconds.", "number"),
         ("x-queue-time", "Milliseconds.", "number"),
@@ -59,27 +59,21 @@ TIMINGS: Described = {
 }
 ENCODED: Described = {
     "model": EncodeReply,
-    "description": "Hidden states, in the format of the Accept header; msgpack when it leaves the choice.",
+    "description": "Hidden states, in the format that the Accept header asks for; msgpack by default.",
     "headers": TIMINGS,
-    "content": {
-        wire.MSGPACK: BYTES,
-        wire.X_MSGPACK: BYTES,
-        wire.SAFETENSORS: BYTES,
-        wire.TENSOR: BYTES,
-        torch_file.MEDIA_TYPE: BYTES,
-    },
+    "content": {media_type: BYTES for media_type in FORMATS if media_type != wire.JSON},  # JSON is the model
 }
 ENCODING: Described = {
     "name": "encoding",
     "in": "query",
-    "description": "How a JSON reply holds tensors; other formats ignore it.",
+    "description": "How a JSON reply contains tensors; other formats ignore it.",
     "schema": {"type": "string", "enum": list(ENCODINGS), "default": ENCODINGS[0]},
 }
 FAILURES = errors(400, 401, 406, 408, 413, 415, 421, 422, 429, 500, 503, 504)
 
 
 def drop_in(body: type[BaseModel], examples: dict[str, Any], media_type: str, description: str) -> Described:
-    """A route that speaks the protocol of another service: one format of reply, errors as everywhere."""
+    """A route that speaks the protocol of another service: one format of reply, the errors of all routes."""
     reply = {"description": description, "headers": TIMINGS, "content": {media_type: BYTES}}
     return {
         "responses": {200: reply, **FAILURES},

@@ -1,44 +1,45 @@
-"""The routes for those who run the service or want to know what it serves."""
+"""The routes for whoever runs the service or wants to know what it serves."""
 
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.responses import PlainTextResponse, Response
 
 from app.routes.openapi import errors
-from app.service import catalog_of, engine_of, metrics_of, settings_of
+from app.service import ServiceDep
 from encoder import InvalidField, ModelInfo, Preset, check_preset
 
+probes = APIRouter(tags=["operations"])  # these two never ask for the API key
 router = APIRouter(tags=["operations"])
 
 VERSIONED = ("fastapi", "uvicorn", "pydantic", "msgpack")
 
 
-@router.get("/livez", responses=errors(500))
+@probes.get("/livez", responses=errors(500))
 async def livez() -> dict[str, str]:
-    """The process answers. True from the first second, however busy the device is."""
+    """The process answers, from the first second on and however busy the device is."""
     return {"status": "alive"}
 
 
-@router.get("/readyz", responses=errors(500, 503))
-async def readyz(request: Request) -> dict[str, str]:
+@probes.get("/readyz", responses=errors(500, 503))
+async def readyz(service: ServiceDep) -> dict[str, str]:
     """The next request can be expected to succeed: loaded, warm, not stalled, not draining."""
-    await engine_of(request).probe()
+    await service.engine.probe()
     return {"status": "ready"}
 
 
 @router.get("/health", responses=errors(401, 500, 503))
-async def health(request: Request) -> dict[str, str]:
-    """The same as `/readyz`, for clients that look here."""
-    return await readyz(request)
+async def health(service: ServiceDep) -> dict[str, str]:
+    """The same as `/readyz`, for clients that ask here."""
+    return await readyz(service)
 
 
 @router.get("/presets", responses=errors(401, 500, 503))
-async def presets(request: Request) -> dict[str, Any]:
+async def presets(service: ServiceDep) -> dict[str, Any]:
     """All presets, and for each whether it fits the loaded checkpoint."""
-    engine, catalog = engine_of(request), catalog_of(request)
+    engine, catalog = service.engine, service.catalog
     return {
         "default_preset": catalog.default,
         "presets": [asdict(preset) | fit(preset, engine.info) for preset in catalog],
@@ -55,9 +56,9 @@ def fit(preset: Preset, info: ModelInfo) -> dict[str, Any]:
 
 
 @router.get("/info", responses=errors(401, 500, 503))
-async def info(request: Request) -> dict[str, Any]:
-    """What is served, how it computes, and the limits of a request."""
-    engine, settings = engine_of(request), settings_of(request)
+async def info(service: ServiceDep) -> dict[str, Any]:
+    """The model that is served, how it is computed, and the limits of a request."""
+    engine, settings = service.engine, service.settings
     loaded = asdict(engine.info)
     return loaded | {
         "versions": loaded["versions"] | {name: version(name) for name in VERSIONED},
@@ -68,7 +69,6 @@ async def info(request: Request) -> dict[str, Any]:
 
 
 @router.get("/metrics", response_class=PlainTextResponse, responses=errors(401, 500))
-async def metrics(request: Request) -> Response:
+async def metrics(service: ServiceDep) -> Response:
     """Prometheus metrics."""
-    metrics = metrics_of(request)
-    return Response(metrics.render(), media_type=metrics.media_type)
+    return Response(service.metrics.render(), media_type=service.metrics.media_type)

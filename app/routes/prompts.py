@@ -1,7 +1,4 @@
-"""The routes that work on prompts. Each reads as the path of a request: body, preset, engine, reply.
-
-Each takes the request and gives the response (app/routes/prompt_routes.py).
-"""
+"""The routes that take prompts: accept → body → preset → engine → reply."""
 
 from typing import Any
 
@@ -9,48 +6,50 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app import wire
-from app.reply.reply import ReplyFormat
+from app.reply.reply import choose_format, respond
 from app.request.accept import negotiate
 from app.request.body import read_body
 from app.request.disconnect import unless_disconnected
 from app.request.schemas import EncodeLayersRequest, EncodeRequest, TokenizeRequest
+from app.routes.direct import DirectRoute
 from app.routes.encoding import encode_prompts, timings
 from app.routes.openapi import ENCODE, ENCODE_LAYERS, TOKENIZE
-from app.service import catalog_of, engine_of
+from app.service import Service, ServiceDep
 from encoder import EncodeResult, Engine, Preset, TokenizedPrompt
 
-router = APIRouter(tags=["prompts"])
+router = APIRouter(tags=["prompts"], route_class=DirectRoute)
 
 
 @router.post("/encode", **ENCODE)
-async def encode(request: Request) -> Response:
+async def encode(request: Request, service: ServiceDep) -> Response:
     """Encode prompts to the hidden states of a preset.
 
     Without a preset: the last hidden state, after the final norm, of the bare prompt.
     """
-    return await _encode(request, EncodeRequest)
+    return await _encode(request, service, EncodeRequest)
 
 
 @router.post("/encode_layers", **ENCODE_LAYERS)
-async def encode_layers(request: Request) -> Response:
+async def encode_layers(request: Request, service: ServiceDep) -> Response:
     """Encode prompts to the hidden states of chosen layers; everything else is as in `/encode`."""
-    return await _encode(request, EncodeLayersRequest)
+    return await _encode(request, service, EncodeLayersRequest)
 
 
-async def _encode(request: Request, model: type[EncodeRequest]) -> Response:
-    reply_format = ReplyFormat.wanted(request)  # before any work is done
-    body = await read_body(request, model)
-    preset = body.resolve(catalog_of(request))
-    result = await encode_prompts(request, body.texts(), preset, body.dtype)
-    return await reply_format.respond(result.embeds, _facts(result, preset, engine_of(request)), timings(result))
+async def _encode(request: Request, service: Service, model: type[EncodeRequest]) -> Response:
+    """One request from its first header to its reply."""
+    reply_format = choose_format(request, service.settings)  # first, so that a refusal costs no work
+    body = await read_body(request, model, service.settings)
+    preset = body.resolve(service.catalog)
+    result = await encode_prompts(request, service, body.texts(), preset, body.dtype)
+    return await respond(reply_format, result.embeds, _facts(result, preset, service.engine), timings(result))
 
 
 @router.post("/tokenize", **TOKENIZE)
-async def tokenize(request: Request) -> Response:
+async def tokenize(request: Request, service: ServiceDep) -> Response:
     """Show what would be encoded: the formatted prompt and its tokens. Does not run the model."""
     media_type = negotiate(request, (wire.JSON, wire.MSGPACK, wire.X_MSGPACK))
-    body = await read_body(request, TokenizeRequest)
-    preset, engine = body.resolve(catalog_of(request)), engine_of(request)
+    body = await read_body(request, TokenizeRequest, service.settings)
+    preset, engine = body.resolve(service.catalog), service.engine
     prompts = await unless_disconnected(request, engine.tokenize(body.texts(), preset))
     document = {
         "model": engine.info.model,
@@ -61,7 +60,7 @@ async def tokenize(request: Request) -> Response:
 
 
 def _facts(result: EncodeResult, preset: Preset, engine: Engine) -> dict[str, Any]:
-    """What a reply says beside its tensors."""
+    """What a reply says besides its tensors."""
     num_tokens = [len(prompt.input_ids) for prompt in result.prompts]
     return {
         "model": engine.info.model,

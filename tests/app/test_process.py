@@ -111,7 +111,7 @@ def test_a_server_says_when_its_model_is_loaded() -> None:
     app = create_app(settings)
 
     def when_loaded() -> None:
-        assert app.state.engine.info.model == "demo"
+        assert app.state.service.engine.info.model == "demo"
         loaded.set()
 
     with listening_socket(settings) as sock:

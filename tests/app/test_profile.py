@@ -93,7 +93,7 @@ def test_who_joins_a_pass_is_told_its_own_wait(
         started.wait()
         time.sleep(0.1)
         joined = pool.submit(client.post, "/encode", json=body)
-        while not profiled.app.state.engine.stats().cache_coalesced:
+        while not profiled.app.state.service.engine.stats().cache_coalesced:
             time.sleep(0.01)
         release.set()
         line = profile_of(joined.result(), caplog)
@@ -147,7 +147,7 @@ def test_without_the_setting_nothing_is_measured(start_server: Start, caplog: py
     with start_server() as server:
         server.wait_until_ready()
         response = httpx.post(f"{server.url}/encode", json={"prompt": "a cat"})
-        assert not server.app.state.engine._loaded().measures_passes
+        assert not server.app.state.service.engine._loaded().measures_passes
 
     assert "server-timing" not in response.headers
     assert not [record for record in caplog.records if record.name == "app.profile"]

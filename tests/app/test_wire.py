@@ -10,8 +10,7 @@ import pytest
 from safetensors.numpy import load
 
 from app import wire
-from app.reply.collate import collate, is_ragged
-from app.reply.parts import JOIN_BELOW, joined
+from app.reply.reply import JOIN_BELOW, collate, is_ragged, joined
 from app.wire import Tensor, WireError
 from encoder import PromptEmbeds
 

@@ -1,7 +1,7 @@
-"""Routes that speak the protocols of other text encoder services, for clients that exist and cannot be changed.
+"""Routes that speak the protocols of other text encoder services, for existing clients that cannot be changed.
 
-Each file is one protocol and says whose. What they ask for runs through the same engine as everything else, under the
-same limits and with the same errors; docs/drop-ins.md says how to point each client here.
+Each file holds one protocol and names its source. Their requests run through the same engine as all others, with the
+same limits and errors. docs/drop-ins.md says how to point each client here.
 """
 
 from fastapi import APIRouter

@@ -1,4 +1,4 @@
-"""What the requests of several protocols have in common."""
+"""Fields that the requests of several protocols share."""
 
 from typing import Annotated
 
@@ -10,13 +10,13 @@ from encoder import DType
 
 
 class DropInRequest(BaseModel):
-    """A request of a foreign protocol. What it says beyond the fields known here is ignored, as its own server does."""
+    """A request of another service's protocol. Fields unknown here are ignored, as that service ignores them."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
 
 def _as_list(value: object) -> object:
-    """diffusers encodes the empty prompt where it is given None, and so do we where a client passes that None on."""
+    """A list of prompts. None becomes the empty prompt, as in diffusers, whose clients may pass their None on."""
     if value is None:
         return [""]
     return [value] if isinstance(value, str) else value
@@ -25,6 +25,6 @@ def _as_list(value: object) -> object:
 _ONE_OR_MORE = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}, {"type": "null"}]}
 Prompts = Annotated[list[Text], BeforeValidator(_as_list), WithJsonSchema(_ONE_OR_MORE)]
 
-# Of such a client a user can set the address and nothing else, so what we need to know beside the prompt stands there.
+# In such a client a user can set nothing but the address, so the query of the address carries what else we need.
 PresetQuery = Annotated[str | None, Query(alias="preset", description="Name of a preset, see GET /presets.")]
-DTypeQuery = Annotated[DType, Query(description="Of the numbers in the reply.")]
+DTypeQuery = Annotated[DType, Query(description="Dtype of the numbers in the reply.")]

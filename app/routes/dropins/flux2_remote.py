@@ -9,12 +9,13 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app.reply import torch_file
-from app.reply.reply import ReplyFormat
+from app.reply.formats import FORMATS
+from app.reply.reply import respond
 from app.request.body import read_body
 from app.routes.dropins.fields import DropInRequest, DTypeQuery, PresetQuery, Prompts
 from app.routes.encoding import encode_prompts, timings
 from app.routes.openapi import drop_in
-from app.service import catalog_of, settings_of
+from app.service import ServiceDep
 
 router = APIRouter()
 
@@ -34,11 +35,11 @@ PREDICT = drop_in(
 
 
 @router.post("/predict", **PREDICT)
-async def predict(request: Request, preset: PresetQuery = None, dtype: DTypeQuery = "bfloat16") -> Response:
+async def predict(
+    request: Request, service: ServiceDep, preset: PresetQuery = None, dtype: DTypeQuery = "bfloat16"
+) -> Response:
     """Encode prompts for FLUX.2, as diffusers' Flux2RemoteTextEncoderStep and its trainers ask for them."""
-    body = await read_body(request, PredictRequest)
-    wanted = catalog_of(request).get(preset or settings_of(request).predict_preset)
-    result = await encode_prompts(request, body.prompt, wanted, dtype)
-    response = await ReplyFormat(torch_file.MEDIA_TYPE).respond(result.embeds, {})
-    response.headers.update(timings(result))
-    return response
+    body = await read_body(request, PredictRequest, service.settings)
+    wanted = service.catalog.get(preset or service.settings.predict_preset)
+    result = await encode_prompts(request, service, body.prompt, wanted, dtype)
+    return await respond(FORMATS[torch_file.MEDIA_TYPE], result.embeds, {}, timings(result))

@@ -1,7 +1,7 @@
-"""`POST /v1/hidden_states` and `/v1/hidden_states/structured`: one layer, as heylookitsanllm served it.
+"""`POST /v1/hidden_states` and `/v1/hidden_states/structured`: one decoder layer, as heylookitsanllm serves it.
 
-`layer` counts decoder layers from 0, un-normed, and negative ones from the end: our `layers`, one less than Hugging
-Face's index; -2 is the same place in both. One text is answered with [L, D], as float32.
+`layer` is a 0-based decoder layer, un-normed; negative values count from the end. It equals our `layers`, and is one
+less than Hugging Face's index; -2 means the same layer in both. The reply to one text is [L, D] in float32.
 Client: llm-dit-experiments, src/llm_dit/backends/api.py. Source: heylookitsanllm, hidden_states.py.
 """
 
@@ -15,7 +15,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from app import wire
-from app.reply.reply import check_floats
+from app.reply.reply import check_numbers
 from app.request.body import read_body
 from app.request.disconnect import unless_disconnected
 from app.request.schemas import Text
@@ -23,7 +23,7 @@ from app.routes.dropins.chat import Chat, sections
 from app.routes.dropins.fields import DropInRequest, Prompts
 from app.routes.encoding import encode_prompts, timings
 from app.routes.openapi import drop_in
-from app.service import engine_of, settings_of
+from app.service import Service, ServiceDep
 from app.wire import Tensor
 from encoder import LAST_HIDDEN_STATE, EncodeResult, Engine, InvalidField, Preset
 
@@ -31,9 +31,9 @@ router = APIRouter()
 
 
 class LayerRequest(DropInRequest):
-    """What both routes take."""
+    """The fields of both routes."""
 
-    model: str | None = Field(None, description="Comes back in the reply; the service has one model.")
+    model: str | None = Field(None, description="Repeated in the reply; the service has one model.")
     layer: int = Field(-2, description="Decoder layer, 0-based, un-normed; -1 is the last.")
     max_length: int = Field(512, ge=1, description="Window in tokens; longer texts are truncated.")
     encoding_format: Literal["float", "base64"] = "float"
@@ -50,11 +50,11 @@ class HiddenStatesRequest(LayerRequest):
     return_attention_mask: bool = False
 
     def text(self) -> str:
-        """The text. Errors: InvalidField unless there is exactly one: the reply has no room for a second."""
+        """The text. Errors: InvalidField unless there is exactly one, because a reply has room for one."""
         if len(self.input) != 1:
             raise InvalidField(
                 "input",
-                f"{len(self.input)} texts, this protocol answers one. Send one each, or use POST /encode_layers.",
+                f"{len(self.input)} texts, this protocol takes one. Send one per request, or use POST /encode_layers.",
             )
         return self.input[0]
 
@@ -97,31 +97,34 @@ STRUCTURED = drop_in(
 
 
 @router.post("/v1/hidden_states", **HIDDEN_STATES)
-async def hidden_states(request: Request) -> Response:
+async def hidden_states(request: Request, service: ServiceDep) -> Response:
     """Encode one text to the output of one decoder layer."""
-    body = await read_body(request, HiddenStatesRequest)
-    result = await encode_prompts(request, [body.text()], body.preset(), "float32")
+    body = await read_body(request, HiddenStatesRequest, service.settings)
+    result = await encode_prompts(request, service, [body.text()], body.preset(), "float32")
     mask = result.embeds[0].attention_mask.astype(int).tolist()
     extra = {"attention_mask": mask} if body.return_attention_mask else {}
-    return await _respond(request, body, result, extra)
+    return await _respond(service, body, result, extra)
 
 
 @router.post("/v1/hidden_states/structured", **STRUCTURED)
-async def structured(request: Request) -> Response:
-    """Encode a chat to the output of one decoder layer, and say where its sections lie."""
-    body = await read_body(request, StructuredRequest)
+async def structured(request: Request, service: ServiceDep) -> Response:
+    """Encode a chat to the output of one decoder layer, and say which tokens each section has."""
+    body = await read_body(request, StructuredRequest, service.settings)
     chat = body.chat()
-    result = await encode_prompts(request, [chat.text], body.preset(), "float32")
+    result = await encode_prompts(request, service, [chat.text], body.preset(), "float32")
     extra: dict[str, Any] = {}
     if body.return_token_boundaries:
-        extra |= await unless_disconnected(request, _boundaries(chat, result, body.preset(), engine_of(request)))
+        extra |= await unless_disconnected(request, _boundaries(chat, result, body.preset(), service.engine))
     if body.return_formatted_prompt:
         extra["formatted_prompt"] = chat.text
-    return await _respond(request, body, result, extra)
+    return await _respond(service, body, result, extra)
 
 
 async def _boundaries(chat: Chat, result: EncodeResult, preset: Preset, engine: Engine) -> dict[str, Any]:
-    """token_boundaries and token_counts. A turn ends where a special token begins, so its tokens stand alone."""
+    """token_boundaries and token_counts.
+
+    A turn ends where a special token begins, so the first turns have the same tokens alone as in the whole chat.
+    """
     heads = await engine.tokenize([chat.system_turn, chat.system_turn + chat.user_turn], preset)
     system_end, user_end = (len(head.input_ids) for head in heads)
     tokens = engine.tokens(result.prompts[0].input_ids)
@@ -132,11 +135,11 @@ async def _boundaries(chat: Chat, result: EncodeResult, preset: Preset, engine: 
     }
 
 
-async def _respond(request: Request, body: LayerRequest, result: EncodeResult, extra: dict[str, Any]) -> Response:
+async def _respond(service: Service, body: LayerRequest, result: EncodeResult, extra: dict[str, Any]) -> Response:
     [embeds] = result.embeds
     if body.encoding_format == "float":
-        check_floats(embeds.hidden_states.size, settings_of(request).max_json_floats)
-    facts = {"model": body.model or engine_of(request).info.model, "layer": body.layer, "dtype": embeds.dtype} | extra
+        check_numbers(embeds.hidden_states.size, service.settings.max_json_floats)
+    facts = {"model": body.model or service.engine.info.model, "layer": body.layer, "dtype": embeds.dtype} | extra
     packed = await asyncio.to_thread(_pack, Tensor(embeds.hidden_states, embeds.dtype), body.encoding_format, facts)
     return Response(packed, headers=timings(result), media_type=wire.JSON)
 

@@ -1,7 +1,7 @@
 """`POST /te`: the remote text encoder of SD.Next.
 
 Client: SD.Next, modules/sd_te_remote.py, with SD_REMOTE_T5 set to this address. It posts bare JSON, a string or a list,
-and reads the reply's bytes in the dtype of its own pipeline, in the shape of the header `shape`.
+and reads the bytes of the reply in the dtype of its own pipeline and the shape in the header `shape`.
 """
 
 from fastapi import APIRouter, Request
@@ -9,12 +9,13 @@ from pydantic import ConfigDict, RootModel
 from starlette.responses import Response
 
 from app import wire
-from app.reply.reply import ReplyFormat
+from app.reply.formats import FORMATS
+from app.reply.reply import respond
 from app.request.body import read_body
 from app.routes.dropins.fields import DTypeQuery, PresetQuery, Prompts
 from app.routes.encoding import encode_prompts, timings
 from app.routes.openapi import drop_in
-from app.service import catalog_of
+from app.service import ServiceDep
 
 router = APIRouter()
 
@@ -34,10 +35,10 @@ TE = drop_in(
 
 
 @router.post("/te", **TE)
-async def te(request: Request, preset: PresetQuery = None, dtype: DTypeQuery = "bfloat16") -> Response:
-    """Encode prompts as SD.Next asks for them. The preset is the server's default, or named in the address."""
-    body = await read_body(request, TextEncoderRequest)
-    result = await encode_prompts(request, body.root, catalog_of(request).get(preset), dtype)
-    response = await ReplyFormat(wire.TENSOR).respond(result.embeds, {})
-    response.headers.update(timings(result))
-    return response
+async def te(
+    request: Request, service: ServiceDep, preset: PresetQuery = None, dtype: DTypeQuery = "bfloat16"
+) -> Response:
+    """Encode prompts as SD.Next asks for them. The preset is the server's default or the one named in the address."""
+    body = await read_body(request, TextEncoderRequest, service.settings)
+    result = await encode_prompts(request, service, body.root, service.catalog.get(preset), dtype)
+    return await respond(FORMATS[wire.TENSOR], result.embeds, {}, timings(result))

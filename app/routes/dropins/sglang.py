@@ -1,7 +1,7 @@
 """`POST /sglang/encode`: what SGLang-diffusion serves as `POST /encode` with `--encode-only`.
 
-Our own `/encode` has that path, and a body of a prompt alone could be either's, so a client's base address is
-`http://host:port/sglang` here.
+Our own `/encode` has that path, and a body with nothing but a prompt fits both. So here the base address of a client is
+`http://host:port/sglang`.
 Source: sglang, multimodal_gen/runtime/entrypoints/post_training/encode_api.py, io_struct.py and utils.py.
 """
 
@@ -14,13 +14,13 @@ from pydantic import Field
 from starlette.responses import Response
 
 from app import wire
-from app.reply.collate import collate
+from app.reply.reply import collate
 from app.request.body import read_body
 from app.request.schemas import Text
 from app.routes.dropins.fields import DropInRequest, DTypeQuery, PresetQuery
 from app.routes.encoding import encode_prompts, timings
 from app.routes.openapi import drop_in
-from app.service import catalog_of
+from app.service import ServiceDep
 from app.wire import Tensor
 from encoder import EncodeResult
 
@@ -28,7 +28,7 @@ router = APIRouter()
 
 
 class SGLangRequest(DropInRequest):
-    """Fields that concern no text encoder (seed, width, height, fps, ...) are among those ignored."""
+    """A prompt and its negative prompt. Fields for other models (seed, width, height, fps, ...) are ignored."""
 
     prompt: Text
     negative_prompt: Text | None = None
@@ -46,14 +46,17 @@ ENCODE = drop_in(
 
 
 @router.post("/sglang/encode", **ENCODE)
-async def encode(request: Request, preset: PresetQuery = None, dtype: DTypeQuery = "bfloat16") -> Response:
-    """Encode a prompt, and its negative where there is one, as SGLang-diffusion does."""
-    body, catalog = await read_body(request, SGLangRequest), catalog_of(request)
+async def encode(
+    request: Request, service: ServiceDep, preset: PresetQuery = None, dtype: DTypeQuery = "bfloat16"
+) -> Response:
+    """Encode a prompt, and its negative prompt if it has one, as SGLang-diffusion does."""
+    body, catalog = await read_body(request, SGLangRequest, service.settings), service.catalog
     positive = catalog.get(preset)
     negative = positive if positive.negative_preset is None else catalog.get(positive.negative_preset)
-    results = {"": await encode_prompts(request, [body.prompt], positive, dtype)}
+    results = {"": await encode_prompts(request, service, [body.prompt], positive, dtype)}
     if body.negative_prompt is not None:
-        results["negative_"] = await encode_prompts(request, [body.negative_prompt], negative, dtype)
+        negatives = [body.negative_prompt]
+        results["negative_"] = await encode_prompts(request, service, negatives, negative, dtype)
     facts = {"request_id": request.scope["request_id"], "prompt": body.prompt}
     packed = await asyncio.to_thread(_pack, facts, results)
     return Response(packed, headers=timings(*results.values()), media_type=wire.MSGPACK)

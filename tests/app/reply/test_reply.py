@@ -11,8 +11,8 @@ import pytest
 import safetensors
 
 from app import wire
-from app.reply.parts import PartsResponse
-from app.reply.reply import ReplyFormat
+from app.reply.formats import FORMATS
+from app.reply.reply import PartsResponse, respond
 from app.wire import Tensor
 from encoder import PromptEmbeds
 
@@ -60,7 +60,7 @@ def test_formats_carry_the_same_tensors(
 def test_the_hidden_states_of_one_prompt_are_sent_uncopied(media_type: str) -> None:
     embeds = PromptEmbeds(np.zeros((100, 400), "<u2"), np.ones(100, bool), "bfloat16")
 
-    response = asyncio.run(ReplyFormat(media_type).respond([embeds], {"model": "m"}))
+    response = asyncio.run(respond(FORMATS[media_type], [embeds], {"model": "m"}))
 
     assert isinstance(response, PartsResponse)
     parts = [np.frombuffer(message, np.uint8) for message in response.messages]

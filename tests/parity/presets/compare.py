@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from app.reply.collate import collate
+from app.reply.reply import collate
 from encoder import Preset, TextEncoder, get_preset
 from tests.reference import relative_error
 
