@@ -1,6 +1,7 @@
 """The socket to listen on, and how to reach it."""
 
 import contextlib
+import errno
 import os
 import socket
 import stat
@@ -62,7 +63,8 @@ def _is_stale(path: Path) -> bool:
     if not path.exists() or not stat.S_ISSOCK(path.stat().st_mode):
         return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        return probe.connect_ex(os.fspath(path)) != 0
+        probe.setblocking(False)  # a busy server's backlog may be full, then connecting would wait
+        return probe.connect_ex(os.fspath(path)) == errno.ECONNREFUSED
 
 
 def curl_line(settings: Settings, sock: socket.socket) -> str:
