@@ -3,6 +3,7 @@
 A request passes Profiler (if enabled) → RequestContext → HostCheck → KeyCheck → Head → FastAPI's routes.
 """
 
+import asyncio
 import hmac
 import logging
 import random
@@ -21,7 +22,8 @@ logger = logging.getLogger(__name__)
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 OPEN_PATHS = frozenset({"/livez", "/readyz"})  # an orchestrator asks these without a key
 UNMATCHED = "(none)"
-DISCONNECTED = 499  # status in log and metrics while no response has begun
+DISCONNECTED = 499  # in log and metrics: the request ended without a response
+CANCELLED = 503  # in log and metrics: the server cancelled the request before its response began
 
 Observe = Callable[[str, int, float], None]  # route, status, seconds
 
@@ -60,6 +62,10 @@ class RequestContext:
 
         try:
             await self.app(scope, receive, send_with_context)
+        except asyncio.CancelledError:
+            if status == DISCONNECTED:  # our own shutdown ended it, not the client
+                status = CANCELLED
+            raise
         except Exception as error:  # the border: whatever a request raises ends with the request
             response = await answer_outside_routes(app, Request(scope), error)
             if status == DISCONNECTED:

@@ -248,6 +248,22 @@ def test_a_body_over_the_limit_is_413(client: httpx.Client, chunked: bool) -> No
     assert_error(response, 413, "body_too_large", "2,000,000")
 
 
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_may_have_as_many_bytes_as_the_limit(start_server: Start, chunked: bool) -> None:
+    body = b'{"prompt": "a cat"}'
+
+    def post(server: RunningServer, body: bytes) -> httpx.Response:
+        content: Any = iter([body[:10], body[10:]]) if chunked else body
+        return httpx.post(f"{server.url}/encode", content=content, headers={"content-type": wire.JSON})
+
+    with start_server(max_body_bytes=len(body)) as server:
+        server.wait_until_ready()
+        exact, over = post(server, body), post(server, body + b" ")
+
+    assert exact.status_code == 200
+    assert_error(over, 413, "body_too_large", f"{len(body)} bytes")
+
+
 def test_a_body_that_does_not_arrive_is_408(start_server: Start) -> None:
     head = b"POST /encode HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 20\r\n\r\n"
     with start_server(body_timeout_s=0.2) as server, socket.create_connection(server.address, timeout=30) as connection:

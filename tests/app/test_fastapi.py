@@ -342,3 +342,30 @@ def test_every_reply_has_the_request_id(client: httpx.Client, method: str, path:
 
     assert reply.status_code == status
     assert reply.headers["x-request-id"] == "req-9"
+
+
+def test_a_request_that_the_server_cancels_is_not_counted_as_a_client_that_left(
+    connect: Connect, runner: asyncio.Runner, caplog: pytest.LogCaptureFixture
+) -> None:
+    """uvicorn cancels what is left at the end of a shutdown."""
+    caplog.set_level(logging.INFO)
+    started = asyncio.Event()
+
+    class Busy:
+        async def encode(self, *arguments: object) -> None:
+            started.set()
+            await asyncio.Event().wait()
+
+    async def ask_and_cancel(client: Client) -> None:
+        asking = asyncio.create_task(client.http.post("/encode", json=PROMPT))
+        await started.wait()
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+
+    app = create_app(Settings())
+    client = connect(app, Busy())
+    runner.run(ask_and_cancel(client))
+
+    assert "POST /encode 503" in caplog.text
+    assert "499" not in caplog.text

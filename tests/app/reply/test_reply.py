@@ -159,6 +159,8 @@ def test_a_request_may_be_msgpack(client: httpx.Client, reference: dict[str, Any
         pytest.param("application/json;q=0.5, application/x-safetensors;q=0.9", wire.SAFETENSORS, id="weights"),
         pytest.param("application/msgpack;q=0, */*;q=0.1", wire.X_MSGPACK, id="weight 0 excludes"),
         pytest.param("tensor/*", wire.TENSOR, id="any tensor"),
+        pytest.param("application/json;q=1.5, tensor/binary;q=0.1", wire.TENSOR, id="a weight above 1 excludes"),
+        pytest.param("application/json;q=1.0, tensor/binary;q=0.9", wire.JSON, id="a weight of 1 is the largest"),
         pytest.param("text/html, application/json;q=0.1", wire.JSON, id="what is not on offer is passed over"),
     ],
 )
@@ -171,7 +173,9 @@ def test_accept_chooses_the_format(client: httpx.Client, accept: str | None, exp
     assert client.send(request).headers["content-type"] == expected
 
 
-@pytest.mark.parametrize("accept", ["text/html", "image/*", "*/*;q=0", "nonsense", "application/json;q=x"])
+@pytest.mark.parametrize(
+    "accept", ["text/html", "image/*", "*/*;q=0", "nonsense", "application/json;q=x", "*/*;q=1.001"]
+)
 def test_an_accept_header_without_any_of_our_formats_is_406(client: httpx.Client, accept: str) -> None:
     response = client.post("/encode", json={"prompt": "a cat"}, headers={"accept": accept})
 

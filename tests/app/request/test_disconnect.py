@@ -112,6 +112,27 @@ async def test_a_cancelled_request_stops_the_work_and_is_no_client_that_went(at_
     assert work.stopped
 
 
+async def test_a_request_cancelled_while_its_work_stops_for_a_client_that_went_ends_as_cancelled(at_once: None) -> None:
+    """Whoever cancels a task waits for it to end as cancelled: a server that shuts down, a task group, a timeout."""
+    client, stopping = Client(), asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopping.set()
+            await asyncio.sleep(30)
+
+    waiting = asyncio.create_task(unless_disconnected(client.request, work()))
+    await asyncio.wait_for(client.watched.wait(), 30)
+    client.gone.set()
+    await asyncio.wait_for(stopping.wait(), 30)
+    waiting.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+
 @pytest.mark.parametrize("first", ["the client", "the answer"])
 async def test_a_client_that_goes_as_its_answer_comes_cancels_nothing_that_follows(at_once: None, first: str) -> None:
     """What follows is the reply, which fails by itself if nobody is there."""

@@ -1,6 +1,7 @@
 """heylookitsanllm's `POST /v1/hidden_states` and `/v1/hidden_states/structured`."""
 
 import base64
+import json
 from typing import Any
 
 import httpx
@@ -94,6 +95,17 @@ def test_the_model_s_name_may_be_left_out(client: httpx.Client) -> None:
     response = client.post("/v1/hidden_states", json={"input": "a cat"})
 
     assert response.json()["model"] == client.get("/info").json()["model"]
+
+
+@pytest.mark.parametrize("path", ["/v1/hidden_states", "/v1/hidden_states/structured"])
+def test_half_a_surrogate_pair_in_the_model_s_name_does_not_break_the_reply(client: httpx.Client, path: str) -> None:
+    """JSON can escape one, UTF-8 cannot encode it: the reply repeats the name as it was escaped."""
+    body = json.dumps({"model": "\ud800", "input": TEXT, "user_prompt": "a cat"})
+
+    response = client.post(path, content=body, headers={"content-type": wire.JSON})
+
+    assert response.status_code == 200
+    assert json.loads(response.content)["model"] == "\ud800"
 
 
 def test_lists_have_the_limit_of_json(start_server: Start) -> None:
