@@ -56,8 +56,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 def add_routes(app: FastAPI) -> None:
     """All routes. Where an API key is set, the API description says which routes ask for it; KeyCheck checks it."""
     key_needed = service_of(app).settings.api_key is not None
-    for router in (prompts.router, dropins.router, operations.router):
-        app.include_router(router, dependencies=[Security(BEARER)] if key_needed else None)
+    dependencies = [Security(BEARER)] if key_needed else []
+    prompts.add_routes(app, dependencies)
+    for router in (dropins.router, operations.router):
+        app.include_router(router, dependencies=dependencies)
     app.include_router(operations.probes)
 
 

@@ -66,7 +66,7 @@ class RequestContext:
             if status == DISCONNECTED:  # our own shutdown ended it, not the client
                 status = CANCELLED
             raise
-        except Exception as error:  # the border: whatever a request raises ends with the request
+        except Exception as error:  # noqa: BLE001  # whatever a request raises ends with the request
             response = await answer_outside_routes(app, Request(scope), error)
             if status == DISCONNECTED:
                 await response(scope, receive, send_with_context)

@@ -21,8 +21,8 @@ class DirectRoute(APIRoute):
     """Calls an endpoint `(request, service) -> Response` without FastAPI's dependency solver.
 
     Middleware, exception handlers, routing and the API description are FastAPI's, as for any other route. When the app
-    has dependency overrides, FastAPI's own handler runs the route and applies them. Dependencies given to
-    `include_router` are described but not run.
+    has dependency overrides, FastAPI's own handler runs the route and applies them. Other
+    dependencies of the route are described but not run.
     """
 
     def get_route_handler(self) -> Handler:

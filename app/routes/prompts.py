@@ -1,8 +1,10 @@
 """The routes that take prompts: accept → body → preset → engine → reply."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import FastAPI, Request
+from fastapi.params import Depends
 from starlette.responses import Response
 
 from app import wire
@@ -17,10 +19,7 @@ from app.routes.openapi import ENCODE, ENCODE_LAYERS, TOKENIZE
 from app.service import Service, ServiceDep
 from encoder import EncodeResult, Engine, Preset, TokenizedPrompt
 
-router = APIRouter(tags=["prompts"], route_class=DirectRoute)
 
-
-@router.post("/encode", **ENCODE)
 async def encode(request: Request, service: ServiceDep) -> Response:
     """Encode prompts to the hidden states of a preset.
 
@@ -29,7 +28,6 @@ async def encode(request: Request, service: ServiceDep) -> Response:
     return await _encode(request, service, EncodeRequest)
 
 
-@router.post("/encode_layers", **ENCODE_LAYERS)
 async def encode_layers(request: Request, service: ServiceDep) -> Response:
     """Encode prompts to the hidden states of chosen layers; everything else is as in `/encode`."""
     return await _encode(request, service, EncodeLayersRequest)
@@ -44,7 +42,6 @@ async def _encode(request: Request, service: Service, model: type[EncodeRequest]
     return await respond(reply_format, result.embeds, _facts(result, preset, service.engine), timings(result))
 
 
-@router.post("/tokenize", **TOKENIZE)
 async def tokenize(request: Request, service: ServiceDep) -> Response:
     """Show what would be encoded: the formatted prompt and its tokens. Does not run the model."""
     media_type = negotiate(request, (wire.JSON, wire.MSGPACK, wire.X_MSGPACK))
@@ -57,6 +54,27 @@ async def tokenize(request: Request, service: ServiceDep) -> Response:
         "prompts": [_tokenized(prompt, engine) for prompt in prompts],
     }
     return Response(wire.dump_json(document) if media_type == wire.JSON else wire.pack(document), media_type=media_type)
+
+
+ROUTES = (
+    ("/encode", encode, ENCODE),
+    ("/encode_layers", encode_layers, ENCODE_LAYERS),
+    ("/tokenize", tokenize, TOKENIZE),
+)
+
+
+def add_routes(app: FastAPI, dependencies: Sequence[Depends]) -> None:
+    """Add the routes to the app itself. Through `include_router` each request would take 100 µs longer to route."""
+    for path, endpoint, described in ROUTES:
+        app.router.add_api_route(
+            path,
+            endpoint,
+            methods=["POST"],
+            tags=["prompts"],
+            dependencies=dependencies,
+            route_class_override=DirectRoute,
+            **described,
+        )
 
 
 def _facts(result: EncodeResult, preset: Preset, engine: Engine) -> dict[str, Any]:

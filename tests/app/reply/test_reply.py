@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -11,10 +12,12 @@ import pytest
 import safetensors
 
 from app import wire
+from app.reply import torch_file
 from app.reply.formats import FORMATS
 from app.reply.reply import PartsResponse, respond
 from app.wire import Tensor
 from encoder import PromptEmbeds
+from tests.app.reply.torch_file_reader import read_torch_file
 
 BODY = {"prompts": ["a cat on a red sofa", ""], "preset": "z-image"}
 REPLY_KEYS = {"model", "preset", "hidden_states", "attention_mask", "num_tokens", "truncated", "usage"}
@@ -36,24 +39,34 @@ def assert_same(found: Tensor, expected: Tensor) -> None:
     np.testing.assert_array_equal(found.numbers(), expected.numbers())
 
 
-@pytest.mark.parametrize(
-    ("accept", "unpack"),
-    [
-        pytest.param(wire.MSGPACK, wire.unpack, id="msgpack"),
-        pytest.param(wire.X_MSGPACK, wire.unpack, id="x-msgpack"),
-        pytest.param(wire.JSON, wire.unpack_json, id="json"),
-        pytest.param(wire.SAFETENSORS, wire.unpack_safetensors, id="safetensors"),
-    ],
-)
-def test_formats_carry_the_same_tensors(
-    client: httpx.Client, reference: dict[str, Any], accept: str, unpack: Any
-) -> None:
-    response = encode(client, accept)
+READERS: dict[str, Callable[[httpx.Response], dict[str, Any]]] = {
+    wire.MSGPACK: lambda reply: wire.unpack(reply.content),
+    wire.X_MSGPACK: lambda reply: wire.unpack(reply.content),
+    wire.JSON: lambda reply: wire.unpack_json(reply.content),
+    wire.SAFETENSORS: lambda reply: wire.unpack_safetensors(reply.content),
+    wire.TENSOR: lambda reply: {"hidden_states": wire.unpack_tensor(reply.content, reply.headers)},
+    torch_file.MEDIA_TYPE: lambda reply: {"hidden_states": read_torch_file(reply.content)},
+}
 
-    document = unpack(response.content)
-    assert response.headers["content-type"] == accept
-    assert_same(document["hidden_states"], reference["hidden_states"])
-    assert_same(document["attention_mask"], reference["attention_mask"])
+
+@pytest.mark.parametrize("media_type", FORMATS)
+def test_formats_carry_the_same_tensors(client: httpx.Client, media_type: str) -> None:
+    body = BODY if FORMATS[media_type].has_mask else {"prompts": ["a cat", "a dog"], "preset": "z-image"}
+    expected = wire.unpack(encode(client, wire.MSGPACK, body).content)
+
+    response = encode(client, media_type, body)
+
+    document = READERS[media_type](response)
+    assert response.headers["content-type"] == media_type
+    assert_same(document["hidden_states"], expected["hidden_states"])
+    if FORMATS[media_type].has_mask:
+        assert_same(document["attention_mask"], expected["attention_mask"])
+
+
+def test_the_api_description_lists_every_format(client: httpx.Client) -> None:
+    reply = client.get("/openapi.json").json()["paths"]["/encode"]["post"]["responses"]["200"]
+
+    assert set(reply["content"]) == set(FORMATS)
 
 
 @pytest.mark.parametrize("media_type", [wire.MSGPACK, wire.SAFETENSORS, wire.TENSOR])
