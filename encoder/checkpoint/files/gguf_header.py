@@ -71,7 +71,7 @@ class _Parser:
         for _ in range(entries):
             key = self._text()
             if key in metadata:
-                raise _Damaged(f"{key} stands in it twice")
+                raise _Damaged(f"it has the key {key} twice")
             metadata[key] = self._value(self._scalar("I"))
         return GgufHeader(metadata, self._arrays(tensors, metadata))
 

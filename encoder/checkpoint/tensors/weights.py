@@ -21,7 +21,7 @@ class StoredArray:
     Attributes:
         key: name in the file, e.g. `model.layers.3.self_attn.q_norm.weight`.
         file: path of the file.
-        dtype: as the file spells it, e.g. "BF16" in safetensors.
+        dtype: as safetensors spells it, e.g. "BF16". Types that only GGUF has keep their names there, e.g. "Q4_K".
         shape: in elements.
         offset: of the first byte, from the start of the file. No alignment is assumed.
         nbytes: size in the file.
