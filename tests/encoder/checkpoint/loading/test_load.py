@@ -16,6 +16,7 @@ from encoder.errors import CheckpointError
 from encoder.options import ModelOptions
 from encoder.qwen3.model import Qwen3
 from tests.checkpoints import Array, write_checkpoint, write_pipeline, write_tensors
+from tests.encoder.checkpoint.mlx_folders import write_quantized
 
 
 def load(folder: Path, dtype: mx.Dtype = mx.float32, **options: Any) -> Qwen3:
@@ -187,6 +188,16 @@ def test_memory_peaks_at_the_model(tmp_path: Path, dtype: mx.Dtype) -> None:
     load(tmp_path, dtype)
 
     assert mx.get_peak_memory() - before < 1.02 * dtype.size * sum(sizes)
+
+
+def test_decoding_leaves_no_buffers_in_the_cache_of_mlx(tmp_path: Path) -> None:
+    """They would be the size of the file, for as long as the process lives."""
+    write_quantized(tmp_path, {"bits": 4, "group_size": 64}, vocab_size=50_000)
+    mx.clear_cache()
+    model = load(tmp_path, mx.bfloat16, quantize="none")
+
+    assert mx.get_cache_memory() < 100_000
+    del model
 
 
 def test_file_that_shrinks_before_it_is_read_is_named(tmp_path: Path) -> None:

@@ -177,3 +177,17 @@ def test_gguf_in_the_store_is_read(store: Store) -> None:
 
     for ours, expected in zip(encode("qwen3:0.6b"), encode(str(store.root.parent / "model.gguf")), strict=True):
         np.testing.assert_array_equal(ours, expected)
+
+
+def test_folder_goes_before_a_model_of_the_same_name(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The user sees the folder, and can still name the model as ollama:z-image-turbo."""
+    store.add_json()
+    store.add_weights(lambda name: None, "one-blob")
+    store.write_manifest()
+    write_checkpoint(tmp_path / "here" / "z-image-turbo")
+    monkeypatch.chdir(tmp_path / "here")
+
+    [file] = {tensor.file for tensor in open_checkpoint(ModelOptions("z-image-turbo")).weights.tensors.values()}
+    assert file.name == "model.safetensors"

@@ -165,6 +165,34 @@ def test_scales_that_are_not_finite_are_refused(tmp_path: Path) -> None:
             encode(tmp_path, quantize=quantize)
 
 
+@pytest.mark.parametrize("mode", ["mxfp4", "mxfp8", "nvfp4"])
+@pytest.mark.parametrize("negative", [False, True])
+@pytest.mark.parametrize("quantize", ["keep", "none"])
+def test_8_bit_scale_that_is_not_finite_is_refused(tmp_path: Path, mode: str, negative: bool, quantize: str) -> None:
+    """Kept scales are integers to MLX. NaN is 0xFF in a power of two; in nvfp4, whose scales have a sign, 0x7F too."""
+    write_quantized(tmp_path, {"mode": mode})
+    tensors = mx.load(str(tmp_path / "model.safetensors"))
+    assert isinstance(tensors, dict)
+    scales = tensors["model.layers.1.mlp.up_proj.scales"]
+    scales[-1, -1] = 0x7F if mode == "nvfp4" and not negative else 0xFF
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), tensors)
+
+    with pytest.raises(CheckpointError, match=r"layers.1.mlp.up_proj.weight has NaN or infinity"):
+        encode(tmp_path, quantize=quantize)
+
+
+@pytest.mark.parametrize("mode", ["mxfp4", "mxfp8", "nvfp4"])
+def test_largest_finite_8_bit_scale_is_accepted(tmp_path: Path, mode: str) -> None:
+    """The next larger one is NaN."""
+    write_quantized(tmp_path, {"mode": mode})
+    tensors = mx.load(str(tmp_path / "model.safetensors"))
+    assert isinstance(tensors, dict)
+    tensors["model.layers.1.mlp.up_proj.scales"][-1, -1] = 0xFE
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), tensors)
+
+    assert TextEncoder.open(ModelOptions(str(tmp_path), quantize="keep")).info.quantization == mode
+
+
 def test_fingerprint_follows_the_quantization_and_not_the_files(tmp_path: Path) -> None:
     """The same numbers in three files are the same checkpoint; in other groups they are another."""
     write_quantized(tmp_path / "a", {"bits": 4, "group_size": 64})
