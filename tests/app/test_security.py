@@ -31,7 +31,8 @@ def locked_server() -> Iterator[RunningServer]:
 
 def test_without_the_key_no_route_answers_but_liveness_and_readiness(locked_server: RunningServer) -> None:
     """The routes come from the API description, so a new one is covered the day it is written."""
-    answers = {path: httpx.request(method, locked_server.url + path) for method, path in routes(locked_server)}
+    with httpx.Client(base_url=locked_server.url) as client:
+        answers = {path: client.request(method, path) for method, path in routes(locked_server)}
 
     assert {"/encode", "/encode_layers", "/tokenize", "/info", "/presets", "/health", "/metrics"} < set(answers)
     assert {path for path, answer in answers.items() if answer.status_code != 401} == OPEN_PATHS
