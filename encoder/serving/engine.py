@@ -77,13 +77,14 @@ class Engine:
     async def start(self) -> None:
         """Load the model, warm it up, then accept requests. Errors: CheckpointError, ModelFailure."""
         try:
-            self._encoder = await self._model_thread.start()
-            await self._cache.open(self._encoder)
+            encoder = await self._model_thread.start()
+            await self._cache.open(encoder)
         except Exception as error:  # Whatever it is, readiness tells it from now on.
             self._failure = str(error)
             raise
-        self._encoder.measures_passes = self._measure_passes
-        self._batch_loop.start(self._encoder)
+        encoder.measures_passes = self._measure_passes
+        self._batch_loop.start(encoder)
+        self._encoder = encoder  # last: with it the engine accepts requests
 
     async def probe(self) -> None:
         """Return when the next request can be expected to succeed.
