@@ -11,11 +11,16 @@ from collections.abc import Sequence
 import mlx.core as mx
 import numpy as np
 
+from encoder.qwen3.config import Qwen3Config
 from encoder.qwen3.cpu.kernels.library import Batch, Kernels, Numbers
 from encoder.qwen3.cpu.rows import BatchRows, Span, pack, rope_cos_sin
 from encoder.qwen3.cpu.weights import CpuWeights
 from encoder.qwen3.model import Qwen3
 from encoder.types import Job, Tap
+
+# Multiplications of one layer that are worth a thread, some 50 us: threads wait for each other eight times in a layer,
+# and on a busy machine each wait can take as long as another program's turn.
+THREAD_WORK = 2**21
 
 
 class CpuForward:
@@ -25,7 +30,7 @@ class CpuForward:
         model: loaded, as `CpuWeights` takes it.
         pad_token_id: what live padding rows are made of.
         kernels: proven, see encoder/qwen3/proof.py.
-        threads: of a pass. Results do not depend on it.
+        threads: of a pass, at most. Results do not depend on it.
     """
 
     def __init__(self, model: Qwen3, pad_token_id: int, kernels: Kernels, threads: int) -> None:
@@ -35,6 +40,7 @@ class CpuForward:
         self.name = f"cpu kernels, {kernels.instruction_set}"
         self.threads = threads
         self.weights = CpuWeights(model, kernels, threads)
+        self._row_work = _row_work(model.config)
 
     def __call__(self, jobs: Sequence[Job], taps: Sequence[Tap]) -> dict[Tap, list[mx.array]]:
         """For each tap, the computed rows of each job, (computed_rows, D). No layer after the deepest tap runs.
@@ -67,10 +73,17 @@ class CpuForward:
         spans = np.array(rows.spans, np.int32)
         cos, sin = rope_cos_sin(rows.position_ids, self.model.config)
         batch = Batch(spans.ctypes.data, cos.ctypes.data, sin.ctypes.data, len(spans), len(x), rows.token_rows)
-        self.kernels.run_layers(self.weights.dims, self.weights.from_layer(first), end - first, batch, x, self.threads)
+        threads = min(self.threads, max(1, len(x) * self._row_work // THREAD_WORK))
+        self.kernels.run_layers(self.weights.dims, self.weights.from_layer(first), end - first, batch, x, threads)
         self.model.layers_run += end - first
 
     def _rows_of(self, span: Span, x: mx.array, tap: Tap) -> mx.array:
         tokens, live = x[span.start : span.stop], x[span.live : span.live_stop]
         rows = mx.concatenate([tokens, live]) if len(live) else tokens
         return self.model.norm(rows) if tap.normed else rows
+
+
+def _row_work(config: Qwen3Config) -> int:
+    """Multiplications of a row with the matrices of one layer."""
+    heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads
+    return config.hidden_size * (heads * config.head_dim + 3 * config.intermediate_size)

@@ -12,6 +12,7 @@ import pytest
 from encoder.checkpoint import load_weights, open_checkpoint
 from encoder.options import ModelOptions
 from encoder.qwen3.cpu.forward import CpuForward
+from encoder.qwen3.cpu.kernels.library import Kernels
 from encoder.qwen3.forward import choose_forward, cpu_kernels, widens_bfloat16
 from encoder.qwen3.model import Qwen3
 from encoder.qwen3.plain import PlainForward
@@ -211,8 +212,9 @@ def test_heads_larger_than_the_kernels_have_room_for_run_plainly(tmp_path: Path)
     assert not widens_bfloat16(model.config)
 
 
-def test_results_do_not_depend_on_the_number_of_threads(tmp_path: Path) -> None:
+def test_results_do_not_depend_on_the_number_of_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit."""
+    monkeypatch.setattr("encoder.qwen3.cpu.forward.THREAD_WORK", 1)
     write_checkpoint(tmp_path, num_hidden_layers=LAYERS, hidden_size=24, intermediate_size=48)
     jobs = [make_job(37), make_job(9, 64), make_job(1), make_job(200)]
     alone, together = fast(load(tmp_path), threads=1)(jobs, TAPS), fast(load(tmp_path), threads=5)(jobs, TAPS)
@@ -220,6 +222,22 @@ def test_results_do_not_depend_on_the_number_of_threads(tmp_path: Path) -> None:
     for tap in TAPS:
         for one, five in zip(alone[tap], together[tap], strict=True):
             np.testing.assert_array_equal(np.array(one), np.array(five))
+
+
+@pytest.mark.parametrize(("tokens", "threads"), [(1, 1), (200, 2), (500, 5), (2000, 8)])
+def test_a_pass_has_as_many_threads_as_are_worth_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokens: int, threads: int
+) -> None:
+    """Threads that have little to do only wait for each other."""
+    write_checkpoint(tmp_path, num_hidden_layers=1, hidden_size=24, intermediate_size=48)  # 5,760 numbers in a layer
+    forward = fast(load(tmp_path), threads=8)
+    monkeypatch.setattr("encoder.qwen3.cpu.forward.THREAD_WORK", 100 * 5760)
+    used: list[int] = []
+    monkeypatch.setattr(Kernels, "run_layers", lambda *arguments: used.append(arguments[-1]))
+
+    forward([make_job(tokens)], [Tap(1, False)])
+
+    assert used == [threads]
 
 
 def test_jobs_keep_their_order(tmp_path: Path) -> None:
