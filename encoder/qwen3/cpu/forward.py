@@ -1,6 +1,6 @@
 """Qwen3's forward pass on a Linux CPU, by compiled kernels: rows packed without padding, layers run in one C call.
 
-Gives what encoder/qwen3/model.py gives, which stays the reference. docs/decisions/0002-cpu-forward-pass.md says what is
+Gives what encoder/qwen3/model.py gives, which stays the reference. docs/decisions/0002, 0008 and 0009 say what is
 different, why, and what it is worth.
 
 Shape letters: T rows, D hidden size.
