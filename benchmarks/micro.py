@@ -71,9 +71,9 @@ def queue() -> Step:
     job = Job((1,) * 40, 40, 40, dropped_rows=0, taps=(Tap(35, normed=False),), combine="concat", dtype="bfloat16")
 
     def step() -> None:
-        batcher = Batcher(max_queue_tokens=65_536, max_batch_tokens=4096, count_tokens=sum, batch_rows=400)
+        batcher = Batcher(max_queue_tokens=65_536, max_batch_tokens=4096, count_tokens=sum, overhead_rows=400)
         for _ in range(AT_ONCE):
-            batcher.put([Entry(job, 40)], retry_after_s=1)
+            batcher.put([Entry(job)], retry_after_s=1)
         while batcher.take_batch():
             pass
 

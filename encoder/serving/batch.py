@@ -1,4 +1,4 @@
-"""Entries that run together, and the steps that they take. Knows nothing of queues."""
+"""Entries that run together, and the steps of their forward pass. Knows nothing of queues."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -20,12 +20,12 @@ class Batch:
 
     Attributes:
         entries: that run together.
-        begun, dispatched: the state of its forward pass.
-        outcomes: one for each entry, once they are collected.
-        error: what ended it, or None.
-        begun_at: when it began.
+        begun, dispatched: its forward pass after the first and after the second step.
+        outcomes: one for each entry, after the last step.
+        error: the exception that ended it, or None.
+        begun_at: when its first step began; the device may still have computed the batch before it.
         started_at: when the device was free for it.
-        finished_at: when its outcomes were collected.
+        finished_at: when its outcomes were there.
     """
 
     entries: list[Entry] = field(default_factory=list)
@@ -38,17 +38,17 @@ class Batch:
     finished_at: float = 0.0
 
     def release(self) -> None:
-        """Let go of the memory of a pass that failed, also in the frames of its traceback."""
+        """Release the memory of its forward pass, which the traceback of its error may hold as well."""
         self.begun = self.dispatched = None
         if self.error is not None:
             self.error = self.error.with_traceback(None)
 
 
 class BatchRunner:
-    """Takes the steps of batches on the model thread. A step that fails ends its batch, and the next ones skip it.
+    """Takes the steps of batches on the model thread. Once a step has failed, the later steps do nothing.
 
     Args:
-        health: is told of failures.
+        health: counts unexpected failures.
     Attributes:
         encoder: runs the batches; set once it is loaded.
     """
@@ -61,31 +61,32 @@ class BatchRunner:
         self._last_finished_at = 0.0
 
     @contextmanager
-    def border(self, batch: Batch, task: str) -> Iterator[None]:
-        """The model thread's border: an exception that nobody foresaw ends this batch, and no other.
+    def error_boundary(self, task: str, batch: Batch | None = None) -> Iterator[None]:
+        """Contain an unexpected exception on the model thread: it ends this batch and no other.
 
         Args:
-            batch: is given the error.
-            task: for the log: what was to be done.
+            task: what the thread is about to do, for the log.
+            batch: gets the error; None where the task belongs to no batch.
         """
         try:
             yield
-        # The thread must survive whatever this is, because others wait for their batches.
+        # The thread must survive any exception, because other batches wait for it.
         except BaseException as error:  # noqa: BLE001
-            batch.error = error
+            if batch is not None:
+                batch.error = error
             self._health.report(f"The model thread could not {task}.", error)
 
     def begin(self, batch: Batch) -> None:
-        """Give the device the first layers, where it can begin early."""
+        """The first step, see `TextEncoder.begin`."""
         batch.begun_at = self._running_since[batch] = time.perf_counter()
         self._attempt("begin", batch, self._begin)
 
     def dispatch(self, batch: Batch) -> None:
-        """Give the device the rest."""
+        """The second step, see `TextEncoder.dispatch`."""
         self._attempt("dispatch", batch, self._dispatch)
 
     def collect(self, batch: Batch) -> None:
-        """Wait for the outcomes, and take them."""
+        """The third step, see `TextEncoder.collect`."""
         self._attempt("collect", batch, self._collect)
         self._running_since.pop(batch, None)
 
@@ -96,7 +97,7 @@ class BatchRunner:
 
     def _attempt(self, name: str, batch: Batch, step: Callable[[Batch], None]) -> None:
         if batch.error is None:
-            with self.border(batch, f"{name} a batch of {len(batch.entries)} prompts"):
+            with self.error_boundary(f"{name} a batch of {len(batch.entries)} prompts", batch):
                 step(batch)
 
     def _begin(self, batch: Batch) -> None:
@@ -120,5 +121,5 @@ class BatchRunner:
 
 
 def _detach_if_large(outcome: Outcome) -> Outcome:
-    """Copy a large result that the cache will keep here: on the event loop, others would wait for the copy."""
+    """Copy a large result on the model thread: a copy on the event loop would hold up other requests."""
     return outcome.detach() if isinstance(outcome, PromptEmbeds) and outcome.is_large else outcome

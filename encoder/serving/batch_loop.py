@@ -28,7 +28,7 @@ FIRST_RATE = 500.0  # padded tokens per second, assumed until batches have been 
 NEW_RATE_WEIGHT = 0.2  # of the latest batch in the moving average
 MAX_RETRY_AFTER_S = 60
 # Fixed cost of a forward pass, in rows: measured on two CPUs of an AMD EPYC, and on an H100.
-BATCH_ROWS = {"cpu": 16, "gpu": 400}
+OVERHEAD_ROWS = {"cpu": 16, "gpu": 400}
 
 
 class BatchLoop:
@@ -38,7 +38,7 @@ class BatchLoop:
         model_thread: runs the batches.
         limits: of queue and batches.
         in_flight: settles the entries that have run.
-        health: is told of failures that nobody foresaw.
+        health: counts unexpected failures.
     """
 
     def __init__(self, model_thread: ModelThread, limits: Limits, in_flight: InFlight, health: Health) -> None:
@@ -55,7 +55,7 @@ class BatchLoop:
         self._runner = BatchRunner(health)
         self._dispatched: Batch | None = None  # the device computes it, and its results are not collected yet
         # The event loop's own.
-        self._working = False  # the model thread has been told to look at the queue
+        self._awake = False  # the model thread looks at the queue, or will be told to
         self._rate = FIRST_RATE
         self._counters = dict.fromkeys(("batches", "prompts", "real_tokens", "padded_tokens"), 0)
 
@@ -64,7 +64,7 @@ class BatchLoop:
         self._loop = asyncio.get_running_loop()
         self._runner.encoder = encoder
         self._batcher.count_tokens = encoder.forward.count_rows
-        self._batcher.batch_rows = BATCH_ROWS[encoder.info.device]
+        self._batcher.overhead_rows = OVERHEAD_ROWS[encoder.info.device]
 
     def close(self) -> None:
         """Begin no other batch. Entries that wait stay in the queue."""
@@ -110,24 +110,24 @@ class BatchLoop:
 
     def _wake(self) -> None:
         """Let the model thread look at the queue, after the callbacks that are already due: they may add to it."""
-        if not self._working:
+        if not self._awake:
             self._loop.call_soon(self._submit_work)
-            self._working = True
+            self._awake = True
 
     def _submit_work(self) -> None:
-        self._working = False
-        try:
-            with self._in_flight.border(self._batcher):
+        waiting = list(self._batcher)
+        with self._in_flight.error_boundary(waiting):
+            try:
                 self._model_thread.submit(self._work)
-                self._working = True
-        finally:
-            if not self._working:  # all waiting entries have failed
-                for entry in self._batcher:
+            except BaseException:  # all that wait fail, and must not run later
+                self._awake = False
+                for entry in waiting:
                     self.discard(entry)
+                raise
 
-    def _rest(self) -> None:
-        """The model thread has nothing to do, unless entries have come since it looked."""
-        self._working = False
+    def _on_idle(self) -> None:
+        """Note that the model thread looks at the queue no more. Wake it where entries have come since it looked."""
+        self._awake = False
         if not self._closed and (len(self._batcher) or self._dispatched):
             self._wake()
 
@@ -138,9 +138,9 @@ class BatchLoop:
             with self._lock:
                 self._running_prompts -= len(batch.entries)
             for entry, outcome in zip(batch.entries, batch.outcomes, strict=True):
-                with self._in_flight.border([entry]):
+                with self._in_flight.error_boundary([entry]):
                     self._in_flight.deliver(entry, outcome)
-            with self._in_flight.border(batch.entries):
+            with self._in_flight.error_boundary(batch.entries):
                 self._count(batch)
 
     def _count(self, batch: Batch) -> None:
@@ -155,7 +155,7 @@ class BatchLoop:
         self._counters["real_tokens"] += sum(entry.job.computed_rows for entry in batch.entries)
 
     def _retry_after_s(self) -> int:
-        """The time in which the queue will be worked off at the measured rate."""
+        """Seconds until the queue is empty at the measured rate."""
         return min(MAX_RETRY_AFTER_S, max(1, math.ceil(self._batcher.queued_tokens / self._rate)))
 
     # On the model thread.
@@ -168,67 +168,70 @@ class BatchLoop:
             if batch is not None:
                 self._runner.begin(batch)
             if previous is not None:
-                self._end(previous)
+                self._finish(previous)
             if batch is not None:
                 self._runner.dispatch(batch)
                 if self._runner.encoder.overlaps:
                     self._dispatched = batch
                 else:
-                    self._end(batch)
+                    self._finish(batch)
         finally:
             self._continue()
 
     def _continue(self) -> None:
-        """Look at the queue again, or come to rest. A batch that is computed is ended before the thread can be."""
-        with self._runner.border(Batch(), "go on"):  # an error ends no batch here: the event loop looks at the queue
+        """Look at the queue again where there is work, else let the event loop know that there is none.
+
+        After an error the event loop sees to the queue.
+        """
+        with self._runner.error_boundary("continue"):
             with self._lock:
                 if not self._closed and (self._dispatched is not None or len(self._batcher)):
                     self._model_thread.submit(self._work)
                     return
-            if self._dispatched is not None:
+            if self._dispatched is not None:  # closed: the thread may not end before the device has computed it
                 batch, self._dispatched = self._dispatched, None
-                self._end(batch)
-        self._tell(self._rest)
+                self._finish(batch)
+        self._call_on_loop(self._on_idle)
 
     def _take(self) -> Batch | None:
-        """The next batch; where it cannot be formed, the oldest entry with the error; None where nothing waits."""
+        """The next batch, or None where nothing waits. If forming it fails, the oldest entry alone gets the error."""
         batch = Batch()
         with self._lock:
             if self._closed:
                 return None
-            with self._runner.border(batch, "form a batch"):
+            with self._runner.error_boundary("form a batch", batch):
                 batch.entries = self._batcher.take_batch(self._running_prompts)
             if batch.error is not None:
                 batch.entries = self._batcher.take_oldest()
             self._running_prompts += len(batch.entries)
         return batch if batch.entries else None
 
-    def _end(self, batch: Batch) -> None:
-        """Wait for the outcomes of a batch and pass them on.
+    def _finish(self, batch: Batch) -> None:
+        """Wait for the outcomes of a batch and hand them to the event loop.
 
-        If it failed, its entries run one by one, so that none can fail the others.
+        If the batch failed, its entries run one by one, so that none can fail the others.
         """
         self._runner.collect(batch)
         if batch.error is None or len(batch.entries) == 1:
-            self._pass_on(batch)
+            self._hand_over(batch)
             return
         batch.release()
         for entry in batch.entries:
             alone = Batch([entry])
             self._runner.begin(alone)
             self._runner.dispatch(alone)
-            self._end(alone)
+            self._finish(alone)
 
-    def _pass_on(self, batch: Batch) -> None:
-        """Hand a batch to the event loop."""
+    def _hand_over(self, batch: Batch) -> None:
+        """Let the event loop settle the entries of a batch."""
         if batch.error is not None:
             failure = ModelFailure(f"The batch failed: {batch.error!r}. The log has the details.")
             batch.outcomes = [failure] * len(batch.entries)
         batch.release()
         self._finished.append(batch)
-        self._tell(self._deliver)
+        self._call_on_loop(self._deliver)
 
-    def _tell(self, function: Callable[[], None]) -> None:
-        """Let the event loop call a function. Where it has ended, because this thread hung for too long, do nothing."""
+    def _call_on_loop(self, function: Callable[[], None]) -> None:
+        """Let the event loop call a function. Do nothing where the loop has ended because this thread took too long."""
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(function)

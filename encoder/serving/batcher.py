@@ -20,7 +20,7 @@ class Batcher:
         max_queue_tokens: padded tokens that may wait.
         max_batch_tokens: padded tokens in one batch; a longer entry still runs, alone.
         count_tokens: padded tokens of a batch of entries of these lengths; by default those of a rectangle.
-        batch_rows: the fixed cost of a batch, in tokens.
+        overhead_rows: the fixed cost of a batch, in tokens.
     """
 
     def __init__(
@@ -28,12 +28,12 @@ class Batcher:
         max_queue_tokens: int,
         max_batch_tokens: int,
         count_tokens: Callable[[Sequence[int]], int] = lambda lengths: len(lengths) * max(lengths),
-        batch_rows: int = 32,
+        overhead_rows: int = 32,
     ) -> None:
         self.max_queue_tokens = max_queue_tokens
         self.max_batch_tokens = max_batch_tokens
         self.count_tokens = count_tokens
-        self.batch_rows = batch_rows
+        self.overhead_rows = overhead_rows
         self.queued_tokens = 0
         self._requests = 0  # queued since the start: numbers them
         self._waiting: dict[Entry, None] = {}  # in order of arrival, with removal from anywhere
@@ -75,6 +75,11 @@ class Batcher:
         self._waiting.update(dict.fromkeys(entries))
         self.queued_tokens += tokens
 
+    def put_first(self, entry: Entry) -> None:
+        """Queue an entry before all others, even where there is no room."""
+        self._waiting = {entry: None, **self._waiting}
+        self.queued_tokens += entry.length
+
     def discard(self, entry: Entry) -> bool:
         """Take an entry out of the queue; False when it had left already."""
         if entry not in self._waiting:
@@ -82,11 +87,6 @@ class Batcher:
         del self._waiting[entry]
         self.queued_tokens -= entry.length
         return True
-
-    def put_first(self, entry: Entry) -> None:
-        """Queue an entry before all others, even where there is no room."""
-        self._waiting = {entry: None, **self._waiting}
-        self.queued_tokens += entry.length
 
     def take_oldest(self) -> list[Entry]:
         """Remove and return the oldest entry, where there is one."""
@@ -117,7 +117,7 @@ class Batcher:
         tokens, depth = self.count_tokens(lengths), lead.job.depth
         half = math.ceil((len(self._waiting) + running) / 2)
         for entry in sorted(window[1:], key=lambda entry: abs(entry.length - lead.length)):
-            if len(batch) >= half and tokens >= self.batch_rows and entry.request != lead.request:
+            if len(batch) >= half and tokens >= self.overhead_rows and entry.request != lead.request:
                 continue
             joined_tokens, joined_depth = self.count_tokens([*lengths, entry.length]), max(depth, entry.job.depth)
             apart = self._cost(tokens, depth) + self._cost(self.count_tokens([entry.length]), entry.job.depth)
@@ -131,4 +131,4 @@ class Batcher:
 
     def _cost(self, tokens: int, depth: int) -> int:
         """The cost of a batch, in tokens through one layer."""
-        return (tokens + self.batch_rows) * depth
+        return (tokens + self.overhead_rows) * depth

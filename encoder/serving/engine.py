@@ -89,7 +89,7 @@ class Engine:
     async def probe(self) -> None:
         """Return when the next request can be expected to succeed.
 
-        After a failure that nobody foresaw, a job runs through every step to prove it.
+        After an unexpected failure, run a job through every step to find out.
 
         Errors: NotReady with the reason.
         """
@@ -99,10 +99,10 @@ class Engine:
         if self._health.is_suspect:
             failures = self._health.failures
             try:
-                await self._results.prove(warmup_job(encoder, rows=1), self._stall_s)
+                await self._results.run_probe(warmup_job(encoder, rows=1), self._stall_s)
             except EncoderError as error:
                 raise NotReady(f"The model fails: {error}", 10) from error
-            self._health.prove(failures)
+            self._health.clear(failures)
 
     def drain(self) -> None:
         """Refuse new work from now on; what was accepted is answered."""

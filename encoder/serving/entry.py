@@ -15,8 +15,8 @@ class Entry:
 
     Attributes:
         job: what to compute.
-        length: rows that it adds to a batch, live padding included; at least 1.
         store: whether its result may be cached.
+        length: rows that it adds to a batch, live padding included; at least 1.
         outcome: None until the entry is settled.
         waiters: a future for each request that wants it; they are resolved when it is settled.
         request: the number of the request that queued it.
@@ -25,8 +25,8 @@ class Entry:
     """
 
     job: Job
-    length: int
     store: bool = True
+    length: int = field(init=False)
     outcome: Outcome | None = None
     waiters: "list[Future[None]]" = field(default_factory=list)
     request: int = 0
@@ -34,3 +34,6 @@ class Entry:
     started_at: float = 0.0
     finished_at: float = 0.0
     last_pass: Pass | None = None
+
+    def __post_init__(self) -> None:
+        self.length = max(1, self.job.computed_rows)

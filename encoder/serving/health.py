@@ -1,4 +1,4 @@
-"""Failures that nobody foresaw, and whether the service has been proven since."""
+"""Unexpected failures, and whether a request has succeeded since."""
 
 import logging
 from contextlib import suppress
@@ -7,23 +7,23 @@ logger = logging.getLogger(__name__)
 
 
 class Health:
-    """Counts failures. Any thread may report one; the event loop asks and proves."""
+    """Counts unexpected failures. Any thread may report one; all other methods belong to the event loop."""
 
     def __init__(self) -> None:
         self.failures = 0
-        self._made_up_for = 0
+        self._cleared = 0  # the first so many failures
 
     @property
     def is_suspect(self) -> bool:
-        """Whether something has failed since the service was last proven."""
-        return self.failures > self._made_up_for
+        """Whether something has failed, and no request that began later is known to have succeeded."""
+        return self.failures > self._cleared
 
-    def report(self, what: str, error: BaseException) -> None:
-        """Remember a failure and log it. Raises nothing."""
+    def report(self, message: str, error: BaseException) -> None:
+        """Count a failure and log it. Raises nothing."""
         self.failures += 1
         with suppress(Exception):  # without memory, logging may fail as well
-            logger.error(what, exc_info=error)
+            logger.error(message, exc_info=error)
 
-    def prove(self, failures: int) -> None:
-        """Forget the first so many failures: a request that began after them has succeeded."""
-        self._made_up_for = max(self._made_up_for, failures)
+    def clear(self, failures: int) -> None:
+        """Forgive the first so many failures: a request that began after them has succeeded."""
+        self._cleared = max(self._cleared, failures)

@@ -20,7 +20,7 @@ class InFlight:
 
     Args:
         cache: keeps the results of entries that may be stored.
-        health: is told of failures that nobody foresaw.
+        health: counts unexpected failures.
     """
 
     def __init__(self, cache: ResultCache, health: Health) -> None:
@@ -43,14 +43,17 @@ class InFlight:
         return self._joinable.get(job)
 
     @contextmanager
-    def border(self, entries: Iterable[Entry]) -> Iterator[None]:
-        """The event loop's border: an exception that nobody foresaw ends these entries with an error, and no others."""
+    def error_boundary(self, entries: Iterable[Entry]) -> Iterator[None]:
+        """Contain an unexpected exception on the event loop: it fails these entries and no others.
+
+        Only what is no `Exception` goes on from here, e.g. a KeyboardInterrupt.
+        """
         try:
             yield
         except asyncio.CancelledError:
             self.fail(entries, NotReady("The service was closed.", 10))
             raise
-        except BaseException as error:  # Whatever it is, those who wait for these entries must hear of it.
+        except BaseException as error:  # whatever it is, the requests that wait for these entries must get an answer
             self.fail(entries, ModelFailure(f"The request failed: {error!r}. The log has the details."))
             self._health.report("Requests failed on the event loop.", error)
             if not isinstance(error, Exception):

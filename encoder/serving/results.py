@@ -1,13 +1,12 @@
-"""Where the results of a request come from: memory, the work of another request, the disk, or the model.
+"""Where the results of a request come from: memory, the work of another request, the disk, or the model, in this order.
 
-They are asked in this order. Belongs to the event loop.
+Belongs to the event loop.
 """
 
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from encoder.errors import DeadlineExceeded, EncoderError, NotReady, Overloaded
 from encoder.serving.batch_loop import BatchLoop
@@ -17,16 +16,15 @@ from encoder.serving.in_flight import InFlight
 from encoder.types import CachePolicy, Job, Pass, PromptEmbeds
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """The results of one request, in the order of its jobs. Attributes as in EncodeResult."""
 
     embeds: list[PromptEmbeds]
     cache: Literal["hit", "miss", "coalesced"]
-    queue_ms: float
-    inference_ms: float
-    layers_run: int
-    last_pass: Pass | None
+    queue_ms: float = 0.0
+    inference_ms: float = 0.0
+    layers_run: int = 0
+    last_pass: Pass | None = None
 
 
 class Results:
@@ -64,31 +62,28 @@ class Results:
         """
         asked_at = time.perf_counter()
         distinct = list(dict.fromkeys(jobs))
-        cached = self._cache.get(distinct) if policy == "use" else {}
-        missing = [job for job in distinct if job not in cached] if cached else distinct
-        found = {job: self._in_flight.find(job) if policy == "use" else None for job in missing}
-        joined = [entry for entry in found.values() if entry is not None]
-        new = [
-            Entry(job, max(1, job.computed_rows), store=policy != "bypass")
-            for job, entry in found.items()
-            if entry is None
-        ]
-        self._counters["cache_hits"] += len(cached)
+        results = self._cache.get_from_memory(distinct) if policy == "use" else {}
+        self._counters["cache_hits"] += len(results)
+        if len(results) == len(distinct):
+            return Answer([results[job] for job in jobs], "hit")
+        missing = [job for job in distinct if job not in results]
+        in_flight = {job: self._in_flight.find(job) if policy == "use" else None for job in missing}
+        joined = [entry for entry in in_flight.values() if entry is not None]
+        new = [Entry(job, store=policy != "bypass") for job, entry in in_flight.items() if entry is None]
         self._counters["cache_coalesced"] += len(joined)
         if new:
             self._look_up_or_queue(new, policy)
-        entries = joined + new
-        await self._wait(entries, timeout_s)
-        results = cached | {entry.job: _result(entry, timeout_s) for entry in entries}
+        await self._wait(joined + new, timeout_s)
+        results |= {entry.job: _result(entry, timeout_s) for entry in joined + new}
         return _answer([results[job] for job in jobs], joined, new, asked_at)
 
-    async def prove(self, job: Job, timeout_s: float) -> None:
-        """Run a job before all others, through every step of a request but the look-ups.
+    async def run_probe(self, job: Job, timeout_s: float) -> None:
+        """Run a job before all that wait, through every step of a request except the look-ups.
 
-        Errors: DeadlineExceeded, and whatever the job's error is.
+        Errors: DeadlineExceeded, and the error of the job.
         """
-        entry = Entry(job, max(1, job.computed_rows))
-        with self._in_flight.border([entry]):
+        entry = Entry(job)
+        with self._in_flight.error_boundary([entry]):
             self._in_flight.add([entry], joinable=False)
             self._batch_loop.put_first(entry)
         await self._wait([entry], timeout_s)
@@ -98,7 +93,7 @@ class Results:
         if self._closed:
             raise _closed()
         self._batch_loop.check(entries)  # before anyone can join them: a request that joins could be small enough
-        with self._in_flight.border(entries):
+        with self._in_flight.error_boundary(entries):
             self._in_flight.add(entries, joinable=policy == "use")
             if policy == "use" and self._cache.has_disk:
                 # In a task of its own: other requests may join the entries and wait longer than this one.
@@ -110,8 +105,8 @@ class Results:
 
     async def _look_up(self, entries: Sequence[Entry]) -> None:
         """Settle what is found on disk, and queue the rest as far as requests still want it."""
-        with self._in_flight.border(entries):
-            found = await self._cache.find([entry.job for entry in entries])
+        with self._in_flight.error_boundary(entries):
+            found = await self._cache.find_on_disk([entry.job for entry in entries])
             for entry in entries:
                 if entry.job in found:
                     entry.from_disk = True
@@ -131,7 +126,7 @@ class Results:
             self._counters["cache_misses"] += len(entries)
 
     async def _wait(self, entries: Sequence[Entry], timeout_s: float) -> None:
-        """Wait for all entries. An entry that no request waits for any more leaves the queue."""
+        """Wait for all entries. Then take those out of the queue that no request waits for any more."""
         try:
             await self._in_flight.wait(entries, timeout_s)
         finally:

@@ -42,15 +42,15 @@ class ResultCache:
         """Whether there is a folder to search."""
         return self._disk is not None
 
-    def get(self, jobs: Iterable[Job]) -> dict[Job, PromptEmbeds]:
-        """The results in memory."""
+    def get_from_memory(self, jobs: Iterable[Job]) -> dict[Job, PromptEmbeds]:
+        """The results that are in memory."""
         found = {job: result for job in jobs if (result := self._memory.get(job)) is not None}
         if self._disk is not None and found:
             self._disk.touch(list(found))
         return found
 
-    async def find(self, jobs: Sequence[Job]) -> dict[Job, PromptEmbeds]:
-        """The results on disk, which are in memory as well from now on."""
+    async def find_on_disk(self, jobs: Sequence[Job]) -> dict[Job, PromptEmbeds]:
+        """The results that are on disk. From now on they are in memory as well."""
         found = await self._disk.find(jobs) if self._disk is not None else {}
         for job, result in found.items():
             self._memory.put(job, result)

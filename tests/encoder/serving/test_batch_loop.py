@@ -22,7 +22,7 @@ def batch_loop() -> BatchLoop:
     in_flight = InFlight(ResultCache(0, None, 0), health)
     no_thread: Any = None
     loop = BatchLoop(no_thread, Limits(max_queue_tokens=1000), in_flight, health)
-    loop._working = True
+    loop._awake = True
     return loop
 
 
@@ -30,7 +30,7 @@ def entries(*lengths: int) -> list[Entry]:
     def job(length: int) -> Job:
         return Job((1,) * length, length, length, 0, (Tap(1, normed=False),), "concat", "float32")
 
-    return [Entry(job(length), length) for length in lengths]
+    return [Entry(job(length)) for length in lengths]
 
 
 def retry_after_s(batch_loop: BatchLoop) -> int:

@@ -26,7 +26,7 @@ def make_entry() -> MakeEntry:
             combine="concat",
             dtype="float32",
         )
-        return Entry(job, length)
+        return Entry(job)
 
     return make
 
@@ -89,7 +89,7 @@ def test_a_prompt_that_would_take_all_others_deeper_runs_apart(batcher: Batcher,
 def test_where_every_batch_costs_much_prompts_share_one(batcher: Batcher, make_entry: MakeEntry) -> None:
     """On a GPU a short prompt alone takes nearly as long as a long one."""
     batcher.count_tokens = sum
-    batcher.batch_rows = 400
+    batcher.overhead_rows = 400
     batcher.put([make_entry(200, depth=27), make_entry(40, depth=35)], retry_after_s=1)
 
     assert lengths(batcher.take_batch()) == [200, 40]
@@ -154,7 +154,7 @@ def test_prompts_of_one_request_are_not_halved(make_entry: MakeEntry) -> None:
 
 def test_no_batch_is_halved_that_costs_more_to_begin_than_to_run(make_entry: MakeEntry) -> None:
     """A GPU takes as long for eight short prompts as for one."""
-    batcher = Batcher(max_queue_tokens=4096, max_batch_tokens=4096, batch_rows=400)
+    batcher = Batcher(max_queue_tokens=4096, max_batch_tokens=4096, overhead_rows=400)
     for _ in range(8):
         batcher.put([make_entry(16)], retry_after_s=1)
 

@@ -298,10 +298,10 @@ async def test_no_batch_takes_more_than_half_of_what_waits_and_runs(engine: Engi
 
 async def test_what_comes_as_the_thread_comes_to_rest_is_run(engine: Engine) -> None:
     """The event loop has not heard yet that the thread looks at the queue no more."""
-    engine._batch_loop._working = True
+    engine._batch_loop._awake = True
     request = asyncio.create_task(engine.encode(["a"], SHORT))
     await queued(engine, 1)
-    engine._batch_loop._rest()
+    engine._batch_loop._on_idle()
 
     assert len((await asyncio.wait_for(request, 30)).embeds) == 1
 

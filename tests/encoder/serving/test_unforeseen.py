@@ -30,7 +30,7 @@ SERVING = "encoder.serving"
 # Where an exception can come from once a request has entries, and others may have joined them.
 STEPS = [
     pytest.param(f"{SERVING}.in_flight.InFlight.add", id="register-the-entries"),
-    pytest.param(f"{SERVING}.cache.ResultCache.find", id="look-up"),
+    pytest.param(f"{SERVING}.cache.ResultCache.find_on_disk", id="look-up"),
     pytest.param(f"{SERVING}.cache.disk.DiskCache._read", id="read-the-disk"),
     pytest.param(f"{SERVING}.batcher.Batcher.put", id="queue"),
     pytest.param(f"{SERVING}.batch_loop.BatchLoop._wake", id="wake-the-thread"),
@@ -60,7 +60,7 @@ OWN_STEPS = [
     pytest.param(f"{SERVING}.recent_tokens.RecentTokens.put", id="keep-the-tokens"),
     pytest.param("encoder.text_encoder.TextEncoder.plan", id="plan"),
     pytest.param("encoder.pipeline.limits.Limits.check_output", id="check-the-output"),
-    pytest.param(f"{SERVING}.cache.ResultCache.get", id="ask-the-memory"),
+    pytest.param(f"{SERVING}.cache.ResultCache.get_from_memory", id="ask-the-memory"),
     pytest.param(f"{SERVING}.in_flight.InFlight.find", id="find-an-entry"),
     pytest.param(f"{SERVING}.batch_loop.BatchLoop.check", id="check-the-size"),
 ]
