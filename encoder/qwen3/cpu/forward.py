@@ -13,7 +13,7 @@ import numpy as np
 
 from encoder.qwen3.config import Qwen3Config
 from encoder.qwen3.cpu.kernels.library import Batch, Kernels, Numbers
-from encoder.qwen3.cpu.rows import BatchRows, Span, pack, rope_cos_sin
+from encoder.qwen3.cpu.rows import Span, pack, rope_cos_sin
 from encoder.qwen3.cpu.weights import CpuWeights
 from encoder.qwen3.model import Qwen3
 from encoder.types import Job, Tap
@@ -48,12 +48,16 @@ class CpuForward:
         Errors: MemoryError.
         """
         rows = pack(jobs, self.pad_token_id)
+        spans = np.array(rows.spans, np.int32)
+        cos, sin = rope_cos_sin(rows.position_ids, self.model.config)
+        addresses = (array.ctypes.data for array in (spans, cos, sin))
+        batch = Batch(*addresses, len(spans), len(rows.input_ids), rows.token_rows)
         embeddings = self.model.embed_tokens(mx.array(rows.input_ids)).astype(mx.float32)
         x = np.array(embeddings)  # (T, D), a copy: the kernels write into it
         outputs: dict[int, mx.array] = {}
         done = 0
         for depth in sorted({tap.depth for tap in taps}):
-            self._run(rows, x, done, depth)
+            self._run(batch, x, done, depth)
             outputs[depth] = mx.array(x)
             done = depth
         return {tap: [self._rows_of(span, outputs[tap.depth], tap) for span in rows.spans] for tap in taps}
@@ -66,13 +70,10 @@ class CpuForward:
         """One pass, as proof that the model runs: a CPU is as fast at the first pass of a size as at others."""
         return (1,)
 
-    def _run(self, rows: BatchRows, x: Numbers, first: int, end: int) -> None:
-        """Layers `first` to `end`, the latter not included, over x, in place."""
+    def _run(self, batch: Batch, x: Numbers, first: int, end: int) -> None:
+        """Run layers `first` to `end`, the latter not included, over x, (T, D), in place."""
         if first == end or not len(x):
             return
-        spans = np.array(rows.spans, np.int32)
-        cos, sin = rope_cos_sin(rows.position_ids, self.model.config)
-        batch = Batch(spans.ctypes.data, cos.ctypes.data, sin.ctypes.data, len(spans), len(x), rows.token_rows)
         threads = min(self.threads, max(1, len(x) * self._row_work // THREAD_WORK))
         self.kernels.run_layers(self.weights.dims, self.weights.from_layer(first), end - first, batch, x, threads)
         self.model.layers_run += end - first

@@ -24,15 +24,14 @@ class CpuWeights:
         threads: that share the work.
     Attributes:
         dims: of all layers.
-        count: of layers.
+    Errors: ValueError where matrices have several dtypes.
     """
 
     def __init__(self, model: Qwen3, kernels: Kernels, threads: int) -> None:
         self.dims = _dims(model)
-        self.count = len(model.layers)
-        self._layers = (Layer * self.count)()
+        self._layers = (Layer * len(model.layers))()
         self._arrays: list[Any] = []  # what the layers point to
-        for index in range(self.count):
+        for index in range(len(self._layers)):
             self._layers[index] = self._prepack(model.layers.pop(0), model.config, kernels, threads)
             mx.clear_cache()  # else MLX keeps the memory of the layer
 
@@ -43,7 +42,11 @@ class CpuWeights:
     def _prepack(self, layer: DecoderLayer, config: Qwen3Config, kernels: Kernels, threads: int) -> Layer:
         # The kernels compute softmax with powers of two, so the factor of the scores is in log2.
         scale = np.float32(math.log2(math.e) / math.sqrt(config.head_dim))
-        q, k, v, o, gate, up, down = (_numbers(projection) for projection in layer.projections)
+        q, k, v, o, gate, up, down = matrices = [_numbers(projection) for projection in layer.projections]
+        if any((matrix.dtype == np.uint16) != bool(self.dims.bfloat16) for matrix in matrices):
+            raise ValueError(
+                f"matrices of a layer: found {[str(m.dtype) for m in matrices]}, expected one dtype in all."
+            )
         arrays = (
             kernels.prepack([q, k, v], threads),
             kernels.prepack([o], threads),

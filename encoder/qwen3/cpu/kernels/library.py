@@ -93,12 +93,14 @@ class Kernels:
             matrices: (outputs, inputs) each, with the same inputs and dtype.
             threads: that share the work.
             interleave: a panel of each matrix in turns; else all panels of a matrix before those of the next.
+        Errors: ValueError for matrices of several dtypes or numbers of inputs.
         """
         inputs, bfloat16 = matrices[0].shape[1], matrices[0].dtype == np.uint16
-        columns, panel_bytes = (
-            self._library.qwen3_panel_columns(bfloat16),
-            self._library.qwen3_panel_bytes(inputs, bfloat16),
-        )
+        if any(matrix.shape[1] != inputs or matrix.dtype != matrices[0].dtype for matrix in matrices):
+            found = ", ".join(f"{matrix.dtype} {matrix.shape}" for matrix in matrices)
+            raise ValueError(f"matrices to prepack together: found {found}, expected the same dtype and inputs.")
+        columns = self._library.qwen3_panel_columns(bfloat16)
+        panel_bytes = self._library.qwen3_panel_bytes(inputs, bfloat16)
         counts = [-(-len(matrix) // columns) for matrix in matrices]
         panels = aligned_bytes(sum(counts) * panel_bytes)
         for number, matrix in enumerate(matrices):
