@@ -67,8 +67,10 @@ def add_middleware(app: FastAPI) -> None:
     """What surrounds every route, from the inside out."""
     settings, metrics = service_of(app).settings, service_of(app).metrics
     app.add_middleware(Head)
-    app.add_middleware(KeyCheck, api_key=settings.api_key.get_secret_value() if settings.api_key else None)
-    app.add_middleware(HostCheck, allowed=allowed_hosts(settings))
+    if settings.api_key is not None:
+        app.add_middleware(KeyCheck, api_key=settings.api_key.get_secret_value())
+    if hosts := allowed_hosts(settings):
+        app.add_middleware(HostCheck, allowed=hosts)
     app.add_middleware(RequestContext, observe=metrics.observe_request)
     if settings.profile:
         app.add_middleware(Profiler)

@@ -1,6 +1,7 @@
 """What surrounds every route, in plain ASGI. `create_app` adds these by `app.add_middleware`, from the inside out.
 
-A request passes Profiler (if enabled) → RequestContext → HostCheck → KeyCheck → Head → FastAPI's routes.
+A request passes Profiler → RequestContext → HostCheck → KeyCheck → Head → FastAPI's routes. Profiler, HostCheck and
+KeyCheck are there only if the settings ask for them.
 """
 
 import asyncio
@@ -84,7 +85,10 @@ def header(scope: Scope, name: bytes) -> str:
 
     Starlette's Headers would copy all of them to find one.
     """
-    return next((value for key, value in scope["headers"] if key == name), b"").decode("latin-1")
+    for key, value in scope["headers"]:
+        if key == name:
+            return str(value, "latin-1")
+    return ""
 
 
 def request_id(wanted: str) -> str:
@@ -96,7 +100,7 @@ class HostCheck:
     """Refuses a Host header that names another host, so that no web page reaches a local service by DNS rebinding.
 
     Args:
-        allowed: host names without port, lower case; empty allows any.
+        allowed: host names without port, lower case.
     """
 
     def __init__(self, app: ASGIApp, allowed: frozenset[str]) -> None:
@@ -105,7 +109,7 @@ class HostCheck:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on. Errors: HostNotAllowed."""
-        if scope["type"] == "http" and self.allowed:
+        if scope["type"] == "http":
             host = host_name(header(scope, b"host"))
             if host and host not in self.allowed:  # browsers always send one; HTTP/1.0 need not
                 raise HostNotAllowed(
@@ -124,32 +128,26 @@ def host_name(header: str) -> str:
 
 
 class KeyCheck:
-    """Requires the API key on every path except OPEN_PATHS, known to FastAPI or not.
+    """Requires the API key on every path except OPEN_PATHS, also where no route is."""
 
-    Args:
-        api_key: the key; None admits every request, whatever key it sends.
-    """
-
-    def __init__(self, app: ASGIApp, api_key: str | None) -> None:
+    def __init__(self, app: ASGIApp, api_key: str) -> None:
         self.app = app
-        self.api_key = api_key
+        self.api_key = api_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on. Errors: Unauthorized."""
-        if self.api_key is None or scope["type"] != "http" or scope["path"] in OPEN_PATHS or self._has_key(scope):
-            await self.app(scope, receive, send)
-            return
-        raise Unauthorized(
-            "authorization: the API key is missing or wrong.",
-            "Send 'Authorization: Bearer <key>' with the key of the service.",
-            {"www-authenticate": "Bearer"},
-        )
+        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS and not self._has_key(scope):
+            raise Unauthorized(
+                "authorization: the API key is missing or wrong.",
+                "Send 'Authorization: Bearer <key>' with the key of the service.",
+                {"www-authenticate": "Bearer"},
+            )
+        await self.app(scope, receive, send)
 
     def _has_key(self, scope: Scope) -> bool:
         scheme, _, token = header(scope, b"authorization").partition(" ")
-        expected = (self.api_key or "").encode()
         given = token.strip().encode("latin-1")  # the bytes that the header had
-        return hmac.compare_digest(given, expected) and scheme.lower() == "bearer"
+        return hmac.compare_digest(given, self.api_key) and scheme.lower() == "bearer"
 
 
 class Head:

@@ -133,9 +133,9 @@ class PartsResponse(Response):
     """A response whose body is several buffers. Large ones are handed to the server as they are, without a copy."""
 
     def __init__(self, parts: wire.Parts, headers: Mapping[str, str], media_type: str) -> None:
-        length = sum(len(part) for part in parts)
-        super().__init__(headers={**headers, "content-length": str(length)}, media_type=media_type)
         self.messages = list(joined(parts))
+        length = sum(map(len, self.messages))
+        super().__init__(headers={**headers, "content-length": str(length)}, media_type=media_type)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the headers, then each message of the body."""

@@ -20,9 +20,9 @@ Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 class DirectRoute(APIRoute):
     """Calls an endpoint `(request, service) -> Response` without FastAPI's dependency solver.
 
-    Middleware, exception handlers, routing and the API description are FastAPI's, as for any other route. When the app
-    has dependency overrides, FastAPI's own handler runs the route and applies them. Other
-    dependencies of the route are described but not run.
+    Middleware, exception handlers, routing and the API description are FastAPI's, as for any other route. Dependencies
+    other than the service are described but not run: KeyCheck has already checked the API key. When the app has
+    dependency overrides, FastAPI's own handler runs the route, with all of its dependencies.
     """
 
     def get_route_handler(self) -> Handler:

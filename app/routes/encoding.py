@@ -9,6 +9,8 @@ from app.request.disconnect import unless_disconnected
 from app.service import Service
 from encoder import CachePolicy, DType, EncodeResult, Preset
 
+CACHE_ORDER = ("hit", "coalesced", "miss")  # a reply says the last of its results' in this order
+
 
 async def encode_prompts(
     request: Request, service: Service, prompts: Sequence[str], preset: Preset, dtype: DType
@@ -40,8 +42,8 @@ def _cache_policy(request: Request) -> CachePolicy:
 def timings(*results: EncodeResult) -> dict[str, str]:
     """Response headers for results computed one after the other; times in milliseconds."""
     return {
-        "x-tokenization-time": f"{sum(result.tokenization_ms for result in results):.2f}",
-        "x-queue-time": f"{sum(result.queue_ms for result in results):.2f}",
-        "x-inference-time": f"{sum(result.inference_ms for result in results):.2f}",
-        "x-cache": max((result.cache for result in results), key=("hit", "coalesced", "miss").index),
+        "x-tokenization-time": f"{sum([result.tokenization_ms for result in results]):.2f}",
+        "x-queue-time": f"{sum([result.queue_ms for result in results]):.2f}",
+        "x-inference-time": f"{sum([result.inference_ms for result in results]):.2f}",
+        "x-cache": max([result.cache for result in results], key=CACHE_ORDER.index),
     }

@@ -64,17 +64,22 @@ ROUTES = (
 
 
 def add_routes(app: FastAPI, dependencies: Sequence[Depends]) -> None:
-    """Add the routes to the app itself. Through `include_router` each request would take 100 µs longer to route."""
-    for path, endpoint, described in ROUTES:
-        app.router.add_api_route(
+    """Add the routes to the app itself, in front of /docs and all others.
+
+    FastAPI compares a request with one route after the other, 1 µs each. A router inside the app would take 100 µs.
+    """
+    app.router.routes[:0] = [
+        DirectRoute(
             path,
             endpoint,
             methods=["POST"],
             tags=["prompts"],
             dependencies=dependencies,
-            route_class_override=DirectRoute,
+            dependency_overrides_provider=app,
             **described,
         )
+        for path, endpoint, described in ROUTES
+    ]
 
 
 def _facts(result: EncodeResult, preset: Preset, engine: Engine) -> dict[str, Any]:
