@@ -36,12 +36,12 @@ VERSIONED = ("mlx", "numpy", "safetensors", "tokenizers")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BegunBatch:
-    """A batch whose first layers the device has; no layer where the forward pass cannot be begun early.
+    """A batch after the first step: the device may compute its first layers.
 
     Attributes:
         jobs: of the batch.
-        taps: all hidden states that they want.
-        forward_pass: what has been begun, or None.
+        taps: all hidden states that the jobs want.
+        forward_pass: the pass that has begun; None where it cannot begin early, and no layer runs yet.
     """
 
     jobs: Sequence[Job]
@@ -51,13 +51,12 @@ class BegunBatch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DispatchedBatch:
-    """A batch that the device has whole.
+    """A batch after the second step: the device computes all of it.
 
     Attributes:
-        selection: the results that MLX computes.
-        computed_at: when the forward pass had been computed, in seconds of time.perf_counter; 0 where nothing is
-            measured.
-        measured: the pass without its selection, where passes are measured.
+        selection: the results, while MLX computes them.
+        computed_at: where passes are measured, when the forward pass ended, in seconds of time.perf_counter.
+        measured: where passes are measured, the pass without the time of its selection.
     """
 
     selection: Selection
@@ -66,7 +65,7 @@ class DispatchedBatch:
 
 
 class CollectedBatch(NamedTuple):
-    """The outcome of each job of a batch, and the pass where passes are measured."""
+    """A batch after the last step: the outcome of each job, and, where passes are measured, the pass."""
 
     outcomes: list[Outcome]
     measured: Pass | None
@@ -147,14 +146,17 @@ class TextEncoder:
         return [outcome.detach() if isinstance(outcome, PromptEmbeds) else outcome for outcome in outcomes]
 
     def begin(self, jobs: Sequence[Job]) -> BegunBatch:
-        """The first step of `run`: give the device the first layers, where it `overlaps`, and don't wait."""
+        """The first step of `run`: where batches overlap, give the device the first layers, and don't wait."""
         taps = list(dict.fromkeys(tap for job in jobs for tap in job.taps))
         if isinstance(self.forward, OverlappingForward) and self.overlaps:
             return BegunBatch(jobs, taps, self.forward.begin(jobs, taps))
         return BegunBatch(jobs, taps, forward_pass=None)
 
     def dispatch(self, begun: BegunBatch) -> DispatchedBatch:
-        """The second step: give the device the rest of the batch, and wait for as little as possible."""
+        """The second step: give the device the rest of the batch, and wait for as little as possible.
+
+        Where passes are measured, wait for the forward pass.
+        """
         if self.measures_passes:
             return self._dispatch_measured(begun)
         hidden_states = begun.forward_pass.finish() if begun.forward_pass else self.forward(begun.jobs, begun.taps)
@@ -190,7 +192,7 @@ class TextEncoder:
 
     @property
     def layers_run(self) -> int:
-        """Decoder layers that have run since the start, one for each batch and layer."""
+        """Decoder layers that have run since the start: a batch that runs k layers adds k."""
         return self.model.layers_run
 
     @cached_property
@@ -231,6 +233,6 @@ def resolve_compute_dtype(requested: str, stored: str, force_float16: bool) -> s
 
 
 def _describe(blas: Blas) -> str:
-    """Name, version and number of threads, on which the last bits of its results depend."""
+    """Name, version and number of threads: the last bits of its results depend on them."""
     threads = f"with {blas.threads} threads" if blas.threads else None
     return " ".join(filter(None, [blas.name, blas.version, threads]))

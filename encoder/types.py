@@ -98,15 +98,15 @@ class PromptEmbeds:
         attention_mask: (L,) bool, True where a row belongs to a real token.
         dtype: of the numbers in hidden_states.
         rows_axis: of hidden_states.
-        shares: whether hidden_states are a view of memory that other results of the batch use as well, or that a later
-            batch will use again.
+        shares_memory: whether hidden_states are a view of memory that other results of the batch use as well, or that a
+            later batch will use again.
     """
 
     hidden_states: NDArray[np.generic]
     attention_mask: NDArray[np.bool_]
     dtype: DType
     rows_axis: int = 0
-    shares: bool = False
+    shares_memory: bool = False
 
     @property
     def is_large(self) -> bool:
@@ -115,11 +115,11 @@ class PromptEmbeds:
 
     def detach(self) -> "PromptEmbeds":
         """The same result in memory of its own: whoever keeps it must not keep the results of a whole batch."""
-        if not self.shares:
+        if not self.shares_memory:
             return self
         hidden_states = self.hidden_states.copy()
         hidden_states.setflags(write=False)
-        return replace(self, hidden_states=hidden_states, shares=False)
+        return replace(self, hidden_states=hidden_states, shares_memory=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,11 +171,14 @@ class ModelInfo:
     """What is loaded and how it computes.
 
     Attributes:
-        model: the checkpoint's name. `revision`: of a hub repository, else None.
+        model: the checkpoint's name.
+        revision: of a hub repository, else None.
         fingerprint: hex digits made of the loaded weights.
         quantization: the format of quantized weights, else None.
         random_weights: whether the weights are random, as the demo's are.
-        compute_dtype, device, blas: how it computes.
+        compute_dtype, device: what it computes in and on.
+        forward: the forward pass in use, see `Forward.name`.
+        blas: the library that computes matrix products where the forward pass does not.
         parameter_bytes: of the loaded weights.
         dims: the fields of the checkpoint's config.
         num_layers: decoder layers that are loaded.
@@ -189,7 +192,7 @@ class ModelInfo:
     random_weights: bool
     compute_dtype: str
     device: str
-    forward: str  # the forward pass in use
+    forward: str
     blas: str
     parameter_bytes: int
     dims: dict[str, int | float | bool]

@@ -2,7 +2,7 @@
 
 import mlx.core as mx
 
-_PATTERNS = {  # the integers of the same width, and infinity among them
+_PATTERNS = {  # signed and unsigned integers of the same width, and the bits of +inf
     mx.bfloat16: (mx.int16, mx.uint16, 0x7F80),
     mx.float16: (mx.int16, mx.uint16, 0x7C00),
     mx.float32: (mx.int32, mx.uint32, 0x7F800000),
@@ -17,8 +17,9 @@ def is_float(x: mx.array) -> bool:
 def is_finite(x: mx.array) -> mx.array:
     """Whether no number is NaN or infinite; bool, unevaluated.
 
-    Read as integers, +inf and the NaNs above it are the largest, and so are -inf and its NaNs once the sign counts as a
-    bit. Two reductions, without a temporary.
+    Read as integers, floats of one sign are in the order of their magnitude: finite numbers, infinity, NaN. The maximum
+    of the signed integers finds +inf and NaN with a positive sign. The maximum of the unsigned integers, in which a
+    negative sign is the highest bit, finds -inf and NaN with a negative sign. Neither needs a temporary array.
     """
     if x.size == 0:
         return mx.array(True)

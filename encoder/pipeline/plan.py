@@ -1,7 +1,6 @@
-"""Tokenized prompts in, jobs out: which rows run through the model and which are delivered. Step 2 of the path.
+"""Tokenized prompts in, jobs out: which rows run through the model and which are delivered.
 
-Between the tokenizer and the model: applies a preset's padding, layers and combination to each prompt of a request.
-Knows nothing of tensors.
+Applies a preset's padding, layers and combination to each prompt of a request. Knows nothing of tensors.
 """
 
 from collections.abc import Sequence

@@ -54,15 +54,16 @@ def select(hidden_states: Mapping[Tap, Rows], jobs: Sequence[Job], grouped: bool
         grouped: whether all jobs of a dtype are checked together and copied to the host together. None means on a GPU,
             where each operation and each copy has a fixed cost; on a CPU it would only take more memory.
     """
-    taken = [_take(hidden_states, row, job) for row, job in enumerate(jobs)]
+    taken = [_take(hidden_states, index, job) for index, job in enumerate(jobs)]
     embeds = [
-        combine([x.astype(getattr(mx, job.dtype)) for x in own], job) for own, job in zip(taken, jobs, strict=True)
+        combine([x.astype(getattr(mx, job.dtype)) for x in states], job)
+        for states, job in zip(taken, jobs, strict=True)
     ]
     if grouped is None:
         grouped = mx.default_device().type == mx.DeviceType.gpu
     groups = _group_by_dtype(jobs) if grouped else [[index] for index in range(len(jobs))]
     numbers = [mx.concatenate([embeds[index].reshape(-1) for index in group]) for group in groups]
-    # Describe the copies now: a later operation would be computed after the next batch.
+    # Describe the copies now. If `export` did, the device would compute them after the batch that has begun by then.
     copies = [copy_to_host(x.view(mx.uint8)) for x in numbers]
     finite = mx.stack([is_finite(x) for x in numbers])
     mx.async_eval([copy.done for copy in copies], finite)
@@ -72,9 +73,9 @@ def select(hidden_states: Mapping[Tap, Rows], jobs: Sequence[Job], grouped: bool
 def export(selection: Selection) -> list[Outcome]:
     """Wait for a selection, and return the result of each job, or the error that concerns it alone.
 
-    Results that were copied to page-locked memory stay there. Results that MLX holds are copied one by one, but small
-    results of a group stay together in one copy: each further copy would let other threads of Python take over while
-    the GPU waits. Such results share memory, see `PromptEmbeds.detach`.
+    Results that were copied to page-locked memory stay there. Small results of a group of several stay in the memory
+    that MLX holds for all of the group: each copy would let other Python threads take over while the GPU waits. These
+    two kinds share memory, see `PromptEmbeds.detach`. All other results are copied out of MLX's memory one by one.
     """
     jobs, embeds = selection.jobs, selection.embeds
     outcomes: dict[int, Outcome] = {}
@@ -83,18 +84,18 @@ def export(selection: Selection) -> list[Outcome]:
         ends = np.cumsum([embeds[index].size for index in group])
         for index, own in zip(group, np.split(whole, ends[:-1]), strict=True):
             if all_finite or is_finite(embeds[index]).item():
-                shares = copy.host is not None or (len(group) > 1 and own.nbytes < LARGE_BYTES)
-                numbers = (own if shares else own.copy()).reshape(embeds[index].shape)
-                outcomes[index] = _prompt_embeds(numbers, jobs[index], shares)
+                shares_memory = copy.host is not None or (len(group) > 1 and own.nbytes < LARGE_BYTES)
+                numbers = (own if shares_memory else own.copy()).reshape(embeds[index].shape)
+                outcomes[index] = _prompt_embeds(numbers, jobs[index], shares_memory)
             else:
                 outcomes[index] = _not_finite(selection.taken[index], jobs[index])
     return [outcomes[index] for index in range(len(jobs))]
 
 
-def _take(hidden_states: Mapping[Tap, Rows], row: int, job: Job) -> list[mx.array]:
-    """The computed rows of one job at each of its taps: n of (rows, D)."""
+def _take(hidden_states: Mapping[Tap, Rows], index: int, job: Job) -> list[mx.array]:
+    """The computed rows of the job with this index in its batch, at each of its taps: n of (rows, D)."""
     rows = min(job.computed_rows, job.delivered_rows)
-    taken = [x if len(x) == rows else x[:rows] for x in (hidden_states[tap][row] for tap in job.taps)]
+    taken = [x if len(x) == rows else x[:rows] for x in (hidden_states[tap][index] for tap in job.taps)]
     return [_unit_rms(x) for x in taken] if job.unit_rms else taken
 
 
@@ -135,11 +136,12 @@ def _place_padding(x: mx.array, job: Job) -> mx.array:
 
 
 def _unit_rms(x: mx.array) -> mx.array:
-    """Source: diffusers, pipelines/bria_fibo2/pipeline_bria_fibo2.py."""
+    """Scale each row to a root mean square of 1. Source: diffusers, pipelines/bria_fibo2/pipeline_bria_fibo2.py."""
     return mx.fast.rms_norm(x.astype(mx.float32), None, 1e-6).astype(x.dtype)
 
 
 def _not_finite(taken: Sequence[mx.array], job: Job) -> EncoderError:
+    """Whether the cast to the job's dtype made the numbers infinite, or the model did."""
     if all(is_finite(x).item() for x in taken):
         return InvalidField("dtype", f"the hidden states overflow {job.dtype}. Ask for bfloat16 or float32.")
     return ModelFailure("The hidden states hold NaN or infinity. Check the checkpoint, or compute in float32.")
@@ -153,12 +155,12 @@ def _group_by_dtype(jobs: Sequence[Job]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _prompt_embeds(hidden_states: NDArray[Any], job: Job, shares: bool) -> PromptEmbeds:
+def _prompt_embeds(hidden_states: NDArray[Any], job: Job, shares_memory: bool) -> PromptEmbeds:
     hidden_states.setflags(write=False)  # replies send this very memory, several at a time for a cached result
     body = len(job.input_ids) - job.tail_rows
     attention_mask = _attention_mask(job.delivered_rows, body, job.tail_rows, job.dropped_rows)
     rows_axis = 1 if job.combine == "stack" else 0
-    return PromptEmbeds(hidden_states, attention_mask, job.dtype, rows_axis, shares)
+    return PromptEmbeds(hidden_states, attention_mask, job.dtype, rows_axis, shares_memory)
 
 
 @lru_cache(maxsize=1024)  # a batch has many prompts of few lengths

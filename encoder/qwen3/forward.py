@@ -72,7 +72,7 @@ class OverlappingForward(Forward, Protocol):
 
 @cache
 def cpu_kernels() -> Kernels | None:
-    """The compiled kernels for this CPU, once they have given what model.py gives; None where there are none."""
+    """The compiled kernels for this CPU; None where there are none, or where they differ from the plain pass."""
     kernels = load_kernels()
     if kernels is None:
         logger.warning(
@@ -98,29 +98,36 @@ def widens_bfloat16(config: Qwen3Config) -> bool:
 
 
 def _kernels_for(config: Qwen3Config) -> Kernels | None:
-    """The compiled kernels, where they know all that a model of these dims has."""
-    if config.attention_bias or config.attention_sinks:
+    """The compiled kernels, where they support a model of this config."""
+    if _has_extras(config):
         return None
     kernels = cpu_kernels()
     return kernels if kernels and config.head_dim <= kernels.max_head_dim else None
 
 
 def choose_forward(model: Qwen3, pad_token_id: int, dtype: mx.Dtype) -> Forward:
-    """The fast way where there is one that knows all that the model has, else the plain one.
+    """The fast forward pass where one supports the model, else the plain one.
 
     Args:
         model: loaded in the dtype to compute in, its matrices perhaps in bfloat16 where `widens_bfloat16`.
         dtype: to compute in.
     """
     if mx.default_device().type == mx.DeviceType.cpu:
-        if dtype == mx.float32 and _is_simple(model, {mx.float32, mx.bfloat16}) and (cpu := _kernels_for(model.config)):
-            return CpuForward(model, pad_token_id, cpu, available_cpus())
-    elif mx.cuda.is_available() and _is_simple(model, {DTYPE}) and (kernels := build_kernels(model.config)):
-        return FusedForward(model, pad_token_id, kernels)
+        if dtype == mx.float32 and _is_supported(model, {mx.float32, mx.bfloat16}):
+            cpu = _kernels_for(model.config)
+            return CpuForward(model, pad_token_id, cpu, available_cpus()) if cpu else PlainForward(model, pad_token_id)
+    elif mx.cuda.is_available() and _is_supported(model, {DTYPE}) and (cuda := build_kernels(model.config)):
+        return FusedForward(model, pad_token_id, cuda)
     return PlainForward(model, pad_token_id)
 
 
-def _is_simple(model: Qwen3, dtypes: Set[mx.Dtype]) -> bool:
-    plain = all(type(module) is nn.Linear for layer in model.layers for module in layer.projections)
-    alike = all(array.dtype in dtypes for array in dict(tree_flatten(model.parameters())).values())
-    return plain and alike and not (model.config.attention_bias or model.config.attention_sinks)
+def _is_supported(model: Qwen3, dtypes: Set[mx.Dtype]) -> bool:
+    """Whether a fast forward pass for these dtypes knows all that the model has: nothing quantized, no extras."""
+    quantized = any(type(module) is not nn.Linear for layer in model.layers for module in layer.projections)
+    in_dtypes = all(array.dtype in dtypes for array in dict(tree_flatten(model.parameters())).values())
+    return in_dtypes and not quantized and not _has_extras(model.config)
+
+
+def _has_extras(config: Qwen3Config) -> bool:
+    """Whether the model has tensors that no fast forward pass supports."""
+    return config.attention_bias or config.attention_sinks

@@ -1,4 +1,4 @@
-"""Compares a fast forward pass with the plain one, on a tiny model with random weights: before it serves anybody."""
+"""Compares a fast forward pass with the plain one on a tiny model with random weights, before it serves requests."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
@@ -13,7 +13,7 @@ from encoder.qwen3.model import Qwen3
 from encoder.qwen3.plain import PlainForward
 from encoder.types import Job, Rows, Tap
 
-# Small, and a multiple of nothing: the edges of every tile and panel are crossed.
+# Small, and no multiple of the kernels' tiles and panels, so that each has an incomplete one.
 CONFIG = Qwen3Config.from_dict(
     {
         "model_type": "qwen3",
@@ -32,7 +32,7 @@ TAPS = (Tap(1, normed=False), Tap(2, normed=True))
 
 
 class ComparedPass(Protocol):
-    """What is compared: see `encoder.qwen3.forward.Forward`."""
+    """The part of `encoder.qwen3.forward.Forward` that is compared. That module imports this one."""
 
     def __call__(self, jobs: Sequence[Job], taps: Sequence[Tap]) -> Mapping[Tap, Rows]:
         """For each tap, the computed rows of each job."""
@@ -44,8 +44,8 @@ def largest_error(make_pass: Callable[[Qwen3, int], ComparedPass], dtype: mx.Dty
     Both compute in float32, from weights that `dtype` can hold.
 
     Args:
-        make_pass: the pass for a model, which it may take over, and a padding token.
-        dtype: of the matrices that the pass is given.
+        make_pass: makes the pass from a model, which it may take over, and the id of the padding token.
+        dtype: of the model's matrices.
     """
     jobs = [_job(1, 1), _job(21, 50), _job(40, 40), _job(3, 40, pad_position=1)]
     expected = PlainForward(_model(dtype, mx.float32), PAD_TOKEN_ID)(jobs, TAPS)
@@ -77,7 +77,7 @@ def _job(tokens: int, rows: int, pad_position: int | None = None) -> Job:
 
 
 def _model(rounded_to: mx.Dtype, dtype: mx.Dtype) -> Qwen3:
-    """Always the same random weights: matrices rounded to one dtype and held in another, norms in float32."""
+    """A model of always the same random weights: matrices rounded to one dtype and stored in another, float32 norms."""
     model, random = Qwen3(CONFIG), np.random.default_rng(0)
     weights = []
     for name, parameter in dict(tree_flatten(model.parameters())).items():

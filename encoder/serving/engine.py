@@ -26,7 +26,7 @@ from encoder.serving.warmup import warmup_job
 from encoder.text_encoder import TextEncoder
 from encoder.types import CachePolicy, DType, EncodeResult, EngineStats, ModelInfo, TokenizedPrompt
 
-# Characters of a request, templates included, that are tokenized on the event loop. It takes half a millisecond or
+# A request of so many characters, templates included, is tokenized on the event loop. That takes half a millisecond or
 # less, not much more than the detour over another thread.
 MAX_CHARS_ON_LOOP = 400
 
@@ -56,9 +56,7 @@ class Engine:
         measure_passes: bool = False,
     ) -> None:
         self.limits = limits or Limits()
-        self._model_thread = ModelThread(
-            lambda progress: TextEncoder.open(options, progress), self.limits.max_batch_tokens
-        )
+        self._model_thread = ModelThread(options, self.limits.max_batch_tokens)
         self._stall_s = stall_s
         self._measure_passes = measure_passes
         self._encoder: TextEncoder | None = None
@@ -79,7 +77,7 @@ class Engine:
         try:
             encoder = await self._model_thread.start()
             await self._cache.open(encoder)
-        except Exception as error:  # Whatever it is, readiness tells it from now on.
+        except Exception as error:  # whatever it is, all requests and probes get it as the reason from now on
             self._failure = str(error)
             raise
         encoder.measures_passes = self._measure_passes
@@ -204,6 +202,7 @@ class Engine:
         return tokenized
 
     def _loaded(self) -> TextEncoder:
+        """The encoder. Errors: NotReady before it is loaded."""
         if self._failure is not None:
             raise NotReady(f"The model could not be loaded: {self._failure}", 60)
         if self._encoder is None:
@@ -211,6 +210,7 @@ class Engine:
         return self._encoder
 
     def _accepting(self) -> TextEncoder:
+        """The encoder, for new work. Errors: NotReady before it is loaded, and after `drain`."""
         if self._draining:
             raise NotReady("The service is shutting down.", 10)
         return self._loaded()

@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import mlx.core as mx
 
+from encoder.options import ModelOptions
 from encoder.serving.warmup import warm_up
 from encoder.text_encoder import TextEncoder
 
@@ -27,12 +28,12 @@ class ModelThread:
     """A thread that owns a TextEncoder.
 
     Args:
-        open_text_encoder: opens the model; called on the thread with a progress callback.
+        options: the model to load, and how.
         max_rows: of a batch.
     """
 
-    def __init__(self, open_text_encoder: Callable[[Callable[[int, int], None]], TextEncoder], max_rows: int) -> None:
-        self._open_text_encoder = open_text_encoder
+    def __init__(self, options: ModelOptions, max_rows: int) -> None:
+        self._options = options
         self._max_rows = max_rows
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self._closed = False
@@ -56,7 +57,7 @@ class ModelThread:
 
     def _load(self) -> TextEncoder:
         started_at = time.perf_counter()
-        encoder = self._open_text_encoder(_LoadingLog())
+        encoder = TextEncoder.open(self._options, _LoadingLog())
         info = encoder.info
         mx.set_cache_limit(MLX_CACHE_BYTES[info.device])
         logger.info("loaded %s in %.1f s", info.model, time.perf_counter() - started_at)

@@ -21,7 +21,7 @@ def warm_up(encoder: TextEncoder, max_rows: int) -> None:
     for rows in encoder.forward.warmup_sizes(max_rows):
         try:
             _run(encoder, warmup_job(encoder, rows))
-            if rows <= COMMON_WINDOW:
+            if rows <= COMMON_WINDOW:  # also one token and live padding, for which the plain pass needs a mask array
                 _run(encoder, replace(warmup_job(encoder, 1), computed_rows=rows, delivered_rows=rows))
         except Exception as error:  # whatever MLX raises where a GPU has no room for a large batch beside the model
             if rows <= COMMON_WINDOW:

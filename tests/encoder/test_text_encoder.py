@@ -236,8 +236,9 @@ def test_results_that_are_asked_for_without_a_service_lie_in_memory_of_their_own
     jobs = text_encoder.plan(text_encoder.tokenize(["a cat", "a dog"], preset), preset, "float32")
     together, _ = text_encoder.collect(text_encoder.dispatch(text_encoder.begin(jobs)))
 
-    assert [embeds.shares for embeds in together if isinstance(embeds, PromptEmbeds)] == [True, True]
-    assert [embeds.shares for embeds in text_encoder.encode(["a cat", "a dog"], preset, "float32")] == [False, False]
+    assert [embeds.shares_memory for embeds in together if isinstance(embeds, PromptEmbeds)] == [True, True]
+    own = text_encoder.encode(["a cat", "a dog"], preset, "float32")
+    assert [embeds.shares_memory for embeds in own] == [False, False]
 
 
 def test_stack_holds_what_concat_joins(text_encoder: TextEncoder) -> None:

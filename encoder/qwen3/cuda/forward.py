@@ -129,6 +129,7 @@ class FusedPass:
         self._packed = packed
         self._taps = taps
         self._wanted = {tap.depth for tap in taps}
+        self._deepest = max(self._wanted)
         self._cos_sin = _cos_sin(packed.position_ids, forward.config)
         self._run_layer = forward.layer_for(len(packed.input_ids), len(packed.query_blocks))
         self._x = forward.model.embed_tokens(packed.input_ids)  # (T, D)
@@ -136,8 +137,8 @@ class FusedPass:
         self._depth = 0  # layers described so far
 
     def run_to(self, depth: int) -> None:
-        """Describe the layers up to `depth`, or up to the deepest tap, and hand them over in groups."""
-        for layer in self._forward.layers[self._depth : min(depth, max(self._wanted))]:
+        """Describe the layers up to `depth`, but none after the deepest tap, and hand them over in groups."""
+        for layer in self._forward.layers[self._depth : min(depth, self._deepest)]:
             if self._depth % LAYERS_AT_ONCE == 0:
                 self._forward.wait_for_gpu()
             self._x = self._run_layer(self._x, self._cos_sin, self._packed.query_blocks, *layer)  # (T, D)
@@ -150,7 +151,7 @@ class FusedPass:
 
     def finish(self) -> dict[Tap, list[mx.array]]:
         """For each tap, the computed rows of each job, (computed_rows, D). No layer after the deepest tap runs."""
-        self.run_to(len(self._forward.layers))
+        self.run_to(self._deepest)
         self._forward.wait_for_gpu()
         norm, outputs = self._forward.model.norm, self._outputs
         states = {tap: norm(outputs[tap.depth]) if tap.normed else outputs[tap.depth] for tap in self._taps}

@@ -98,14 +98,14 @@ class DiskCache:
             return {}
         done, overdue = await asyncio.wait(reads, timeout=LOOKUP_S)
         if overdue:
-            self._fail(TimeoutError(f"no answer within {LOOKUP_S:g} s"))
+            self._count_error(TimeoutError(f"no answer within {LOOKUP_S:g} s"))
         for read in overdue:
             self._overdue.add(read)
             read.add_done_callback(self._overdue.discard)
         found = {}
         for read in done:
             if (error := read.exception()) is not None:
-                self._fail(error)
+                self._count_error(error)
             elif (result := read.result()) is not None:
                 found[reads[read]] = result
         return found
@@ -121,10 +121,10 @@ class DiskCache:
 
     def _in_background(self, work: Callable[..., None], *args: object) -> Future[None]:
         future = asyncio.get_running_loop().run_in_executor(self._writer, work, *args)
-        future.add_done_callback(lambda done: self._fail(error) if (error := done.exception()) else None)
+        future.add_done_callback(lambda done: self._count_error(error) if (error := done.exception()) else None)
         return future
 
-    def _fail(self, error: BaseException) -> None:
+    def _count_error(self, error: BaseException) -> None:
         """Count an error. Log it, unless errors have been logged since a write last succeeded."""
         self._errors += 1
         if not self._warned:

@@ -114,7 +114,7 @@ def test_results_leave_mlx_unchanged_and_can_be_had_in_memory_of_their_own(group
             assert not result.hidden_states.flags.writeable
         assert own.attention_mask is embeds.attention_mask
         assert memory_of(own) == own.hidden_states.nbytes
-        assert not own.shares
+        assert not own.shares_memory
 
 
 @pytest.mark.parametrize("grouped", [True, False])
@@ -131,7 +131,7 @@ def test_small_results_of_a_batch_leave_mlx_together_and_large_ones_alone() -> N
     small, other, large = selected({FIRST: [numbers(job)[FIRST][0] for job in jobs]}, jobs, grouped=True)
 
     assert isinstance(small, PromptEmbeds) and isinstance(other, PromptEmbeds) and isinstance(large, PromptEmbeds)
-    assert (small.shares, other.shares, large.shares) == (True, True, False)
+    assert (small.shares_memory, other.shares_memory, large.shares_memory) == (True, True, False)
     assert np.shares_memory(small.detach().hidden_states, small.hidden_states) is False
     assert memory_of(large) == large.hidden_states.nbytes
 
@@ -151,7 +151,7 @@ def test_what_a_gpu_has_written_to_the_host_stays_there(monkeypatch: pytest.Monk
     for embeds, rows, job in zip(selected({FIRST: states}, jobs, grouped=True), states, jobs, strict=True):
         assert isinstance(embeds, PromptEmbeds)
         assert any(np.shares_memory(embeds.hidden_states, host) for host in hosts)
-        assert embeds.shares
+        assert embeds.shares_memory
         np.testing.assert_array_equal(embeds.hidden_states, np.array(rows.astype(getattr(mx, job.dtype))))
     assert len(hosts) == 2  # one for each dtype
 

@@ -128,8 +128,8 @@ async def test_the_cache_does_not_keep_the_memory_of_a_whole_batch(
     kept = await engine.encode(["a", "b"], SHORT)
     found = await engine.encode(["b", "a"], SHORT)
 
-    assert [embeds.shares for embeds in passing.embeds] == [True, True]
-    assert [embeds.shares for embeds in [*kept.embeds, *found.embeds]] == [False] * 4
+    assert [embeds.shares_memory for embeds in passing.embeds] == [True, True]
+    assert [embeds.shares_memory for embeds in [*kept.embeds, *found.embeds]] == [False] * 4
     assert found.cache == "hit"
     np.testing.assert_array_equal(found.embeds[1].hidden_states, passing.embeds[0].hidden_states)
 
@@ -146,15 +146,15 @@ async def test_a_large_result_that_is_kept_is_copied_by_the_models_thread(
     detach, copied_on = PromptEmbeds.detach, []
 
     def noted(embeds: PromptEmbeds) -> PromptEmbeds:
-        copied_on.extend([threading.current_thread().name] if embeds.shares else [])
+        copied_on.extend([threading.current_thread().name] if embeds.shares_memory else [])
         return detach(embeds)
 
     monkeypatch.setattr(PromptEmbeds, "detach", noted)
     passing = await engine.encode(["a"], SHORT, cache_policy="bypass")
-    assert (passing.embeds[0].shares, copied_on) == (True, [])
+    assert (passing.embeds[0].shares_memory, copied_on) == (True, [])
 
     kept = await engine.encode(["a"], SHORT)
-    assert (kept.embeds[0].shares, copied_on) == (False, [thread])
+    assert (kept.embeds[0].shares_memory, copied_on) == (False, [thread])
     np.testing.assert_array_equal(kept.embeds[0].hidden_states, passing.embeds[0].hidden_states)
 
 

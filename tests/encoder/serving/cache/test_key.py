@@ -125,7 +125,7 @@ def test_fewer_layers_loaded_change_no_result(folder: Path) -> None:
 
 def test_the_plain_forward_is_another_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packed = identity(folder)
-    monkeypatch.setattr("encoder.qwen3.forward._is_simple", lambda model, dtype: False)
+    monkeypatch.setattr("encoder.qwen3.forward._is_supported", lambda model, dtype: False)
 
     assert identity(folder) != packed
 
