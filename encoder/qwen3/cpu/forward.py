@@ -3,19 +3,20 @@
 Gives what encoder/qwen3/model.py gives, which stays the reference. docs/decisions/0002, 0008 and 0009 say what is
 different, why, and what it is worth.
 
-Shape letters: T rows, D hidden size.
+Shape letters: T rows, D hidden size, d head_dim.
 """
 
 from collections.abc import Sequence
 
 import mlx.core as mx
 import numpy as np
+from numpy.typing import NDArray
 
 from encoder.qwen3.config import Qwen3Config
 from encoder.qwen3.cpu.kernels.library import Batch, Kernels, Numbers
-from encoder.qwen3.cpu.rows import Span, pack, rope_cos_sin
 from encoder.qwen3.cpu.weights import CpuWeights
-from encoder.qwen3.model import Qwen3
+from encoder.qwen3.model import Qwen3, rope_periods
+from encoder.qwen3.rows import Span, pack
 from encoder.types import Job, Tap
 
 # Multiplications of one layer that are worth a thread, some 50 us: threads wait for each other eight times in a layer,
@@ -47,9 +48,9 @@ class CpuForward:
 
         Errors: MemoryError.
         """
-        rows = pack(jobs, self.pad_token_id)
+        rows = pack(jobs, self.pad_token_id, tokens_first=True)
         spans = np.array(rows.spans, np.int32)
-        cos, sin = rope_cos_sin(rows.position_ids, self.model.config)
+        cos, sin = _cos_sin(rows.position_ids, self.model.config)
         addresses = (array.ctypes.data for array in (spans, cos, sin))
         batch = Batch(*addresses, len(spans), len(rows.input_ids), rows.token_rows)
         embeddings = self.model.embed_tokens(mx.array(rows.input_ids)).astype(mx.float32)
@@ -88,3 +89,10 @@ def _row_work(config: Qwen3Config) -> int:
     """Multiplications of a row with the matrices of one layer."""
     heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads
     return config.hidden_size * (heads * config.head_dim + 3 * config.intermediate_size)
+
+
+def _cos_sin(position_ids: NDArray[np.int32], config: Qwen3Config) -> tuple[Numbers, Numbers]:
+    """cos and sin of the angle by which RoPE rotates each pair of a head, (T, d/2) each."""
+    periods = np.array(rope_periods(config.rope_theta, config.head_dim))
+    angles = position_ids[:, None].astype(np.float32) * (1 / periods)
+    return np.cos(angles), np.sin(angles)

@@ -24,7 +24,7 @@ import mlx.nn as nn
 
 from encoder.qwen3.config import Qwen3Config
 from encoder.qwen3.cuda.kernels import Kernels
-from encoder.qwen3.cuda.pack import Packed, pack, round_rows
+from encoder.qwen3.cuda.pack import Packed, pack_and_fill, round_rows
 from encoder.qwen3.model import DecoderLayer, Qwen3, rope_periods
 from encoder.types import COMMON_WINDOW, Job, Rows, Tap
 
@@ -82,7 +82,7 @@ class FusedForward:
 
     def begin(self, jobs: Sequence[Job], taps: Sequence[Tap]) -> "FusedPass":
         """Hand the first LAYERS_BEGUN layers over to the GPU."""
-        begun = FusedPass(self, pack(jobs, self.pad_token_id), taps)
+        begun = FusedPass(self, pack_and_fill(jobs, self.pad_token_id), taps)
         begun.run_to(LAYERS_BEGUN)
         return begun
 

@@ -7,6 +7,7 @@ import mlx.core as mx
 import numpy as np
 
 from encoder.qwen3.cuda.kernels import QUERY_BLOCK_ROWS
+from encoder.qwen3.rows import pack
 from encoder.types import Job
 
 MIN_ROWS = 16  # keeps matrix products on their fast kernels
@@ -42,28 +43,22 @@ def round_rows(rows: int) -> int:
     return max(MIN_ROWS, -(-rows // step) * step)
 
 
-def pack(jobs: Sequence[Job], pad_token_id: int) -> Packed:
+def pack_and_fill(jobs: Sequence[Job], pad_token_id: int) -> Packed:
     """Concatenate the rows of all jobs, and fill up to the size of a pass."""
-    input_ids: list[int] = []
-    position_ids: list[int] = []
+    rows = pack(jobs, pad_token_id, tokens_first=False)
+    count = len(rows.input_ids)
+    filler = round_rows(count) - count
     query_blocks: list[QueryBlock] = []
-    spans = []
-    for job in jobs:
-        start, tokens, rows = len(input_ids), len(job.input_ids), job.computed_rows
-        live = range(tokens, rows)
-        spans.append(slice(start, start + rows))
-        input_ids += [*job.input_ids, *[pad_token_id] * len(live)]
-        position_ids += [*range(tokens), *(live if job.pad_position is None else [job.pad_position] * len(live))]
-        query_blocks += _query_blocks(start, rows, tokens)
-    filler = round_rows(len(input_ids)) - len(input_ids)
-    query_blocks += _query_blocks(len(input_ids), filler, 0)
+    for span in rows.spans:
+        query_blocks += _query_blocks(span.start, span.live_stop - span.start, span.stop - span.start)
+    query_blocks += _query_blocks(count, filler, 0)
     if len(query_blocks) > QUERY_BLOCKS_STEP:
         query_blocks += [(0, 0, 0, 0, 0)] * (-len(query_blocks) % QUERY_BLOCKS_STEP)
     return Packed(
-        mx.array(np.array(input_ids + [pad_token_id] * filler, dtype=np.int32)),
-        mx.array(np.array(position_ids + [0] * filler, dtype=np.int32)),
+        mx.array(np.pad(rows.input_ids, (0, filler), constant_values=pad_token_id)),
+        mx.array(np.pad(rows.position_ids, (0, filler))),
         mx.array(np.array(query_blocks, dtype=np.int32)),
-        spans,
+        [slice(span.start, span.live_stop) for span in rows.spans],
     )
 
 

@@ -23,7 +23,7 @@ from encoder.qwen3.cuda.forward import (
     FusedForward,
 )
 from encoder.qwen3.cuda.kernels import DTYPE, QUERY_BLOCK_ROWS, CudaKernels, MlxKernels, build_kernels
-from encoder.qwen3.cuda.pack import pack, round_rows
+from encoder.qwen3.cuda.pack import pack_and_fill, round_rows
 from encoder.qwen3.forward import OverlappingForward, choose_forward
 from encoder.qwen3.model import Qwen3
 from encoder.qwen3.plain import PlainForward
@@ -81,7 +81,7 @@ def test_outlier_channels_leave_the_rest_exact(tmp_path: Path) -> None:
 
 
 def test_every_row_is_in_one_query_block_and_sees_its_own_prompt_alone() -> None:
-    packed = pack(ALL_KINDS, pad_token_id=0)
+    packed = pack_and_fill(ALL_KINDS, pad_token_id=0)
     blocks = np.array(packed.query_blocks).tolist()
 
     assert [row for first, rows, *_ in blocks for row in range(first, first + rows)] == list(
@@ -96,7 +96,7 @@ def test_every_row_is_in_one_query_block_and_sees_its_own_prompt_alone() -> None
 
 def test_batches_have_few_numbers_of_query_blocks() -> None:
     """Each is a shape of its own, for which MLX traces a layer."""
-    numbers = {len(pack([make_job(5)] * prompts, pad_token_id=0).query_blocks) for prompts in range(1, 100)}
+    numbers = {len(pack_and_fill([make_job(5)] * prompts, pad_token_id=0).query_blocks) for prompts in range(1, 100)}
 
     assert numbers <= {*range(1, 9), *range(16, 105, 8)}
 
@@ -213,7 +213,7 @@ def test_a_batch_of_many_rows_waits_for_the_gpu_and_gives_the_same(
     waits: list[object] = []
 
     monkeypatch.setattr("encoder.qwen3.cuda.forward.LAYERS_AT_ONCE", 1)
-    monkeypatch.setattr("encoder.qwen3.cuda.forward.MAX_ROWS_AHEAD", 2 * len(pack(ALL_KINDS, 0).input_ids))
+    monkeypatch.setattr("encoder.qwen3.cuda.forward.MAX_ROWS_AHEAD", 2 * len(pack_and_fill(ALL_KINDS, 0).input_ids))
     monkeypatch.setattr(mx, "eval", waits.append)
     waited = fused(ALL_KINDS, TAPS)
 
@@ -299,7 +299,7 @@ def test_kernels_round_once(tmp_path: Path, dims: dict[str, int]) -> None:
     write_checkpoint(tmp_path, hidden_size=136, intermediate_size=264, **dims)
     config = open_checkpoint(ModelOptions(str(tmp_path))).config
     kernels, exact = CudaKernels(config), MlxKernels(config)
-    packed = pack(ALL_KINDS, 0)
+    packed = pack_and_fill(ALL_KINDS, 0)
     rows = len(packed.input_ids)
     x, qkv, gate_up = (
         (mx.random.normal((rows, width)) * 30).astype(DTYPE) for width in (136, kernels.qkv_width, 2 * 264)

@@ -12,7 +12,7 @@ import pytest
 
 from encoder.qwen3.cpu.kernels import library
 from encoder.qwen3.cpu.kernels.library import has_instructions
-from encoder.qwen3.cpu.rows import Span
+from encoder.qwen3.rows import Span
 from tests.encoder.qwen3.cpu.kernels.test_library import CLOSE, expected, largest_error, rows_of
 from tests.encoder.qwen3.cpu.kernels.textbook import (
     EPSILON,

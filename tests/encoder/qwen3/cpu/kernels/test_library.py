@@ -21,7 +21,7 @@ from encoder.qwen3.cpu.kernels.library import (
     library_path,
     load_kernels,
 )
-from encoder.qwen3.cpu.rows import Span
+from encoder.qwen3.rows import Span
 from tests.encoder.qwen3.cpu.kernels.textbook import (
     EPSILON,
     Dims,

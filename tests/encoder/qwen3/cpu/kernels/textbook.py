@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from encoder.qwen3.cpu.rows import Span
+from encoder.qwen3.rows import Span
 
 EPSILON = 1e-6
 THETA = 1e4
