@@ -110,7 +110,9 @@ class Settings(BaseSettings):
 
     max_body_bytes: Positive = Field(default=2_000_000, description="Maximum size of a request body, in bytes.")
     max_prompts: Positive = Field(default=64, description="Maximum number of prompts in one request.")
-    max_prompt_chars: Positive = Field(default=32_000, description="Maximum length of one prompt, in characters.")
+    max_prompt_chars: Positive = Field(
+        default=32_000, description="Maximum length of one prompt with its template, in characters."
+    )
     max_sequence_length: Positive = Field(default=8192, description="Maximum window of a request, in tokens.")
     max_output_bytes: Positive = Field(default=256 * MIB, description="Maximum size of one request's result, in bytes.")
     max_json_floats: Positive = Field(default=1_000_000, description="Maximum numbers in a reply to `?encoding=float`.")

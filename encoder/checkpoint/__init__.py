@@ -5,7 +5,16 @@ files/    the files of a checkpoint, and their headers
 tensors/  what is stored in them: places, encodings, parameter names
 loading/  reads the tensors: `load_weights` into a model, `convert_checkpoint` into a new folder
 
-No tensor is read before one of these two is called.
+The path of a checkpoint, from a model's name to weights in memory:
+
+readers/registry.py          the first reader that recognizes the name opens it; what none does is fetched from the hub
+files/, a header             every array as a `StoredArray`: file, offset, dtype, shape
+tensors/assemble.py          the arrays of each module as one `StoredTensor`, under the parameter's name
+files/tokenizer_files.py     the tokenizer: named by the user, beside the weights, or Qwen3's own
+checkpoint.py, `describe`    all of it as a `Checkpoint`. No tensor has been read
+loading/load.py              compares the tensors with the model's parameters
+loading/residency.py         which form each takes in memory; memory.py: whether all of them fit
+loading/parameters.py        reads one after the other, with array_reader.py, and decodes or quantizes it
 """
 
 from encoder.checkpoint.checkpoint import Checkpoint

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from encoder.checkpoint.tensors.dims import layer_of
+from encoder.checkpoint.tensors.encodings import Plain
 from encoder.checkpoint.tensors.fingerprint import fingerprint
 from encoder.checkpoint.tensors.weights import StoredTensor, Weights
 from encoder.errors import CheckpointError
@@ -94,7 +95,5 @@ def _compute_dtype(weights: Weights) -> DType:
     """The dtype of most bytes. Some converters leave the norms in float32."""
     nbytes: Counter[DType] = Counter()
     for tensor in weights.tensors.values():
-        label = tensor.encoding.label
-        plain = label == "float32" or label == "float16"
-        nbytes[label if plain else "bfloat16"] += tensor.nbytes  # type: ignore[index]
+        nbytes[tensor.encoding.label if isinstance(tensor.encoding, Plain) else "bfloat16"] += tensor.nbytes
     return nbytes.most_common(1)[0][0] if nbytes else "bfloat16"

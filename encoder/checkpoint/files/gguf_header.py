@@ -94,6 +94,7 @@ class _Parser:
         return arrays
 
     def _info(self) -> tuple[str, str, tuple[int, ...], int, int]:
+        """Of one tensor: key, dtype, shape, offset from the start of the data, and size in bytes."""
         key, rank = self._text(), self._scalar("I")
         if rank > _MAX_RANK:
             raise _Damaged(f"{key} has {rank} dims")
@@ -104,6 +105,7 @@ class _Parser:
         return key, kind, shape, self._scalar("Q"), prod(shape) // block * block_bytes
 
     def _value(self, kind: int) -> Any:
+        """A value of the metadata: a number, a text, or an array of either."""
         if kind in _SCALARS:
             return self._scalar(_SCALARS[kind])
         if kind == _STRING:
@@ -138,6 +140,7 @@ class _Parser:
         return texts
 
     def _scalar(self, letter: str) -> Any:
+        """A number, by its letter in the module struct."""
         [value] = struct.unpack_from("<" + letter, self._data, self._position)
         self._position += struct.calcsize("<" + letter)
         return value

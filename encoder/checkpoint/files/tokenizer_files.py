@@ -93,7 +93,7 @@ def warn_of_larger_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
     """Say in the log when the tokenizer has tokens that the model lacks."""
     if tokenizer.vocab_size > vocab_size:
         log.warning(
-            "tokenizer.json has %d tokens, expected at most vocab_size %d of config.json: prompts with tokens beyond "
-            "it will be refused. Are both from the same model?",
+            "the tokenizer has %d tokens, expected at most the %d of the model's vocabulary: prompts with tokens "
+            "beyond it will be refused. Are both from the same model?",
             *(tokenizer.vocab_size, vocab_size),
         )

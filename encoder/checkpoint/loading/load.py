@@ -66,15 +66,16 @@ def load_weights(
         and when the memory does not suffice.
     """
     check_weights(checkpoint, model)
+    quantization = new_quantization(quantize)
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
     residents = plan_residents(
         checkpoint.tensors_of(len(model.layers)),
         dtype,
-        new_quantization(quantize),
+        quantization,
         keep=quantize == "keep" or (quantize == "auto" and not on_cpu),
         keep_bfloat16=keep_bfloat16,
     )
-    if new_quantization(quantize) is not None and quantization_label(residents) is None:
+    if quantization is not None and quantization_label(residents) is None:
         raise CheckpointError(
             f"quantize {quantize}: this device has no kernel for it in {dtype}, or no weight has whole groups. "
             f"Choose another, or compute in bfloat16."
@@ -86,7 +87,7 @@ def load_weights(
         parameters |= read
     model.update_modules(tree_unflatten(_quantized_layers(residents, model)))
     model.update(tree_unflatten(list(parameters.items())))
-    return _loaded(checkpoint, residents, quantize)
+    return _loaded(checkpoint, quantization_label(residents), quantized_anew=quantization is not None)
 
 
 def check_weights(checkpoint: Checkpoint, model: Qwen3) -> None:
@@ -132,12 +133,12 @@ def _log_costs(checkpoint: Checkpoint, residents: Mapping[str, Resident], dtype:
         log.warning("quantized weights stay quantized: on a CPU they save memory and are some 70 times slower")
 
 
-def _loaded(checkpoint: Checkpoint, residents: Mapping[str, Resident], quantize: str) -> Loaded:
-    in_memory, in_file = quantization_label(residents), checkpoint.quantization
-    fingerprint = checkpoint.fingerprint
-    if in_memory is not None and new_quantization(quantize) is not None:
+def _loaded(checkpoint: Checkpoint, in_memory: str | None, *, quantized_anew: bool) -> Loaded:
+    fingerprint, in_file = checkpoint.fingerprint, checkpoint.quantization
+    if quantized_anew:
         fingerprint = hashlib.sha256(f"{fingerprint} {in_memory}".encode()).hexdigest()[: len(fingerprint)]
-    return Loaded(in_memory or (in_file and f"{in_file}, decoded"), fingerprint)
+    decoded = f"{in_file}, decoded" if in_file is not None else None
+    return Loaded(in_memory or decoded, fingerprint)
 
 
 def _quantized_layers(residents: Mapping[str, Resident], model: Qwen3) -> list[tuple[str, nn.Module]]:

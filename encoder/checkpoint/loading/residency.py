@@ -98,7 +98,8 @@ def plan_residents(
 
 
 def _choose(tensor: StoredTensor, dtype: mx.Dtype, quantize: Quantization | None, keep: bool) -> Quantization | None:
-    chosen = quantize if quantize is not None else tensor.encoding.mlx_quantization if keep else None
+    stored = tensor.encoding.mlx_quantization if keep else None
+    chosen = quantize if quantize is not None else stored
     if chosen is None or not tensor.name.endswith(".weight") or not chosen.fits(tensor.shape):
         return None
     # In the modes without biases nn.QuantizedEmbedding returns bfloat16, whatever dtype the other layers compute in.

@@ -69,8 +69,8 @@ def open_gguf(file: Path, request: Request) -> Checkpoint:
     """
     header = read_gguf_headers(file)
     tensors = dict(filter(None, map(_tensor, header.arrays)))
-    if "embed_tokens.weight" not in tensors:
-        raise CheckpointError(f"{file}: has no token_embd.weight, expected the tensors of a Qwen3.")
+    if "embed_tokens.weight" not in tensors or len(tensors["embed_tokens.weight"].shape) != 2:
+        raise CheckpointError(f"{file}: has no matrix token_embd.weight, expected the tensors of a Qwen3.")
     config = _config(header.metadata, tensors, file)
     if request.options.tokenizer is not None:
         tokenizer = open_named_tokenizer(request.options.tokenizer, request.options.cache_dir)
@@ -110,9 +110,11 @@ def _tensor(array: StoredArray) -> tuple[str, StoredTensor] | None:
         name = f"layers.{match[1]}.{_MODULES.get(match[2], match[2])}.{match[3]}"
     else:
         name = _OUTSIDE_LAYERS.get(array.key, array.key)
-    if array.dtype not in FLOATS and len(array.shape) != 2:
-        raise CheckpointError(f"{array.file}: {array.key} is {array.dtype} {array.shape}, expected a matrix or floats.")
     if array.dtype in FLOATS:
         return name, StoredTensor(name, array.shape, Plain(FLOATS[array.dtype]), {"weight": array})
-    rows = replace(array, shape=(array.shape[0], array.nbytes // array.shape[0]))
+    if len(array.shape) != 2 or not array.nbytes:
+        raise CheckpointError(
+            f"{array.file}: {array.key} is {array.dtype} {array.shape}, expected floats, or a matrix that is not empty."
+        )
+    rows = replace(array, shape=(array.shape[0], array.nbytes // array.shape[0]))  # in bytes, as GgufBlocks takes it
     return name, StoredTensor(name, array.shape, GgufBlocks(array.dtype, array.shape), {"weight": rows})

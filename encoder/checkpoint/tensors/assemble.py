@@ -15,9 +15,8 @@ from encoder.checkpoint.tensors.weights import StoredArray, StoredTensor
 from encoder.errors import CheckpointError
 from encoder.qwen3.config import Qwen3Config
 
-Parts = dict[
-    str, StoredArray
-]  # the arrays of one module, by the last part of their name: "weight", "bias", "scales", ...
+# The arrays of one module, by the last part of their name: "weight", "bias", "scales", ...
+Parts = dict[str, StoredArray]
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,7 +119,7 @@ def test_results_leave_mlx_unchanged_and_can_be_had_in_memory_of_their_own(group
 
 @pytest.mark.parametrize("grouped", [True, False])
 def test_what_is_taken_is_computed_with_the_batch(grouped: bool) -> None:
-    """An operation asked for when results are taken would stand behind the batch that has been begun meanwhile."""
+    """An operation that is added when results are collected would run after the next batch, which has begun by then."""
     jobs = [make_job(2), make_job(3, dtype="bfloat16")]
     selection = select({FIRST: [numbers(job)[FIRST][0] for job in jobs]}, jobs, grouped)
 

@@ -144,7 +144,7 @@ def test_a_batch_takes_half_of_what_waits_and_runs(make_entry: MakeEntry) -> Non
 
 
 def test_prompts_of_one_request_are_not_halved(make_entry: MakeEntry) -> None:
-    """They are answered together, so there is nothing to do meanwhile."""
+    """They are answered together, so a second half would run while nothing is answered."""
     batcher = Batcher(max_queue_tokens=4096, max_batch_tokens=4096)
     batcher.put([make_entry(16) for _ in range(64)], retry_after_s=1)
     batcher.put([make_entry(16) for _ in range(6)], retry_after_s=1)

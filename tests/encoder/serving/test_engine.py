@@ -272,7 +272,7 @@ IN_TURN = [(step, prompts) for prompts in (1, 3) for step in ("begin", "dispatch
 
 
 async def test_a_batch_is_begun_before_the_results_of_the_one_before_are_collected(engine: Engine) -> None:
-    """The device computes the first layers meanwhile and never waits. The last batch waits for no other."""
+    """The device computes its first layers during that time and never waits. The last batch waits for no other."""
     traced = Traced(engine, overlaps=True)
     alone, together = await traced.encode_in_turn()
 

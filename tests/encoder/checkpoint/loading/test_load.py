@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 from mlx.utils import tree_flatten
 
 from encoder.checkpoint import load_weights, open_checkpoint
+from encoder.checkpoint.loading.array_reader import ArrayReader
+from encoder.checkpoint.tensors.weights import StoredArray
 from encoder.errors import CheckpointError
 from encoder.options import ModelOptions
 from encoder.qwen3.model import Qwen3
@@ -118,6 +121,26 @@ def test_weights_are_cast_to_the_compute_dtype(tmp_path: Path) -> None:
     assert {array.dtype for array in parameters(load(tmp_path, mx.bfloat16)).values()} == {mx.bfloat16}
 
 
+def test_weights_quantized_anew_have_a_fingerprint_of_their_own(tmp_path: Path) -> None:
+    """Their hidden states differ, and the disk cache knows a model by its fingerprint."""
+    dims = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32}
+    write_checkpoint(tmp_path / "a", **dims)
+    write_checkpoint(tmp_path / "b", **dims, seed=1)
+
+    def fingerprints(folder: Path) -> list[str]:
+        checkpoint = open_checkpoint(ModelOptions(str(folder)))
+        loaded = [
+            load_weights(checkpoint, Qwen3(checkpoint.config), mx.float32, quantize=quantize).fingerprint
+            for quantize in ("none", "4", "8")
+        ]
+        assert loaded[0] == checkpoint.fingerprint
+        return loaded
+
+    found = fingerprints(tmp_path / "a") + fingerprints(tmp_path / "b")
+    assert len(set(found)) == 6
+    assert {len(fingerprint) for fingerprint in found} == {32}
+
+
 def test_all_faults_are_named_in_one_error(tmp_path: Path) -> None:
     """Nobody should have to fix a checkpoint one message at a time."""
     weights = write_checkpoint(tmp_path)
@@ -165,16 +188,33 @@ def test_weight_that_overflows_the_compute_dtype_is_named(tmp_path: Path) -> Non
         load(tmp_path, mx.float16)
 
 
-def test_progress_ends_at_the_size_of_the_encoder(tmp_path: Path) -> None:
-    """Tensors that are not read do not count."""
-    weights = write_checkpoint(tmp_path, shards=2, tie_word_embeddings=False)
+def test_progress_counts_the_stored_bytes_of_each_tensor_once_it_is_read(tmp_path: Path) -> None:
+    """In memory they take twice as many here. Tensors that are not read do not count."""
+    weights = write_checkpoint(tmp_path, shards=2, tie_word_embeddings=False, dtype="bfloat16")
     calls: list[tuple[int, int]] = []
     load(tmp_path, progress=lambda done, total: calls.append((done, total)))
-    size = sum(array.nbytes for array in weights.values())
+    sizes = [2 * array.size for array in weights.values()]
+    steps = [done - before for (before, _), (done, _) in pairwise([(0, 0), *calls])]
 
-    assert calls == sorted(calls)
-    assert len(calls) == len(weights)
-    assert calls[-1] == (size, size)
+    assert sorted(steps) == sorted(sizes)
+    assert {total for _, total in calls} == {sum(sizes)}
+
+
+def test_tensors_are_read_in_the_order_of_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk is fastest from front to back. The model's own order is another one."""
+    write_checkpoint(tmp_path, shards=2)
+    places: list[tuple[Path, int]] = []
+    read_floats = ArrayReader.read_floats
+
+    def record(reader: ArrayReader, array: StoredArray, dtype: mx.Dtype) -> mx.array:
+        places.append((array.file, array.offset))
+        return read_floats(reader, array, dtype)
+
+    monkeypatch.setattr(ArrayReader, "read_floats", record)
+    load(tmp_path)
+    stored = [tensor.arrays["weight"] for tensor in open_checkpoint(ModelOptions(str(tmp_path))).tensors_of(2)]
+
+    assert places == sorted((array.file, array.offset) for array in stored)
 
 
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float32])

@@ -174,6 +174,10 @@ def tensor(name: str, shape: list[int], kind: int = 0, offset: int = 0) -> bytes
         pytest.param(lambda data: header(tensors=1) + tensor("a", [33], 8) + bytes(999), id="broken-block"),
         pytest.param(lambda data: header(tensors=1) + tensor("a", [4], 0, 2**63) + bytes(999), id="offset-outside"),
         pytest.param(lambda data: header(tensors=2) + (tensor("a", [4]) + tensor("b", [4])) + bytes(999), id="overlap"),
+        pytest.param(
+            lambda data: header(tensors=2) + (tensor("b", [4], offset=15) + tensor("a", [4])) + bytes(999),
+            id="overlap-by-a-byte",
+        ),
     ],
 )
 def test_damaged_file_is_named_at_once(
@@ -188,6 +192,24 @@ def test_damaged_file_is_named_at_once(
     with pytest.raises(CheckpointError, match=r"model.gguf: cannot be read as GGUF"):
         open_checkpoint(ModelOptions(str(file)))
     assert time.process_time() - started < 1
+
+
+@pytest.mark.parametrize(
+    ("first", "message"),
+    [
+        pytest.param(tensor("token_embd.weight", [256, 0], 12), "expected floats, or a matrix", id="no-rows"),
+        pytest.param(tensor("token_embd.weight", [256], 12), "expected floats, or a matrix", id="a-quantized-vector"),
+        pytest.param(tensor("token_embd.weight", []), "has no matrix token_embd.weight", id="a-number"),
+        pytest.param(tensor("token_embd.weight", [4]), "has no matrix token_embd.weight", id="a-vector"),
+        pytest.param(tensor("output_norm.weight", [4]), "has no matrix token_embd.weight", id="none"),
+    ],
+)
+def test_embedding_of_an_absurd_shape_is_named(tmp_path: Path, first: bytes, message: str) -> None:
+    """The header itself is sound."""
+    (tmp_path / "model.gguf").write_bytes(header(tensors=1) + first + bytes(999))
+
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(ModelOptions(str(tmp_path / "model.gguf")))
 
 
 def test_file_that_vanishes_before_it_is_read_is_named(tmp_path: Path, weights: dict[str, Any]) -> None:

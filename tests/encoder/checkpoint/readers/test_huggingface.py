@@ -210,15 +210,6 @@ def test_slow_tokenizer_alone_is_refused_with_the_way_out(tmp_path: Path) -> Non
         open_checkpoint(ModelOptions(str(tmp_path)))
 
 
-def test_tokenizer_of_a_larger_vocabulary_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Small test models come with the full tokenizer; only a prompt with a token beyond them must be refused."""
-    write_checkpoint(tmp_path, vocab_size=281)
-
-    open_checkpoint(ModelOptions(str(tmp_path)))
-
-    assert "has 282 tokens, expected at most vocab_size 281" in caplog.text
-
-
 def test_more_layers_than_tensors_are_refused(tmp_path: Path) -> None:
     """Building a million layers to find them missing would never end."""
     write_checkpoint(tmp_path)

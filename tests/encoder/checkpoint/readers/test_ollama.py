@@ -9,6 +9,7 @@ import pytest
 from encoder import LAST_HIDDEN_STATE, TextEncoder
 from encoder.checkpoint import open_checkpoint
 from encoder.checkpoint.files.ollama_store import manifest_file
+from encoder.checkpoint.readers import ollama
 from encoder.errors import CheckpointError
 from encoder.options import ModelOptions
 from tests.checkpoints import Array, write_checkpoint
@@ -177,6 +178,19 @@ def test_gguf_in_the_store_is_read(store: Store) -> None:
 
     for ours, expected in zip(encode("qwen3:0.6b"), encode(str(store.root.parent / "model.gguf")), strict=True):
         np.testing.assert_array_equal(ours, expected)
+
+
+def test_gguf_in_the_store_is_hashed_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of its tensors is in the same gigabytes."""
+    store.weights = write_checkpoint(store.plain, hidden_size=256, intermediate_size=256, head_dim=64)
+    write_gguf(store.root.parent / "model.gguf", store.weights, "Q8_0")
+    store.add("application/vnd.ollama.image.model", "", (store.root.parent / "model.gguf").read_bytes())
+    store.write_manifest("registry.ollama.ai/library/qwen3/0.6b")
+    hashed: list[Path] = []
+    monkeypatch.setattr(ollama, "check_digest", hashed.append)
+
+    encode("qwen3:0.6b")
+    assert len(hashed) == 1
 
 
 def test_folder_goes_before_a_model_of_the_same_name(
