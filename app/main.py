@@ -1,23 +1,20 @@
 """Builds the app: a plain FastAPI app with our routes, middleware and exception handlers."""
 
-import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncIterator
 
 from fastapi import FastAPI, Security
 from fastapi.security import HTTPBearer
 
 from app import errors
+from app.lifecycle import Lifecycle
 from app.metrics import Metrics
 from app.middleware import Head, HostCheck, KeyCheck, RequestContext
 from app.profile import Profiler
 from app.routes import dropins, operations, prompts
 from app.service import Service, service_of
 from app.settings import Settings, is_loopback
-from encoder import EncoderError, Engine
-
-logger = logging.getLogger(__name__)
+from encoder import Engine
 
 BEARER = HTTPBearer(description="The setting `api_key` of the service.", auto_error=False)
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -46,8 +43,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,
         exception_handlers=errors.HANDLERS,
     )
-    app.state.service = Service(settings, engine, Metrics(engine))
-    app.state.closed = None
+    app.state.service = Service(settings, engine, Metrics(engine), Lifecycle(engine, settings.drain_timeout_s))
     add_routes(app)
     add_middleware(app)
     return app
@@ -88,40 +84,9 @@ def allowed_hosts(settings: Settings) -> frozenset[str]:
 @contextlib.asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Load the model while the service already answers, and close the engine at the end."""
-    app.state.loading = loading = asyncio.create_task(_load(service_of(app).engine))
+    lifecycle = service_of(app).lifecycle
+    lifecycle.start()
     try:
         yield
     finally:
-        loading.cancel()
-        await asyncio.wait([loading])
-        await close(app)
-
-
-async def close(app: FastAPI) -> None:
-    """Close the engine, once. Requests that it has not answered fail with NotReady.
-
-    Afterwards `app.state.closed` is True, or False if a load or a forward pass still occupies the model thread.
-    """
-    if app.state.closed is not None:
-        return
-    app.state.closed = False
-    service = service_of(app)
-    timeout_s = service.settings.drain_timeout_s
-    try:
-        await asyncio.wait_for(service.engine.close(), timeout_s)
-        app.state.closed = True
-    except TimeoutError:
-        logger.warning("the model thread has not ended within %g s", timeout_s)
-
-
-async def _load(engine: Engine) -> bool:
-    """Load the model. False if that failed; the log says why."""
-    try:
-        await engine.start()
-    except EncoderError as error:
-        logger.error("cannot serve: %s", error)
-        return False
-    except Exception:  # a bug, or anything MLX raises: log the traceback, the process ends
-        logger.exception("cannot serve: loading failed")
-        return False
-    return True
+        await lifecycle.stop()

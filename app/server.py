@@ -12,7 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.listen import curl_line, listening_socket
-from app.main import close, create_app
+from app.main import create_app
 from app.process import tune_process
 from app.service import service_of
 from app.settings import Settings
@@ -47,7 +47,6 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=LAST_BYTES_S,
             )
         )
-        self.app = app
         self.service = service_of(app)
         self.curl = curl_line(self.service.settings, sock)
         self.exit_code = 0
@@ -73,7 +72,7 @@ class Server(uvicorn.Server):
         self._loop.call_soon_threadsafe(lambda: self._tasks.append(asyncio.create_task(self._drain())))
 
     async def _watch_loading(self) -> None:
-        loaded = await asyncio.shield(self.app.state.loading)
+        loaded = await self.service.lifecycle.loaded()
         if self._draining:
             return
         if loaded:
@@ -91,7 +90,7 @@ class Server(uvicorn.Server):
             await asyncio.wait_for(self.service.engine.drained(), timeout_s)
         except TimeoutError:
             logger.warning("drain: some requests are unanswered after %g s, they get 503", timeout_s)
-            await close(self.app)
+            await self.service.lifecycle.close()
         self.should_exit = True
 
 
@@ -101,11 +100,10 @@ def serve(settings: Settings) -> int:
     Errors: SettingsError if the address is taken.
     """
     with listening_socket(settings) as sock:
-        app = create_app(settings)
-        server = Server(app, sock, when_loaded=tune_process)
+        server = Server(create_app(settings), sock, when_loaded=tune_process)
         with contextlib.suppress(KeyboardInterrupt):
             server.run([sock])
-    if app.state.closed is False:  # the model thread is stuck in a load or a pass, and Python would wait for it
+    if server.service.lifecycle.is_stuck:  # Python would wait for the model thread
         logging.shutdown()
         os._exit(server.exit_code)
     return server.exit_code

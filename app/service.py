@@ -13,6 +13,7 @@ from typing import Annotated
 
 from fastapi import Depends, FastAPI, Request
 
+from app.lifecycle import Lifecycle
 from app.metrics import Metrics
 from app.settings import Settings
 from encoder import Catalog, Engine
@@ -26,11 +27,13 @@ class Service:
         settings: what the app was created with.
         engine: encodes prompts; its model may still be loading.
         metrics: what Prometheus scrapes.
+        lifecycle: loads the engine's model, and closes the engine.
     """
 
     settings: Settings
     engine: Engine
     metrics: Metrics
+    lifecycle: Lifecycle
 
     @property
     def catalog(self) -> Catalog:

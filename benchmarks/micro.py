@@ -30,6 +30,7 @@ from fastapi import FastAPI
 from app import wire
 from app.main import create_app
 from app.reply.reply import collate
+from app.service import service_of
 from app.settings import Settings
 from encoder.pipeline.selection import export, select
 from encoder.serving.batcher import Batcher, Entry
@@ -171,8 +172,8 @@ async def application() -> AsyncIterator[FastAPI]:
     """The app without a server, with a forward pass that takes no time."""
     app = create_app(Settings(model="demo", log_level="warning"))
     async with app.router.lifespan_context(app):
-        await app.state.loading
-        encoder = app.state.service.engine._loaded()
+        assert await service_of(app).lifecycle.loaded()
+        encoder = service_of(app).engine._loaded()
         encoder.forward = NoModel(encoder.config.hidden_size)
         yield app
 

@@ -38,7 +38,7 @@ def test_a_client_that_leaves_frees_its_place(start_server: Start) -> None:
 def test_a_result_that_takes_too_long_is_504(start_server: Start) -> None:
     with start_server(request_timeout_s=0.001) as server:
         server.wait_until_ready()
-        response = httpx.post(f"{server.url}/encode", json={"prompt": "a cat"}, timeout=60)
+        response = httpx.post(f"{server.url}/encode", json={"prompts": MANY}, timeout=60)
 
     assert response.status_code == 504
     assert response.json()["error"]["code"] == "deadline_exceeded"

@@ -80,7 +80,7 @@ def test_replies_stay_what_they_are_while_their_memory_is_used_again(
     monkeypatch.setattr("encoder.text_encoder.select", partial(select, grouped=True))
     monkeypatch.setattr("encoder.pipeline.selection.copy_to_host", recycled.copy_to_host)
     with start_server(uds=tmp_path / "socket") as running, ThreadPoolExecutor(CLIENTS) as clients:
-        while not running.app.state.loading.done():
+        while not running.app.state.service.lifecycle.loading.done():
             time.sleep(0.02)
         found = list(clients.map(partial(numbers, running), prompts, [client % 3 == 0 for client in range(CLIENTS)]))
 
