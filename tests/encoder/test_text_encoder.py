@@ -214,7 +214,7 @@ def rms(x: NDArray[Any]) -> NDArray[Any]:
 
 
 def test_flux2_klein_runs_27_layers(text_encoder: TextEncoder) -> None:
-    """Nine layers that nobody asked for would cost a third more."""
+    """The nine layers after the deepest tap would cost a third more."""
     before = text_encoder.layers_run
     text_encoder.encode(["a cat", "a dog"], SHORT_KLEIN, "float32")
 
@@ -222,15 +222,15 @@ def test_flux2_klein_runs_27_layers(text_encoder: TextEncoder) -> None:
 
 
 @pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
-def test_on_a_cpu_no_batch_is_begun_within_another(tmp_path: Path, compute_dtype: str) -> None:
-    """What has been computed when a pass is described is done, and what has not is still to come whole."""
+def test_on_a_cpu_batches_do_not_overlap(tmp_path: Path, compute_dtype: str) -> None:
+    """There is no second device that would compute one batch while the CPU collects another."""
     assert not TextEncoder.open(ModelOptions("demo", cache_dir=tmp_path, compute_dtype=compute_dtype)).overlaps
 
 
-def test_results_that_are_asked_for_without_a_service_lie_in_memory_of_their_own(
+def test_results_of_the_synchronous_encoder_share_no_memory(
     text_encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a GPU small ones leave MLX together, and nobody knows what becomes of them."""
+    """On a GPU small results of a batch share memory, and the caller may keep any of them."""
     monkeypatch.setattr("encoder.text_encoder.select", partial(select, grouped=True))
     preset = get_preset("last-hidden-state")
     jobs = text_encoder.plan(text_encoder.tokenize(["a cat", "a dog"], preset), preset, "float32")
@@ -361,7 +361,7 @@ def test_nan_is_a_failure_of_the_model(damaged: TextEncoder) -> None:
 
 
 def test_failure_of_one_prompt_leaves_its_neighbours_alone(damaged: TextEncoder) -> None:
-    """Who shares a batch with a bad prompt still gets an answer, and the same one as ever."""
+    """A prompt that shares a batch with a bad one gets the same result as without it."""
     last = get_preset("last-hidden-state")
     jobs = [
         *damaged.plan(damaged.tokenize(["aya", "bcd"], last), last, "float32"),

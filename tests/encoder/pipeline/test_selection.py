@@ -82,7 +82,7 @@ def test_jobs_of_one_batch_may_want_different_dtypes() -> None:
 
 
 def memory_of(embeds: PromptEmbeds) -> int:
-    """Bytes that live as long as this result does."""
+    """Bytes of the memory that this result keeps alive."""
     memory: Any = embeds.hidden_states
     while isinstance(memory.base, np.ndarray):
         memory = memory.base
@@ -99,8 +99,8 @@ LARGE = LARGE_BYTES // 1024  # rows of 256 numbers in float32
 
 
 @pytest.mark.parametrize("grouped", [True, False])
-def test_results_leave_mlx_unchanged_and_can_be_had_in_memory_of_their_own(grouped: bool) -> None:
-    """The cache counts bytes by result: who keeps one must not keep the memory of others."""
+def test_a_detached_result_is_equal_and_has_memory_of_its_own(grouped: bool) -> None:
+    """The cache counts the bytes of each result, so a cached one must not keep the memory of others."""
     jobs = [make_job(rows, dtype=dtype) for rows, dtype in ((2, "float32"), (0, "float32"), (5, "float16"))]
     states = {FIRST: [numbers(job)[FIRST][0] for job in jobs]}
 
@@ -118,15 +118,15 @@ def test_results_leave_mlx_unchanged_and_can_be_had_in_memory_of_their_own(group
 
 
 @pytest.mark.parametrize("grouped", [True, False])
-def test_what_is_taken_is_computed_with_the_batch(grouped: bool) -> None:
-    """An operation that is added when results are collected would run after the next batch, which has begun by then."""
+def test_all_operations_of_a_batch_are_described_before_its_results_are_exported(grouped: bool) -> None:
+    """An operation described by `export` would be computed after the batch that has begun by then."""
     jobs = [make_job(2), make_job(3, dtype="bfloat16")]
     selection = select({FIRST: [numbers(job)[FIRST][0] for job in jobs]}, jobs, grouped)
 
     assert [copy.done.dtype for copy in selection.copies] == [mx.uint8, mx.uint8]
 
 
-def test_small_results_of_a_batch_leave_mlx_together_and_large_ones_alone() -> None:
+def test_small_results_of_a_batch_share_memory_and_large_ones_are_copied() -> None:
     jobs = [make_job(2), make_job(3), make_job(LARGE)]
     small, other, large = selected({FIRST: [numbers(job)[FIRST][0] for job in jobs]}, jobs, grouped=True)
 
@@ -136,8 +136,8 @@ def test_small_results_of_a_batch_leave_mlx_together_and_large_ones_alone() -> N
     assert memory_of(large) == large.hidden_states.nbytes
 
 
-def test_what_a_gpu_has_written_to_the_host_stays_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also a large one: it is sent from there, and copied if somebody keeps it."""
+def test_results_that_a_gpu_copied_to_the_host_are_not_copied_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large ones neither: replies send that memory, and `detach` copies it for the cache."""
     hosts: list[np.ndarray[Any, Any]] = []
 
     def copy_to_host(x: mx.array) -> HostCopy:
@@ -300,8 +300,8 @@ def test_only_a_result_that_is_not_finite_does_not_leave_mlx(grouped: bool) -> N
 
 
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16], ids=str)
-def test_finite_is_what_mlx_calls_finite(dtype: mx.Dtype) -> None:
-    """Every pattern of sixteen bits, each by itself."""
+def test_is_finite_agrees_with_mlx_on_sixteen_bits(dtype: mx.Dtype) -> None:
+    """On patterns from the whole range and around infinity, each by itself."""
     every = mx.arange(2**16).astype(mx.uint16).view(dtype)
 
     assert [is_finite(x).item() for x in every[::37]] == mx.isfinite(every[::37]).tolist()
@@ -310,15 +310,15 @@ def test_finite_is_what_mlx_calls_finite(dtype: mx.Dtype) -> None:
 
 
 @pytest.mark.parametrize("number", ["3.4e38", "-3.4e38", "inf", "-inf", "nan", "-nan", "0", "1e-45"])
-def test_finite_is_what_numpy_calls_finite(number: str) -> None:
-    """float32, one such number among others."""
+def test_is_finite_agrees_with_numpy_on_float32(number: str) -> None:
+    """With the number between two ordinary ones."""
     x = np.array([1, float(number), -1], np.float32)
 
     assert is_finite(mx.array(x)).item() == np.isfinite(x).all()
 
 
 def test_a_result_cannot_be_written_to() -> None:
-    """The cache, and every reply that is being sent, have the same memory."""
+    """The cache and the replies that are being sent share its memory."""
     embeds = one(make_job(2))
 
     for array in (embeds.hidden_states, embeds.attention_mask):
@@ -327,7 +327,7 @@ def test_a_result_cannot_be_written_to() -> None:
 
 
 def test_numbers_of_rows_that_are_not_delivered_do_not_matter() -> None:
-    """Filling rows of a rectangle hold whatever the model made of them."""
+    """The padding of a rectangle may hold any numbers."""
     states = {FIRST: mx.array([[[1.0, 2.0], [float("nan"), 0.0]]])}
     [result] = selected(states, [make_job(1)])
 

@@ -233,7 +233,7 @@ def test_positions_may_differ_between_rows_of_a_batch(model: Qwen3, weights: Wei
 
 
 def test_inputs_embeds_replace_the_embedding_table(model: Qwen3) -> None:
-    """Whoever has embeddings ready, of images for one, gets what their token ids would have given."""
+    """Given the embeddings of token ids, the result is that of the token ids."""
     embeds = model.embed_tokens(mx.array(INPUT_IDS))
     from_embeds = model.hidden_states_at(all_taps(model), inputs_embeds=embeds)
 
@@ -301,7 +301,7 @@ def test_repeat_kv_gives_neighbouring_heads_the_same_key_value_head() -> None:
 
 
 class CountedLayer:
-    """A decoder layer that notes each of its calls."""
+    """A decoder layer that counts its calls."""
 
     def __init__(self, layer: DecoderLayer, index: int, calls: list[int]) -> None:
         self.layer, self.index, self.calls = layer, index, calls
@@ -323,7 +323,7 @@ class CountedLayer:
     ],
 )
 def test_no_layer_after_the_deepest_tap_runs(preset: Preset, layers_run: int) -> None:
-    """FLUX.2 klein needs 27 of 36 layers; the others would cost a third more and change nothing."""
+    """FLUX.2 klein needs 27 of 36 layers; the other nine would cost a third more."""
     config = replace(CONFIG, num_hidden_layers=36)
     model, calls = Qwen3(config), list[int]()
     model.layers = [CountedLayer(layer, index, calls) for index, layer in enumerate(model.layers)]

@@ -16,7 +16,7 @@ def layers(*wanted: int) -> Preset:
 
 
 @pytest.mark.parametrize("wanted", [(0,), (1, 2), (-4,)])
-def test_layers_that_are_loaded_are_those_of_the_whole_model(tmp_path: Path, wanted: tuple[int, ...]) -> None:
+def test_loaded_layers_give_what_they_give_in_the_whole_model(tmp_path: Path, wanted: tuple[int, ...]) -> None:
     """A negative layer counts from the end of the whole model."""
     write_checkpoint(tmp_path, num_hidden_layers=6)
     [whole] = TextEncoder.open(ModelOptions(str(tmp_path))).encode(["a cat"], layers(*wanted), "float32")
@@ -47,7 +47,7 @@ async def start_and_encode(options: ModelOptions) -> int:
         await engine.close()
 
 
-def test_engine_warms_no_more_than_is_loaded(tmp_path: Path) -> None:
+def test_the_engine_warms_up_loaded_layers_only(tmp_path: Path) -> None:
     """Its first forward pass must not ask for the last layer."""
     write_checkpoint(tmp_path, num_hidden_layers=6)
 

@@ -18,8 +18,8 @@ needs_kernels = pytest.mark.skipif(cpu_kernels() is None, reason="no kernels wer
 
 
 @pytest.fixture
-def asked_anew() -> Iterator[None]:
-    """The answer of `cpu_kernels`, which is kept for a process, is forgotten before and after."""
+def cleared_cache() -> Iterator[None]:
+    """Clears what `cpu_kernels` caches for the process, before the test and after it."""
     cpu_kernels.cache_clear()
     yield
     cpu_kernels.cache_clear()
@@ -48,8 +48,8 @@ def test_one_number_that_is_off_in_a_live_padding_row_is_found() -> None:
 
 
 @needs_kernels
-def test_kernels_that_give_something_else_do_not_serve(
-    asked_anew: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_kernels_that_differ_from_the_plain_pass_are_not_used(
+    cleared_cache: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A compiler's bug, or a CPU that does not do what it says: the plain pass serves, and the log says why."""
     run_layers = Kernels.run_layers
@@ -68,7 +68,7 @@ def test_kernels_that_give_something_else_do_not_serve(
 
 
 def test_without_compiled_kernels_the_plain_pass_serves_and_says_so(
-    asked_anew: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    cleared_cache: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(forward, "load_kernels", lambda: None)
 

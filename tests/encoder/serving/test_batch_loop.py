@@ -1,4 +1,4 @@
-"""The rate at which batches run, and what a full queue promises from it."""
+"""The rate at which batches run, and the `Retry-After` that a full queue derives from it."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from encoder.types import Job, Tap
 
 @pytest.fixture
 def batch_loop() -> BatchLoop:
-    """Of 1,000 tokens, on which no model works."""
+    """A queue of 1,000 tokens, without a model thread that would empty it."""
     health = Health()
     in_flight = InFlight(ResultCache(0, None, 0), health)
     no_thread: Any = None
@@ -34,14 +34,14 @@ def entries(*lengths: int) -> list[Entry]:
 
 
 def retry_after_s(batch_loop: BatchLoop) -> int:
-    """What a request is told that the queue has no room for."""
+    """The `Retry-After` of a request for which the queue has no room."""
     with pytest.raises(QueueFull) as caught:
         batch_loop.put(entries(1000))
     return caught.value.retry_after_s
 
 
-def test_the_measured_rate_decides_when_to_come_again(batch_loop: BatchLoop) -> None:
-    """Not the size of the queue alone: the same queue is worked off in seconds or in minutes."""
+def test_retry_after_follows_from_the_measured_rate(batch_loop: BatchLoop) -> None:
+    """Not from the size of the queue alone: the same queue takes seconds on one machine and minutes on another."""
     batch_loop.put(entries(900))
     assert retry_after_s(batch_loop) == 2  # 900 tokens at 500 a second
 
@@ -52,13 +52,13 @@ def test_the_measured_rate_decides_when_to_come_again(batch_loop: BatchLoop) -> 
 
 
 def test_one_batch_moves_the_rate_by_a_fifth(batch_loop: BatchLoop) -> None:
-    """A single slow batch must not send everybody away."""
+    """A single slow batch must not change `Retry-After` much."""
     batch_loop._count(Batch(entries(100), started_at=1.0, finished_at=3.0))
 
     assert batch_loop._rate == pytest.approx(0.8 * FIRST_RATE + 0.2 * 50)
 
 
-def test_a_batch_that_failed_says_nothing_about_the_rate(batch_loop: BatchLoop) -> None:
+def test_a_failed_batch_does_not_change_the_rate(batch_loop: BatchLoop) -> None:
     batch_loop._count(Batch(entries(100), error=MemoryError(), started_at=1.0, finished_at=1.0))
 
     assert batch_loop._rate == FIRST_RATE
@@ -66,7 +66,9 @@ def test_a_batch_that_failed_says_nothing_about_the_rate(batch_loop: BatchLoop) 
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(1e-9, 1), (0.0, 1), (1e6, MAX_RETRY_AFTER_S)])
-def test_nobody_is_sent_away_for_no_time_or_for_ever(batch_loop: BatchLoop, seconds: float, expected: int) -> None:
+def test_retry_after_is_at_least_a_second_and_has_a_maximum(
+    batch_loop: BatchLoop, seconds: float, expected: int
+) -> None:
     batch_loop.put(entries(900))
     for _ in range(100):
         batch_loop._count(Batch(entries(100), started_at=0.0, finished_at=seconds))

@@ -3,7 +3,8 @@ from collections.abc import Callable
 import pytest
 
 from encoder.errors import QueueFull, RequestTooLarge
-from encoder.serving.batcher import Batcher, Entry
+from encoder.serving.batcher import Batcher
+from encoder.serving.entry import Entry
 from encoder.types import Job, Tap
 
 MakeEntry = Callable[..., Entry]
@@ -40,7 +41,7 @@ def test_an_empty_queue_gives_an_empty_batch(batcher: Batcher) -> None:
 
 
 def test_one_prompt_alone_is_a_batch_at_once(batcher: Batcher, make_entry: MakeEntry) -> None:
-    """Nobody waits for company."""
+    """It does not wait for others."""
     batcher.put([make_entry(16)], retry_after_s=1)
 
     assert lengths(batcher.take_batch()) == [16]
@@ -86,7 +87,7 @@ def test_a_prompt_that_would_take_all_others_deeper_runs_apart(batcher: Batcher,
     assert lengths(batcher.take_batch()) == [40]
 
 
-def test_where_every_batch_costs_much_prompts_share_one(batcher: Batcher, make_entry: MakeEntry) -> None:
+def test_with_a_high_fixed_cost_different_prompts_share_a_batch(batcher: Batcher, make_entry: MakeEntry) -> None:
     """On a GPU a short prompt alone takes nearly as long as a long one."""
     batcher.count_tokens = sum
     batcher.overhead_rows = 400
@@ -113,7 +114,7 @@ def test_a_full_queue_takes_all_prompts_of_a_request_or_none(batcher: Batcher, m
     assert batcher.queued_tokens == 768
 
 
-def test_a_request_that_no_empty_queue_could_hold_is_too_large(batcher: Batcher, make_entry: MakeEntry) -> None:
+def test_a_request_that_would_not_fit_an_empty_queue_is_too_large(batcher: Batcher, make_entry: MakeEntry) -> None:
     """429 would tell the client to retry for ever."""
     with pytest.raises(RequestTooLarge, match="adds 1280 padded tokens, the whole queue holds 1024"):
         batcher.put([make_entry(256) for _ in range(5)], retry_after_s=1)
@@ -129,8 +130,8 @@ def test_a_discarded_entry_frees_its_place(batcher: Batcher, make_entry: MakeEnt
     assert batcher.queued_tokens == 1024
 
 
-def test_a_batch_takes_half_of_what_waits_and_runs(make_entry: MakeEntry) -> None:
-    """One half runs while the other is answered and asks again; all of them in one batch would leave the model idle."""
+def test_a_batch_takes_half_of_the_prompts_that_wait_and_run(make_entry: MakeEntry) -> None:
+    """One half runs while the other is answered and its clients ask again. One batch would leave the model idle."""
     batcher = Batcher(max_queue_tokens=4096, max_batch_tokens=4096)
     for _ in range(64):
         batcher.put([make_entry(16)], retry_after_s=1)
@@ -143,8 +144,8 @@ def test_a_batch_takes_half_of_what_waits_and_runs(make_entry: MakeEntry) -> Non
     assert len(batcher.take_batch(running=4)) == 32
 
 
-def test_prompts_of_one_request_are_not_halved(make_entry: MakeEntry) -> None:
-    """They are answered together, so a second half would run while nothing is answered."""
+def test_prompts_of_one_request_share_a_batch_whole(make_entry: MakeEntry) -> None:
+    """They are answered together, so halving them would only delay the answer."""
     batcher = Batcher(max_queue_tokens=4096, max_batch_tokens=4096)
     batcher.put([make_entry(16) for _ in range(64)], retry_after_s=1)
     batcher.put([make_entry(16) for _ in range(6)], retry_after_s=1)
@@ -152,7 +153,7 @@ def test_prompts_of_one_request_are_not_halved(make_entry: MakeEntry) -> None:
     assert len(batcher.take_batch()) == 64
 
 
-def test_no_batch_is_halved_that_costs_more_to_begin_than_to_run(make_entry: MakeEntry) -> None:
+def test_a_batch_below_its_fixed_cost_is_not_halved(make_entry: MakeEntry) -> None:
     """A GPU takes as long for eight short prompts as for one."""
     batcher = Batcher(max_queue_tokens=4096, max_batch_tokens=4096, overhead_rows=400)
     for _ in range(8):

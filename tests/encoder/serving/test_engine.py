@@ -66,7 +66,7 @@ async def small_engine(model: ModelOptions) -> AsyncIterator[Engine]:
 
 
 class Gate:
-    """Holds the model's thread until it is opened, so that a test can fill the queue behind it."""
+    """Holds the model thread until the gate opens, so that a test can fill the queue meanwhile."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -122,7 +122,7 @@ async def test_a_prompt_asked_for_again_comes_from_the_cache(engine: Engine) -> 
 async def test_the_cache_does_not_keep_the_memory_of_a_whole_batch(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a GPU small results leave MLX together; what nobody keeps is sent from there."""
+    """On a GPU the small results of a batch share memory. Those that the cache keeps are copied out of it."""
     monkeypatch.setattr("encoder.text_encoder.select", partial(select, grouped=True))
     passing = await engine.encode(["a", "b"], SHORT, cache_policy="bypass")
     kept = await engine.encode(["a", "b"], SHORT)
@@ -135,21 +135,21 @@ async def test_the_cache_does_not_keep_the_memory_of_a_whole_batch(
 
 
 @pytest.mark.parametrize(("large_bytes", "thread"), [(1, "model_0"), (2**20, "MainThread")])
-async def test_a_large_result_that_is_kept_is_copied_by_the_models_thread(
+async def test_a_large_result_that_the_cache_keeps_is_copied_on_the_model_thread(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, large_bytes: int, thread: str
 ) -> None:
-    """Where a GPU has written it into memory that is used again. On the event loop others wait to be answered, and
-    many small ones take the thread as many turns with it.
+    """A GPU writes results into memory that is used again. A large copy would hold up the event loop; small ones are
+    copied there, because each would make the model thread wait for the GIL.
     """
     monkeypatch.setattr("encoder.pipeline.selection.copy_to_host", lambda x: HostCopy(x, np.array(x)))
     monkeypatch.setattr("encoder.types.LARGE_BYTES", large_bytes)
     detach, copied_on = PromptEmbeds.detach, []
 
-    def noted(embeds: PromptEmbeds) -> PromptEmbeds:
+    def record_thread(embeds: PromptEmbeds) -> PromptEmbeds:
         copied_on.extend([threading.current_thread().name] if embeds.shares_memory else [])
         return detach(embeds)
 
-    monkeypatch.setattr(PromptEmbeds, "detach", noted)
+    monkeypatch.setattr(PromptEmbeds, "detach", record_thread)
     passing = await engine.encode(["a"], SHORT, cache_policy="bypass")
     assert (passing.embeds[0].shares_memory, copied_on) == (True, [])
 
@@ -165,7 +165,7 @@ async def test_another_dtype_or_layer_is_not_the_cached_result(engine: Engine) -
     assert (await engine.encode(["a cat"], replace(KLEIN, layers=(0, 2, 3)))).cache == "miss"
 
 
-async def test_the_cache_can_be_passed_by(engine: Engine) -> None:
+async def test_a_refresh_does_not_read_the_cache(engine: Engine) -> None:
     await engine.encode(["a cat"], KLEIN)
 
     assert (await engine.encode(["a cat"], KLEIN, cache_policy="refresh")).cache == "miss"
@@ -190,8 +190,8 @@ async def test_equal_prompts_in_flight_run_once(engine: Engine) -> None:
     assert engine.stats().prompts == 2
 
 
-async def test_what_waits_together_runs_together(engine: Engine) -> None:
-    """A batch is formed from all that has come by then, whatever its preset."""
+async def test_prompts_that_wait_together_share_a_batch(engine: Engine) -> None:
+    """Also those of different presets."""
     async with Gate(engine) as gate:
         requests = [
             asyncio.create_task(engine.encode(["a cat"], SHORT)),
@@ -204,8 +204,8 @@ async def test_what_waits_together_runs_together(engine: Engine) -> None:
     assert engine.stats().batches == 2
 
 
-class WholePass:
-    """A forward pass that has only been promised."""
+class LatePass:
+    """A forward pass that runs as a whole when it is finished, so that a CPU can play a device that begins early."""
 
     def __init__(self, forward: Forward, jobs: Sequence[Job], taps: Sequence[Tap]) -> None:
         self._forward, self._jobs, self._taps = forward, jobs, taps
@@ -216,11 +216,11 @@ class WholePass:
 
 @dataclass
 class Traced:
-    """What the model thread does, in order, and a gate behind each batch that has been begun.
+    """Records what the model thread does, and holds it after it has begun a batch until `go_on` is set.
 
     Attributes:
-        overlaps: as on a GPU, which computes a pass after the call has returned.
-        steps: "begin", "dispatch" or "collect", and the prompts of the batch.
+        overlaps: whether the device plays a GPU, which computes one batch while the host collects another.
+        steps: "begin", "dispatch" or "collect" and the number of prompts in the batch, in order.
     """
 
     engine: Engine
@@ -232,7 +232,7 @@ class Traced:
         encoder = self.engine._loaded()
         begin, dispatch, collect = encoder.begin, encoder.dispatch, encoder.collect
         if self.overlaps:
-            encoder.forward.begin = partial(WholePass, encoder.forward)  # type: ignore[attr-defined]
+            encoder.forward.begin = partial(LatePass, encoder.forward)  # type: ignore[attr-defined]
 
         def begin_traced(jobs: Sequence[Job]) -> BegunBatch:
             self.steps.append(("begin", len(jobs)))
@@ -252,8 +252,8 @@ class Traced:
         encoder.dispatch = dispatch_traced  # type: ignore[method-assign]
         encoder.collect = collect_traced  # type: ignore[method-assign]
 
-    async def encode_in_turn(self) -> list[EncodeResult]:
-        """One prompt that runs alone, and three that come while it does."""
+    async def encode_one_then_three(self) -> list[EncodeResult]:
+        """Encode one prompt, and three more that arrive while it runs."""
         first = asyncio.create_task(self.engine.encode(["a"], SHORT))
         async with asyncio.timeout(30):
             while not self.steps:
@@ -271,18 +271,18 @@ OVERLAPPING = [
 IN_TURN = [(step, prompts) for prompts in (1, 3) for step in ("begin", "dispatch", "collect")]
 
 
-async def test_a_batch_is_begun_before_the_results_of_the_one_before_are_collected(engine: Engine) -> None:
-    """The device computes its first layers during that time and never waits. The last batch waits for no other."""
+async def test_a_batch_begins_before_the_previous_one_is_collected(engine: Engine) -> None:
+    """So the device never waits for the host. The last batch is collected without waiting for another."""
     traced = Traced(engine, overlaps=True)
-    alone, together = await traced.encode_in_turn()
+    alone, together = await traced.encode_one_then_three()
 
     assert traced.steps == OVERLAPPING
     assert [len(result.embeds) for result in (alone, together)] == [1, 3]
     assert engine.stats().running_prompts == 0
 
 
-async def test_no_batch_takes_more_than_half_of_what_waits_and_runs(engine: Engine) -> None:
-    """What runs is about to be answered, and to come again: two of a request run, and two come by themselves."""
+async def test_a_batch_takes_at_most_half_of_the_prompts_that_wait_and_run(engine: Engine) -> None:
+    """Two prompts of one request run and two others wait. Half of four is two, so these share a batch."""
     traced = Traced(engine, overlaps=True)
     running = asyncio.create_task(engine.encode(["a" * 20, "b" * 20], SHORT))
     async with asyncio.timeout(30):
@@ -296,8 +296,8 @@ async def test_no_batch_takes_more_than_half_of_what_waits_and_runs(engine: Engi
     assert [prompts for step, prompts in traced.steps if step == "begin"] == [2, 2]
 
 
-async def test_what_comes_as_the_thread_comes_to_rest_is_run(engine: Engine) -> None:
-    """The event loop has not heard yet that the thread looks at the queue no more."""
+async def test_a_prompt_that_arrives_while_the_model_thread_goes_idle_still_runs(engine: Engine) -> None:
+    """The event loop has not been told yet that the thread looks at the queue no more."""
     engine._batch_loop._awake = True
     request = asyncio.create_task(engine.encode(["a"], SHORT))
     await queued(engine, 1)
@@ -306,59 +306,59 @@ async def test_what_comes_as_the_thread_comes_to_rest_is_run(engine: Engine) -> 
     assert len((await asyncio.wait_for(request, 30)).embeds) == 1
 
 
-async def test_where_the_device_does_not_work_on_batches_run_one_after_the_other(engine: Engine) -> None:
-    """The later a batch is formed, the more has come that it can take."""
+async def test_without_overlap_batches_run_one_after_the_other(engine: Engine) -> None:
+    """The later a batch is formed, the more prompts can share it."""
     traced = Traced(engine, overlaps=False)
-    await traced.encode_in_turn()
+    await traced.encode_one_then_three()
 
     assert traced.steps == IN_TURN
 
 
-async def test_while_passes_are_measured_none_is_begun_within_another(engine: Engine) -> None:
-    """Each would be taken for a part of the other."""
+async def test_measured_passes_do_not_overlap(engine: Engine) -> None:
+    """The time of one would be counted as time of the other."""
     engine._loaded().measures_passes = True
     traced = Traced(engine, overlaps=True)
-    await traced.encode_in_turn()
+    await traced.encode_one_then_three()
 
     assert traced.steps == IN_TURN
 
 
-@pytest.mark.parametrize("ill", [1, 3], ids=["the-first", "the-second"])
-async def test_a_batch_that_fails_does_not_fail_the_one_beside_it(engine: Engine, ill: int) -> None:
-    """One has been begun, and the other has not been ended."""
+@pytest.mark.parametrize("failing", [1, 3], ids=["the-first", "the-second"])
+async def test_a_batch_that_fails_does_not_fail_the_batch_it_overlaps(engine: Engine, failing: int) -> None:
+    """One has begun when the other fails."""
     traced = Traced(engine, overlaps=True)
     collect = engine._loaded().collect
 
-    def collect_unless_ill(dispatched: DispatchedBatch) -> CollectedBatch:
+    def collect_unless_failing(dispatched: DispatchedBatch) -> CollectedBatch:
         collected = collect(dispatched)
-        if len(dispatched.selection.jobs) == ill:
+        if len(dispatched.selection.jobs) == failing:
             raise RuntimeError("device lost")
         return collected
 
-    engine._loaded().collect = collect_unless_ill  # type: ignore[method-assign]
-    if ill == 1:
+    engine._loaded().collect = collect_unless_failing  # type: ignore[method-assign]
+    if failing == 1:
         with pytest.raises(ModelFailure, match="device lost"):
-            await traced.encode_in_turn()
+            await traced.encode_one_then_three()
         traced.go_on.set()
         assert len((await engine.encode(["b", "c", "d"], SHORT)).embeds) == 3
     else:
-        assert [len(result.embeds) for result in await traced.encode_in_turn()] == [1, 3]
+        assert [len(result.embeds) for result in await traced.encode_one_then_three()] == [1, 3]
 
 
-async def test_what_runs_within_another_batch_is_not_counted_twice(engine: Engine) -> None:
-    """Batches follow one another in the times that requests are told, and in the rate that a full queue promises."""
+async def test_the_time_in_which_batches_overlap_is_counted_once(engine: Engine) -> None:
+    """Both in the times that a request gets and in the rate from which `Retry-After` follows."""
     traced = Traced(engine, overlaps=True)
     started = time.perf_counter()
-    alone, together = await traced.encode_in_turn()
+    alone, together = await traced.encode_one_then_three()
 
     assert alone.inference_ms + together.inference_ms <= (time.perf_counter() - started) * 1e3
     assert together.queue_ms > 0
 
 
-async def test_a_batch_that_has_been_begun_is_ended_before_the_thread_is(
+async def test_closing_finishes_the_running_batch_before_the_model_thread_ends(
     model: ModelOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else MLX's streams would go while the device works on."""
+    """Else MLX's streams would be cleared while the device still uses them."""
     engine = Engine(model)
     await engine.start()
     traced = Traced(engine, overlaps=True)
@@ -396,8 +396,8 @@ async def test_a_cancelled_request_frees_its_place(small_engine: Engine) -> None
         assert small_engine.stats().queued_tokens == 0
 
 
-async def test_a_prompt_is_settled_once_and_for_all_who_still_wait(engine: Engine) -> None:
-    """One of them was cancelled a moment before and has not run since; a result comes when all have been told no."""
+async def test_a_prompt_is_settled_once_for_all_requests_that_still_wait(engine: Engine) -> None:
+    """One request has been cancelled just before, and a second outcome comes after the first."""
     async with Gate(engine):
         cancelled, waiting = (asyncio.create_task(engine.encode(["a cat"], KLEIN)) for _ in range(2))
         await queued(engine, 1)
@@ -412,7 +412,7 @@ async def test_a_prompt_is_settled_once_and_for_all_who_still_wait(engine: Engin
             await cancelled
 
 
-async def test_a_coalesced_prompt_outlives_the_request_that_asked_first(engine: Engine) -> None:
+async def test_a_coalesced_prompt_survives_the_cancellation_of_the_first_request(engine: Engine) -> None:
     async with Gate(engine) as gate:
         first = asyncio.create_task(engine.encode(["a cat"], KLEIN))
         await queued(engine, 1)
@@ -424,13 +424,13 @@ async def test_a_coalesced_prompt_outlives_the_request_that_asked_first(engine: 
         assert (await second).cache == "coalesced"
 
 
-async def test_a_prompt_that_is_computed_anew_ends_nothing_that_others_may_join(engine: Engine) -> None:
+async def test_cancelling_a_refresh_leaves_the_entry_that_others_may_join(engine: Engine) -> None:
     async with Gate(engine) as gate:
         first = asyncio.create_task(engine.encode(["a cat"], KLEIN))
         await queued(engine, 1)
-        anew = asyncio.create_task(engine.encode(["a cat"], KLEIN, cache_policy="refresh"))
+        refresh = asyncio.create_task(engine.encode(["a cat"], KLEIN, cache_policy="refresh"))
         await queued(engine, 2)
-        anew.cancel()
+        refresh.cancel()
         await queued(engine, 1)
         joining = asyncio.create_task(engine.encode(["a cat"], KLEIN))
         await asyncio.sleep(0.05)
@@ -474,8 +474,8 @@ async def test_draining_answers_what_was_accepted_and_refuses_the_rest(engine: E
 
 
 @pytest.mark.parametrize("policy", ["use", "refresh", "bypass"])
-async def test_closing_fails_what_still_waits(model: ModelOptions, policy: CachePolicy) -> None:
-    """Others may join it or not."""
+async def test_closing_fails_requests_that_still_wait(model: ModelOptions, policy: CachePolicy) -> None:
+    """Whether or not other requests may join their prompts."""
     engine = Engine(model)
     await engine.start()
     gate = await Gate(engine).__aenter__()
@@ -491,10 +491,10 @@ async def test_closing_fails_what_still_waits(model: ModelOptions, policy: Cache
     await closing
 
 
-async def test_what_is_still_tokenized_when_the_engine_closes_fails_at_once(
+async def test_a_request_that_is_tokenized_while_the_engine_closes_fails_at_once(
     model: ModelOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was accepted, and nobody will run it."""
+    """It was accepted, and no batch will run any more."""
     engine = Engine(model)
     await engine.start()
     reached, release = asyncio.Event(), threading.Event()
@@ -517,7 +517,7 @@ async def test_what_is_still_tokenized_when_the_engine_closes_fails_at_once(
 
 
 async def test_a_refused_request_leaves_nothing_behind(small_engine: Engine) -> None:
-    """However it was refused."""
+    """Neither for a request that is too large nor for a full queue."""
     async with Gate(small_engine) as gate:
         with pytest.raises(RequestTooLarge):
             await small_engine.encode(["a" * 60, "b" * 60], SHORT)
@@ -549,7 +549,7 @@ async def test_a_batch_that_raises_runs_its_prompts_one_by_one(engine: Engine) -
     assert all(isinstance(embeds, PromptEmbeds) for embeds in result.embeds)
 
 
-async def test_after_a_failure_readiness_is_proved_by_running_the_model(engine: Engine) -> None:
+async def test_after_a_failure_the_probe_runs_the_model(engine: Engine) -> None:
     encoder = engine._loaded()
     begin = encoder.begin
     broken = True
@@ -609,15 +609,15 @@ async def test_a_stalled_forward_pass_makes_the_engine_unready(model: ModelOptio
 async def test_only_little_text_is_tokenized_on_the_event_loop(
     engine: Engine, prompts: list[str], prefix: str, on_the_loop: bool
 ) -> None:
-    """Where half a millisecond holds up everybody else, and the way to another thread takes as long."""
+    """It takes half a millisecond, which is about as long as the detour over another thread."""
     encoder = engine._loaded()
     tokenize, threads = encoder.tokenize, []
 
-    def noted(prompts: Sequence[str], preset: Preset) -> list[TokenizedPrompt]:
+    def record_thread(prompts: Sequence[str], preset: Preset) -> list[TokenizedPrompt]:
         threads.append(threading.current_thread())
         return tokenize(prompts, preset)
 
-    encoder.tokenize = noted  # type: ignore[method-assign]
+    encoder.tokenize = record_thread  # type: ignore[method-assign]
     await engine.tokenize(prompts, replace(SHORT, prefix=prefix))
 
     assert [thread is threading.current_thread() for thread in threads] == [on_the_loop]
@@ -626,19 +626,19 @@ async def test_only_little_text_is_tokenized_on_the_event_loop(
 @pytest.mark.parametrize(
     ("largest", "starts"), [pytest.param(600, True, id="batch"), pytest.param(500, False, id="window")]
 )
-async def test_only_what_a_prompt_needs_must_run_at_the_start(
+async def test_the_engine_starts_if_passes_of_the_common_window_run(
     model: ModelOptions, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, largest: int, starts: bool
 ) -> None:
-    """A GPU may have room for the model and a prompt, and none for a large batch."""
+    """A GPU may have room for the model and one prompt, but not for a large batch."""
     run, sizes = TextEncoder.run, []
 
-    def run_what_fits(encoder: TextEncoder, jobs: Sequence[Job]) -> list[PromptEmbeds | EncoderError]:
+    def run_if_it_fits(encoder: TextEncoder, jobs: Sequence[Job]) -> list[PromptEmbeds | EncoderError]:
         sizes.append(sum(job.computed_rows for job in jobs))
         if sizes[-1] > largest:
             raise RuntimeError("out of memory")
         return run(encoder, jobs)
 
-    monkeypatch.setattr(TextEncoder, "run", run_what_fits)
+    monkeypatch.setattr(TextEncoder, "run", run_if_it_fits)
     monkeypatch.setattr(CpuForward, "warmup_sizes", lambda self, max_rows: (512, 544, max_rows - 1, max_rows))
     engine = Engine(model, limits=Limits(max_batch_tokens=1000))
     try:

@@ -11,7 +11,7 @@ from encoder.qwen3.cuda.blocks import MIN_BLOCK_BYTES, Blocks
 
 
 class Heap:
-    """Real memory, and what was asked for and given back."""
+    """Real memory, and a record of what was allocated and freed."""
 
     def __init__(self) -> None:
         self.held: dict[int, ctypes.Array[ctypes.c_char]] = {}
@@ -48,7 +48,7 @@ def address(array: NDArray[np.uint8]) -> int:
     return int(array.ctypes.data)
 
 
-def test_two_that_are_looked_at_do_not_lie_in_each_other(heap: Heap) -> None:
+def test_blocks_in_use_do_not_overlap(heap: Heap) -> None:
     blocks = blocks_of(heap)
     first, second = taken(blocks, 3), taken(blocks, MIN_BLOCK_BYTES)
     first[:], second[:] = 1, 2
@@ -71,7 +71,7 @@ def test_a_block_is_used_again_when_its_last_view_is_gone(heap: Heap) -> None:
     assert heap.allocated == [MIN_BLOCK_BYTES] * 2
 
 
-def test_a_block_that_came_back_is_given_to_one_alone(heap: Heap) -> None:
+def test_a_returned_block_is_given_out_once(heap: Heap) -> None:
     blocks = blocks_of(heap)
     taken(blocks, 100)
     first, second = taken(blocks, 100), taken(blocks, 100)
@@ -79,7 +79,7 @@ def test_a_block_that_came_back_is_given_to_one_alone(heap: Heap) -> None:
     assert not np.shares_memory(first, second)
 
 
-def test_a_block_may_come_back_from_another_thread(heap: Heap) -> None:
+def test_a_block_may_be_returned_by_another_thread(heap: Heap) -> None:
     """The event loop has sent the last reply."""
     blocks = blocks_of(heap)
     memories = [taken(blocks, 100)]
@@ -109,8 +109,8 @@ def test_one_block_serves_results_of_many_sizes(heap: Heap) -> None:
     assert heap.allocated == [8 * MIN_BLOCK_BYTES]
 
 
-def test_there_is_no_more_than_what_may_be_and_what_is_looked_at_stays(heap: Heap) -> None:
-    """Slow clients: their replies lie there until they have been read."""
+def test_the_bound_holds_and_blocks_in_use_stay(heap: Heap) -> None:
+    """A slow client keeps the block of its reply in use."""
     blocks = blocks_of(heap, most=4)
     slow = [taken(blocks, MIN_BLOCK_BYTES) for _ in range(3)]
 
@@ -121,7 +121,7 @@ def test_there_is_no_more_than_what_may_be_and_what_is_looked_at_stays(heap: Hea
     assert blocks.nbytes == sum(map(len, heap.held.values())) <= 4 * MIN_BLOCK_BYTES
 
 
-def test_what_is_larger_than_all_that_may_be_gets_nothing_and_takes_nothing(heap: Heap) -> None:
+def test_a_request_beyond_the_bound_gets_none_and_frees_nothing(heap: Heap) -> None:
     blocks = blocks_of(heap, most=4)
     taken(blocks, MIN_BLOCK_BYTES)
 
@@ -129,7 +129,7 @@ def test_what_is_larger_than_all_that_may_be_gets_nothing_and_takes_nothing(heap
     assert heap.freed == []
 
 
-def test_where_no_memory_is_given_nothing_is_counted() -> None:
+def test_a_failed_allocation_is_not_counted() -> None:
     blocks = Blocks(lambda nbytes: None, lambda address: None, 4 * MIN_BLOCK_BYTES)
 
     assert blocks.take(1) is None

@@ -102,7 +102,7 @@ def test_batches_have_few_numbers_of_query_blocks() -> None:
 
 
 class Traced(MlxKernels):
-    """Takes no notice of who sees whom, and counts how often it is described."""
+    """Attention without a mask, which mx.compile can trace, and a count of how often a layer is described."""
 
     def __init__(self, config: Qwen3Config, traceable: bool) -> None:
         super().__init__(config)
@@ -114,8 +114,8 @@ class Traced(MlxKernels):
         return qkv[:, : self.config.num_attention_heads * self.config.head_dim] + query_blocks.sum()
 
 
-def test_a_layer_is_described_once_for_each_shape_and_gives_the_same(tmp_path: Path) -> None:
-    """That takes Python as long as a short prompt takes a GPU."""
+def test_a_layer_is_traced_once_for_each_shape_and_gives_the_same(tmp_path: Path) -> None:
+    """Describing a pass takes the host about as long as computing a short prompt takes the GPU."""
     write_checkpoint(tmp_path, num_hidden_layers=LAYERS)
     batches = [[make_job(5)], [make_job(6)], [make_job(100)], [make_job(5)]]
     results, described = [], []
@@ -134,7 +134,7 @@ def test_a_layer_is_described_once_for_each_shape_and_gives_the_same(tmp_path: P
 
 
 def test_few_sizes_hold_any_number_of_rows_with_little_filling() -> None:
-    """A GPU chooses kernels anew for each size; what fills one up is computed for nobody."""
+    """The first product of each size is slow, and filler rows are computed for nothing."""
     sizes = {rows: round_rows(rows) for rows in range(8193)}
 
     assert all(rows <= size <= max(16, rows + 15, 1.0625 * rows) for rows, size in sizes.items())
@@ -167,7 +167,7 @@ def test_layers_are_taken_over_one_by_one_and_counted_when_they_run(tmp_path: Pa
 
 
 @pytest.mark.parametrize(("layers", "begun"), [(3, 2), (1, 1), (0, 0)])
-def test_a_pass_is_begun_with_some_layers_and_finished_with_the_rest(
+def test_a_pass_begins_with_some_layers_and_finishes_with_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layers: int, begun: int
 ) -> None:
     """The GPU computes the first layers while the host takes the results of another batch."""
@@ -186,7 +186,7 @@ def test_a_pass_is_begun_with_some_layers_and_finished_with_the_rest(
     assert model.layers_run - before == layers
 
 
-def test_a_pass_that_is_begun_while_another_is_finished_changes_neither(tmp_path: Path) -> None:
+def test_passes_that_overlap_do_not_change_each_other(tmp_path: Path) -> None:
     """As the batch loop does it: begin the next, collect the one before, finish the next."""
     write_checkpoint(tmp_path, num_hidden_layers=LAYERS)
     model = load(tmp_path, mx.float32)
@@ -223,8 +223,8 @@ def test_a_batch_of_many_rows_waits_for_the_gpu_and_gives_the_same(
             np.testing.assert_array_equal(np.array(rows), np.array(others))
 
 
-def test_of_many_small_passes_few_are_remembered(tmp_path: Path) -> None:
-    """Each time the host hands over, it looks at all that it remembers, and what it remembers holds memory."""
+def test_the_host_remembers_few_of_many_small_passes(tmp_path: Path) -> None:
+    """It looks at all of them at each hand-over, and each holds memory."""
     write_checkpoint(tmp_path, num_hidden_layers=LAYERS)
     model = load(tmp_path, mx.float32)
     fused = FusedForward(model, 0, MlxKernels(model.config))
@@ -236,7 +236,7 @@ def test_of_many_small_passes_few_are_remembered(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(HAS_GPU, reason="what a CPU runs")
-def test_a_cpu_does_not_run_it(tmp_path: Path) -> None:
+def test_a_cpu_does_not_run_the_fused_pass(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, head_dim=64)
 
     assert not isinstance(choose_forward(load(tmp_path, DTYPE), 0, DTYPE), FusedForward)
@@ -272,7 +272,7 @@ def test_without_a_compiler_for_kernels_the_plain_pass_runs(
         pytest.param({"head_dim": 64, "intermediate_size": 36}, id="intermediate_size"),
     ],
 )
-def test_dims_that_the_kernels_do_not_know_get_none(dims: dict[str, int]) -> None:
+def test_there_are_no_kernels_for_unsupported_dims(dims: dict[str, int]) -> None:
     config = {"hidden_size": 64, "intermediate_size": 64, "head_dim": 64} | dims
 
     assert (
@@ -322,7 +322,7 @@ def test_kernels_round_once(tmp_path: Path, dims: dict[str, int]) -> None:
 @needs_gpu
 @pytest.mark.parametrize("outliers", [False, True])
 @pytest.mark.parametrize("dims", DIMS)
-def test_on_a_gpu_it_is_no_further_from_float32_than_the_plain_pass(
+def test_on_a_gpu_the_fused_pass_is_no_further_from_float32_than_the_plain_one(
     tmp_path: Path, dims: dict[str, int], outliers: bool
 ) -> None:
     write_checkpoint(

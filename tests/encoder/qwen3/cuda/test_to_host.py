@@ -26,7 +26,7 @@ def test_on_a_cpu_bytes_are_read_where_they_are() -> None:
     assert np.shares_memory(copy.wait(), np.array(x, copy=False))
 
 
-def test_where_a_gpu_is_not_what_computes_nothing_is_asked_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_is_not_the_default_device_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(to_host, "page_locked_memory", pytest.fail)
     device = mx.default_device()
     mx.set_default_device(mx.cpu)
@@ -42,7 +42,7 @@ def test_without_a_gpu_there_is_no_page_locked_memory() -> None:
     assert copy_to_host(some_bytes(3)).host is None
 
 
-def test_where_it_cannot_be_had_the_log_says_so_and_results_go_mlx_s_way(
+def test_without_page_locked_memory_mlx_copies_and_the_log_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken() -> PageLockedMemory:
@@ -71,7 +71,7 @@ def test_on_a_gpu_all_bytes_arrive_wherever_they_begin(count: int, start: int) -
 
 
 @needs_gpu
-def test_on_a_gpu_results_that_are_still_looked_at_stay_what_they_are() -> None:
+def test_on_a_gpu_results_in_use_are_not_overwritten() -> None:
     sent = [some_bytes(1_000_000 + turn) for turn in range(8)]
     copies = [copy_to_host(x) for x in sent]
     mx.async_eval([copy.done for copy in copies])
@@ -81,7 +81,7 @@ def test_on_a_gpu_results_that_are_still_looked_at_stay_what_they_are() -> None:
 
 
 @needs_gpu
-def test_on_a_gpu_without_room_results_go_mlx_s_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_gpu_without_room_mlx_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(to_host, "MAX_BYTES", 2**20)
     pinned = PageLockedMemory()
     monkeypatch.setattr(to_host, "page_locked_memory", lambda: pinned)

@@ -57,7 +57,7 @@ def file_of(folder: ResultFolder, key: str) -> Path:
 
 
 def age(folder: ResultFolder, key: str, seconds: int) -> None:
-    """Let a result be last used so long ago."""
+    """Make a result look as if it was last used so long ago."""
     then = time.time() - seconds
     os.utime(file_of(folder, key), (then, then))
 
@@ -93,7 +93,7 @@ def test_a_file_is_plain_safetensors_with_its_key(folder: ResultFolder) -> None:
 
 
 def test_files_and_folder_are_for_their_owner_alone(folder: ResultFolder) -> None:
-    """They tell what was asked."""
+    """They reveal the prompts."""
     folder.write(A, make_result())
 
     assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
@@ -159,7 +159,7 @@ def test_a_folder_is_not_counted_for_each_result(tmp_path: Path, monkeypatch: py
     assert counted < 320 / 6
 
 
-def test_what_others_have_written_counts(tmp_path: Path) -> None:
+def test_bytes_of_other_processes_count_towards_the_bound(tmp_path: Path) -> None:
     ours, theirs = (make_folder(tmp_path, max_bytes=20 * ON_DISK) for _ in range(2))
     for number in range(18):
         theirs.write(f"{number:064x}", make_result())
@@ -264,7 +264,7 @@ def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
     assert folder.bytes <= 2 * ON_DISK
 
 
-def test_what_a_killed_process_left_unfinished_is_removed_later(folder: ResultFolder) -> None:
+def test_the_unfinished_file_of_a_killed_process_is_removed_later(folder: ResultFolder) -> None:
     old, young = (folder.path / f"{UNFINISHED}{name}" for name in ("old", "young"))
     for file in (old, young):
         file.write_bytes(b"half")
@@ -361,7 +361,7 @@ def use(path: Path, seed: int) -> tuple[int, int]:
     return found, wrong
 
 
-def test_processes_that_share_a_folder_do_each_other_no_harm(tmp_path: Path) -> None:
+def test_processes_that_share_a_folder_read_no_wrong_result(tmp_path: Path) -> None:
     """They read, write and evict the same few keys."""
     with multiprocessing.get_context("spawn").Pool(3) as pool:
         outcomes = pool.starmap(use, [(tmp_path, seed) for seed in range(3)])

@@ -1,4 +1,4 @@
-"""An exception that nobody foresaw, at each step of a request: it ends its own batch, and nobody waits for ever."""
+"""An unexpected exception at each step of a request fails its own batch only, and no request hangs."""
 
 import asyncio
 import pkgutil
@@ -24,7 +24,7 @@ from encoder.types import EncodeResult, TokenizedPrompt
 pytestmark = pytest.mark.anyio
 
 SHORT = replace(LAST_HIDDEN_STATE, max_sequence_length=64)
-PROMPT = (f"prompt {number}" for number in count())  # never in the cache
+PROMPT = (f"prompt {number}" for number in count())  # a new one each time, so none is in the cache
 
 SERVING = "encoder.serving"
 # Where an exception can come from once a request has entries, and others may have joined them.
@@ -51,9 +51,9 @@ STEPS = [
     pytest.param(f"{SERVING}.in_flight._resolve", id="resolve-the-waiters"),
     pytest.param(f"{SERVING}.batch_loop.BatchLoop._count", id="count"),
 ]
-# Those that the proof does not take, that fail nobody, or without which nobody can be told.
-UNTOLD = ("look-up", "read-the-disk", "queue", "count", "settle", "resolve-the-waiters")
-# Where only the request itself is concerned: it has no entries yet.
+# The probe does not take these steps, their failure fails no request, or no request can be answered without them.
+NOT_PROBED = ("look-up", "read-the-disk", "queue", "count", "settle", "resolve-the-waiters")
+# Where the request has no entries yet, so that no other request is concerned.
 OWN_STEPS = [
     pytest.param(f"{SERVING}.recent_tokens.RecentTokens.get", id="recent-tokens"),
     pytest.param("encoder.text_encoder.TextEncoder.tokenize", id="tokenize"),
@@ -66,11 +66,11 @@ OWN_STEPS = [
 ]
 
 
-class Unforeseen(BaseException):
+class Unexpected(BaseException):
     """Not even an Exception."""
 
 
-ERRORS = [pytest.param(MemoryError, id="MemoryError"), pytest.param(Unforeseen, id="BaseException")]
+ERRORS = [pytest.param(MemoryError, id="MemoryError"), pytest.param(Unexpected, id="BaseException")]
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ async def engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Engi
 
 
 class Fault:
-    """Raises in place of a step: once, or as long as it lasts."""
+    """Makes a step raise: once, or, while `lasts` is true, each time."""
 
     def __init__(
         self, patch: pytest.MonkeyPatch, step: str, error: type[BaseException], *, lasts: bool = False
@@ -102,14 +102,14 @@ class Fault:
         def faulty(*args: Any, **kwargs: Any) -> Any:
             if self.lasts or not self.raised:
                 self.raised += 1
-                raise error("nobody foresaw this")
+                raise error("an unexpected error")
             return original(*args, **kwargs)
 
         patch.setattr(owner, name, faulty)
 
 
 def left_behind(engine: Engine) -> dict[str, object]:
-    """What must be empty when no request is under way."""
+    """What must be empty when no request is being served."""
     stats, loop = engine.stats(), engine._batch_loop
     return {
         "unsettled": len(engine._in_flight),
@@ -137,10 +137,10 @@ async def outcomes_of(*requests: "asyncio.Task[EncodeResult]") -> list[Any]:
 
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("step", STEPS)
-async def test_an_exception_at_any_step_ends_its_own_batch(
+async def test_an_exception_at_any_step_fails_its_own_batch_only(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, step: str, error: type[BaseException]
 ) -> None:
-    """All who wait for the prompt hear of it at once, the next request succeeds, and nothing is left behind."""
+    """All requests for the prompt fail at once, the next request succeeds, and nothing is left behind."""
     prompt = next(PROMPT)
     fault = Fault(monkeypatch, step, error)
     requests = [asyncio.create_task(engine.encode([prompt], SHORT)) for _ in range(3)]
@@ -148,7 +148,7 @@ async def test_an_exception_at_any_step_ends_its_own_batch(
 
     assert fault.raised == 1
     assert all(isinstance(outcome, EncodeResult | ModelFailure | error) for outcome in outcomes)
-    assert engine.stats().queued_prompts == 0  # else they would run for nobody
+    assert engine.stats().queued_prompts == 0  # else they would run although no request waits for them
     assert len((await asyncio.wait_for(engine.encode([prompt, next(PROMPT)], SHORT), 30)).embeds) == 2
     assert left_behind(engine) == NOTHING
     await asyncio.wait_for(engine.probe(), 30)
@@ -156,7 +156,7 @@ async def test_an_exception_at_any_step_ends_its_own_batch(
 
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("step", OWN_STEPS)
-async def test_an_exception_before_a_request_has_entries_is_its_own(
+async def test_an_exception_before_a_request_has_entries_fails_that_request_only(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, step: str, error: type[BaseException]
 ) -> None:
     prompt = next(PROMPT)
@@ -171,15 +171,15 @@ async def test_an_exception_before_a_request_has_entries_is_its_own(
 
 
 @pytest.mark.parametrize("error", ERRORS)
-@pytest.mark.parametrize("step", [step for step in STEPS if step.id not in UNTOLD])
-async def test_readiness_tells_the_truth_while_a_step_fails(
+@pytest.mark.parametrize("step", [step for step in STEPS if step.id not in NOT_PROBED])
+async def test_the_engine_is_unready_as_long_as_a_step_fails(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, step: str, error: type[BaseException]
 ) -> None:
-    """A job runs through the steps to find out; once they work again, so does the service."""
+    """The probe runs a job through the steps to find out. Once they work again, the engine is ready."""
     fault = Fault(monkeypatch, step, error, lasts=True)
     [outcome] = await outcomes_of(asyncio.create_task(engine.encode([next(PROMPT)], SHORT)))
     assert isinstance(outcome, ModelFailure | error)
-    with pytest.raises((NotReady, error), match="nobody foresaw this"):
+    with pytest.raises((NotReady, error), match="an unexpected error"):
         await asyncio.wait_for(engine.probe(), 30)
 
     fault.lasts = False
@@ -189,10 +189,10 @@ async def test_readiness_tells_the_truth_while_a_step_fails(
     assert left_behind(engine) == NOTHING
 
 
-async def test_a_batch_that_cannot_be_formed_ends_the_oldest_prompt_alone(
+async def test_a_batch_that_cannot_be_formed_fails_the_oldest_prompt_only(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would have been in the batch in any case; with it gone, the next attempt may succeed."""
+    """The oldest prompt leads every batch, so without it the next attempt may succeed."""
     Fault(monkeypatch, f"{SERVING}.batcher.Batcher.take_batch", MemoryError)
     oldest, *others = [
         asyncio.create_task(engine.encode([next(PROMPT)], SHORT, cache_policy="bypass")) for _ in range(3)
@@ -204,16 +204,16 @@ async def test_a_batch_that_cannot_be_formed_ends_the_oldest_prompt_alone(
     assert left_behind(engine) == NOTHING
 
 
-async def test_a_thread_that_cannot_go_on_is_woken_by_the_event_loop(
+async def test_a_model_thread_that_cannot_continue_is_woken_by_the_event_loop(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It submits its next piece of work itself, and what waits must not wait for the next request."""
+    """The thread submits its own next work. If that fails, prompts must not wait until another request arrives."""
     monkeypatch.setattr(engine._batch_loop._batcher, "max_batch_tokens", 1)  # every prompt is a batch
     submit, calls = ModelThread.submit, count(1)
 
     def submit_but_once(thread: ModelThread, work: Callable[[], None]) -> None:
         if next(calls) == 2:
-            raise MemoryError("nobody foresaw this")
+            raise MemoryError("an unexpected error")
         submit(thread, work)
 
     monkeypatch.setattr(ModelThread, "submit", submit_but_once)
@@ -225,7 +225,9 @@ async def test_a_thread_that_cannot_go_on_is_woken_by_the_event_loop(
     await asyncio.wait_for(engine.probe(), 30)
 
 
-async def test_a_failure_that_cannot_be_logged_is_still_told(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failure_that_cannot_be_logged_is_still_answered(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without memory, logging fails as well."""
     log = Fault(monkeypatch, f"{SERVING}.health.logger.error", MemoryError, lasts=True)
     Fault(monkeypatch, "encoder.text_encoder.TextEncoder.dispatch", MemoryError)
@@ -237,10 +239,10 @@ async def test_a_failure_that_cannot_be_logged_is_still_told(engine: Engine, mon
     await asyncio.wait_for(engine.probe(), 30)
 
 
-async def test_a_pass_that_failed_has_freed_its_memory_when_its_prompts_run_alone(
+async def test_a_failed_pass_frees_its_memory_before_its_prompts_run_alone(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Out of memory is the usual reason, and the traceback holds what the pass had computed."""
+    """The usual reason is that memory ran out, and the traceback holds the arrays of the pass."""
     dispatch = TextEncoder.dispatch
     held: list[weakref.ref[Any]] = []
 
@@ -265,7 +267,7 @@ async def test_a_pass_that_failed_has_freed_its_memory_when_its_prompts_run_alon
 async def test_closing_while_a_prompt_is_tokenized_fails_it_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a disk cache, whose threads are gone when the prompt comes to them."""
+    """With a disk cache, whose threads have ended when the prompt is looked up."""
     engine = Engine(ModelOptions("demo", cache_dir=tmp_path), disk_cache_dir=tmp_path / "results")
     await engine.start()
     reached, release = asyncio.Event(), threading.Event()
