@@ -120,6 +120,13 @@ def test_a_request_that_would_not_fit_an_empty_queue_is_too_large(batcher: Batch
         batcher.put([make_entry(256) for _ in range(5)], retry_after_s=1)
 
 
+def test_a_prompt_without_rows_takes_a_place_in_the_queue(batcher: Batcher, make_entry: MakeEntry) -> None:
+    """Else the queue would have no bound for empty prompts."""
+    batcher.put([make_entry(0)], retry_after_s=1)
+
+    assert batcher.queued_tokens == 1
+
+
 def test_a_discarded_entry_frees_its_place(batcher: Batcher, make_entry: MakeEntry) -> None:
     entries = [make_entry(256) for _ in range(4)]
     batcher.put(entries, retry_after_s=1)
