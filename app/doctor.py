@@ -29,8 +29,9 @@ INSTRUCTION_SETS = {
 }
 NVIDIA_SMI = ("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader")
 
+ISSUE = "Open an issue with this report."
 REINSTALL = "Install again into an empty environment: make clean install, or pip install 'qwen3-encoder[cpu]'."
-COMPILE = "Install a C compiler (apt-get install gcc) and then the package again, or a wheel. The log may say more."
+COMPILE = "Install a wheel, or a C compiler (apt-get install gcc) and then the package again."
 
 Section = Mapping[str, str]
 
@@ -85,11 +86,11 @@ def doctor(as_json: bool = False) -> int:
 def examine() -> Report:
     """The report of all checks. A check that raises becomes a finding."""
     report = Report()
-    for title, check in CHECKS.items():
+    for title, (check, next_step) in CHECKS.items():
         try:
             report.sections[title] = check(report)
         except Exception as error:  # noqa: BLE001  # the report is for whatever is broken
-            report.find(f"{title}: {type(error).__name__}: {error}", NEXT_STEPS[title])
+            report.find(f"{title}: {type(error).__name__}: {error}", next_step)
     return report
 
 
@@ -165,13 +166,13 @@ def check_demo(report: Report) -> Section:
     from encoder import LAST_HIDDEN_STATE, ModelOptions, TextEncoder
 
     started = time.perf_counter()
-    with _quiet("encoder"):  # the log warns that these weights are random
+    with _warnings_of("encoder.checkpoint"), _warnings_of("encoder.qwen3") as warnings:  # the first: random weights
         encoder = TextEncoder.open(ModelOptions("demo"))
     loaded = time.perf_counter()
     [embeds] = encoder.encode(["a cat"], LAST_HIDDEN_STATE, "float32")
     encoded = time.perf_counter()
     if not np.isfinite(embeds.hidden_states).all():
-        report.find("The demo checkpoint gives NaN or infinity.", "Open an issue with this report.")
+        report.find("The demo checkpoint gives NaN or infinity.", ISSUE)
     if encoder.info.device == "cpu" and encoder.info.forward == "plain" and sys.platform == "linux":
         report.find("No compiled kernels are in use: short prompts take two to five times as long.", COMPILE)
     root_mean_square = float(np.sqrt((embeds.hidden_states**2).mean()))
@@ -181,34 +182,32 @@ def check_demo(report: Report) -> Section:
         "hidden states": f"{embeds.hidden_states.shape}, root mean square {root_mean_square:.4f}",
         "compute dtype": encoder.info.compute_dtype,
         "forward pass": encoder.info.forward,
+        "warnings": " | ".join(warnings) or "none",
     }
 
 
-CHECKS: dict[str, Callable[[Report], Section]] = {
-    "versions": check_versions,
-    "machine": check_machine,
-    "mlx": check_mlx,
-    "settings": check_settings,
-    "demo checkpoint": check_demo,
-}
-NEXT_STEPS = {
-    "versions": "Open an issue with this report.",
-    "machine": "Open an issue with this report.",
-    "mlx": REINSTALL,
-    "settings": REINSTALL,
-    "demo checkpoint": "If a finding above does not explain it, open an issue with this report.",
+# Each check, and what to do if it raises.
+CHECKS: dict[str, tuple[Callable[[Report], Section], str]] = {
+    "versions": (check_versions, ISSUE),
+    "machine": (check_machine, ISSUE),
+    "mlx": (check_mlx, REINSTALL),
+    "settings": (check_settings, REINSTALL),
+    "demo checkpoint": (check_demo, f"If a finding above does not explain it: {ISSUE}"),
 }
 
 
 @contextlib.contextmanager
-def _quiet(logger: str) -> Iterator[None]:
-    """Log errors only."""
-    level = logging.getLogger(logger).level
-    logging.getLogger(logger).setLevel(logging.ERROR)
+def _warnings_of(package: str) -> Iterator[list[str]]:
+    """What the package's modules log in the block, from warnings up. It goes into the list only."""
+    logger, handler, messages = logging.getLogger(package), logging.Handler(logging.WARNING), list[str]()
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
     try:
-        yield
+        yield messages
     finally:
-        logging.getLogger(logger).setLevel(level)
+        logger.removeHandler(handler)
+        logger.propagate = propagate
 
 
 def _without_home(text: str) -> str:

@@ -14,6 +14,7 @@ import pytest
 import encoder
 from app import doctor
 from app.cli import main
+from encoder.qwen3.forward import cpu_kernels
 
 ROOT = Path(__file__).parents[2]
 
@@ -126,6 +127,17 @@ def test_a_forward_pass_without_compiled_kernels_is_a_finding(
 
     assert "No compiled kernels" in finding["problem"]
     assert "C compiler" in finding["next_step"]
+
+
+def test_the_report_says_why_kernels_are_not_in_use(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("encoder.qwen3.forward.load_kernels", lambda: None)
+    monkeypatch.setattr("encoder.qwen3.forward.cpu_kernels", cpu_kernels.__wrapped__)
+
+    main(["doctor"])
+
+    assert "no compiled kernels for this CPU" in capsys.readouterr().out
 
 
 def test_without_mlx_the_report_says_so(tmp_path: Path) -> None:

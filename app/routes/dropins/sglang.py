@@ -63,7 +63,7 @@ async def encode(
 
 
 def _pack(facts: dict[str, Any], results: dict[str, EncodeResult]) -> bytes:
-    encoder_output = {}
+    encoder_output = {}  # prompt_embeds, prompt_attention_mask; negative_prompt_embeds, negative_attention_mask
     for side, result in results.items():
         hidden_states, attention_mask = collate(result.embeds)
         encoder_output[f"{side}prompt_embeds"] = _tensor(hidden_states)
