@@ -3,9 +3,13 @@ from typing import Any, Literal
 
 import pytest
 
-from encoder.pipeline.plan import padded_lengths
-from encoder.presets.built_in import get_preset
+from encoder.checkpoint.files.demo_files import CONFIG
+from encoder.errors import InvalidField
+from encoder.pipeline.plan import padded_lengths, plan_jobs
+from encoder.presets.built_in import LAST_HIDDEN_STATE, get_preset
 from encoder.presets.preset import Preset
+from encoder.qwen3.config import Qwen3Config
+from encoder.types import TokenizedPrompt
 
 
 def test_padding_to_the_window_and_to_the_longest() -> None:
@@ -46,3 +50,16 @@ def test_a_prompt_without_tokens_has_no_rows_unless_told() -> None:
     assert lengths([0]) == [0]
     assert lengths([0], min_length=1) == [1]
     assert lengths([0], padding="own", pad_to_multiple_of=80) == [0]
+
+
+def test_a_token_outside_the_vocabulary_is_refused() -> None:
+    """The embedding has no row for it, and MLX does not check its bounds."""
+    config = Qwen3Config.from_dict(CONFIG)
+
+    def plan(token: int) -> list[int]:
+        prompt = TokenizedPrompt("", (3, token, 5), truncated=False)
+        return [job.computed_rows for job in plan_jobs([prompt], LAST_HIDDEN_STATE, "float32", config, 36)]
+
+    assert plan(config.vocab_size - 1) == [3]
+    with pytest.raises(InvalidField, match="token 282 is outside the checkpoint's vocabulary of 282"):
+        plan(config.vocab_size)
