@@ -155,7 +155,7 @@ async def answer_outside_routes(app: FastAPI, request: Request, error: Exception
 
     Inside routes Starlette does the same; this is for errors that middleware raised, and for bugs.
     """
-    handlers: Mapping[Any, Any] = app.exception_handlers
+    handlers: Mapping[Any, Any] = app.exception_handlers  # by class, or by status
     handler = next((handlers[cls] for cls in type(error).__mro__ if cls in handlers and cls is not Exception), None)
     if handler is None:
         logger.error("request %s failed", request.scope["request_id"], exc_info=error)

@@ -21,9 +21,8 @@ MALLOC = {
 def tune_process() -> None:
     """Call once, after the model is loaded, so that memory freed while loading still goes back to the kernel."""
     sys.setswitchinterval(SWITCH_S)
-    os.environ.setdefault(
-        "TOKENIZERS_PARALLELISM", "false"
-    )  # texts come one at a time; a thread pool only adds a switch
+    # Texts come one at a time; the tokenizer's thread pool only adds a switch between threads.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     gc.collect()
     gc.set_threshold(COLLECT_AFTER, *gc.get_threshold()[1:])
     gc.freeze()  # a full collection would walk all modules and routes, 50 ms during which no request is served

@@ -40,8 +40,6 @@ class Profile:
 
 
 _current: ContextVar[Profile | None] = ContextVar("profile", default=None)
-
-
 _UNMEASURED = nullcontext()
 
 
@@ -78,6 +76,7 @@ class Profiler:
         self.kept: deque[Mapping[str, float]] = deque(maxlen=KEPT)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Profile one request, or log the summary when the app's lifespan ends."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             self._log_summary()

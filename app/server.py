@@ -103,7 +103,7 @@ def serve(settings: Settings) -> int:
         server = Server(create_app(settings), sock, when_loaded=tune_process)
         with contextlib.suppress(KeyboardInterrupt):
             server.run([sock])
-    if server.service.lifecycle.is_stuck:  # Python would wait for the model thread
+    if server.service.lifecycle.is_stuck:  # at its exit Python would wait for the model thread
         logging.shutdown()
         os._exit(server.exit_code)
     return server.exit_code

@@ -9,7 +9,7 @@ from app.request.disconnect import unless_disconnected
 from app.service import Service
 from encoder import CachePolicy, DType, EncodeResult, Preset
 
-CACHE_ORDER = ("hit", "coalesced", "miss")  # a reply says the last of its results' in this order
+CACHE_ORDER = ("hit", "coalesced", "miss")  # of several results, the last in this order becomes the header x-cache
 
 
 async def encode_prompts(

@@ -66,7 +66,8 @@ ROUTES = (
 def add_routes(app: FastAPI, dependencies: Sequence[Depends]) -> None:
     """Add the routes to the app itself, in front of /docs and all others.
 
-    FastAPI compares a request with one route after the other, 1 µs each. A router inside the app would take 100 µs.
+    FastAPI compares a request with one route after the other, which takes 1 µs each. Through `include_router` each
+    request would take 100 µs longer to route.
     """
     app.router.routes[:0] = [
         DirectRoute(
