@@ -62,8 +62,8 @@ class ModelThread:
         mx.set_cache_limit(MLX_CACHE_BYTES[info.device])
         logger.info("loaded %s in %.1f s", info.model, time.perf_counter() - started_at)
         logger.info(
-            "%.3f GB of weights, computing in %s on %s with %s",
-            *(info.parameter_bytes / 1e9, info.compute_dtype, info.device, info.blas),
+            "%.3f GB of weights, computing in %s on %s, forward pass: %s",
+            *(info.parameter_bytes / 1e9, info.compute_dtype, info.device, info.forward),
         )
         started_at = time.perf_counter()
         warm_up(encoder, self._max_rows)

@@ -90,7 +90,7 @@ def test_z_image_omni_equals_the_pipelines_segment_for_segment(
 
     assert preset.max_sequence_length == default_of(z_image_omni.encode_prompt, "max_sequence_length")
     for prompt, their in zip(prompts, theirs, strict=True):
-        ours = qwen3.encode(segments(prompt, images), replace(preset, max_sequence_length=window))
+        ours = qwen3.encode(segments(prompt, images), replace(preset, max_sequence_length=window), "float32")
         assert len(ours) == len(their)
         for our, segment in zip(ours, their, strict=True):
             assert_equal(our.hidden_states[None], segment[None])

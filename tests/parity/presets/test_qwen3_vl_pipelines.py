@@ -157,7 +157,7 @@ def test_flux3_equals_the_pipelines(
     encoders = pytest.importorskip("diffusers.modular_pipelines.flux3.encoders")
     step = encoders.Flux3TextEncoderStep()
     preset = get_preset("flux3")
-    ours = qwen3_vl.encode(prompts, replace(preset, max_sequence_length=window))
+    ours = qwen3_vl.encode(prompts, replace(preset, max_sequence_length=window), "float32")
 
     assert (step.pad_multiple, preset.max_sequence_length) == (preset.pad_to_multiple_of, 8192)
     for prompt, our in zip(prompts, ours, strict=True):
