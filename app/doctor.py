@@ -174,7 +174,7 @@ def check_demo(report: Report) -> Section:
     if not np.isfinite(embeds.hidden_states).all():
         report.find("The demo checkpoint gives NaN or infinity.", ISSUE)
     if encoder.info.device == "cpu" and encoder.info.forward == "plain" and sys.platform == "linux":
-        report.find("No compiled kernels are in use: short prompts take two to five times as long.", COMPILE)
+        report.find("No compiled kernels are in use: short prompts take two to four times as long.", COMPILE)
     root_mean_square = float(np.sqrt((embeds.hidden_states**2).mean()))
     return {
         "loaded in": f"{loaded - started:.2f} s",

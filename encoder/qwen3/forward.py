@@ -76,7 +76,7 @@ def cpu_kernels() -> Kernels | None:
     kernels = load_kernels()
     if kernels is None:
         logger.warning(
-            "no compiled kernels for this CPU: the forward pass runs on MLX and a BLAS, short prompts take two to five "
+            "no compiled kernels for this CPU: the forward pass runs on MLX and a BLAS, short prompts take two to four "
             "times as long. Install a wheel, or a C compiler and then the package again."
         )
         return None

@@ -6,6 +6,7 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
+from encoder.qwen3.plain import PlainForward
 from encoder.text_encoder import TextEncoder
 from encoder.types import Job
 
@@ -24,8 +25,11 @@ def model_identity(encoder: TextEncoder) -> str:
     checkpoint = encoder.checkpoint
     arrays = [array for tensor in checkpoint.weights.tensors.values() for array in tensor.arrays.values()]
     files = [file.stat() for file in {array.file for array in arrays}]
+    loaded = {name: value for name, value in asdict(encoder.info).items() if name not in _IRRELEVANT}
+    if encoder.forward.name != PlainForward.name:
+        del loaded["blas"]  # only the plain pass multiplies with it
     parts = {
-        "loaded": {name: value for name, value in asdict(encoder.info).items() if name not in _IRRELEVANT},
+        "loaded": loaded,
         "files": sorted((file.st_size, file.st_mtime_ns) for file in files),
         "pad_token_id": checkpoint.tokenizer.pad_token_id,  # the token of live padding rows
         "tf32": os.environ.get("MLX_ENABLE_TF32"),  # MLX then computes float32 products with 10 bits of mantissa

@@ -10,6 +10,8 @@ import pytest
 
 from encoder.checkpoint.files.safetensors_header import read_header
 from encoder.options import ModelOptions
+from encoder.qwen3.forward import cpu_kernels
+from encoder.qwen3.plain import PlainForward
 from encoder.serving.cache.key import model_identity, result_key
 from encoder.text_encoder import TextEncoder
 from encoder.types import Job, Tap
@@ -128,6 +130,30 @@ def test_the_plain_forward_is_another_model(folder: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("encoder.qwen3.forward._is_supported", lambda model, dtype: False)
 
     assert identity(folder) != packed
+
+
+def identity_with_blas(folder: Path, blas: str) -> str:
+    encoder = TextEncoder.open(ModelOptions(str(folder)))
+    encoder.__dict__["info"] = replace(encoder.info, blas=blas)  # a cached property
+    return model_identity(encoder)
+
+
+def test_the_blas_and_its_threads_are_part_of_the_plain_forward(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last bits of its products depend on both."""
+    monkeypatch.setattr("encoder.text_encoder.choose_forward", lambda model, pad, dtype: PlainForward(model, pad))
+    monkeypatch.setattr("encoder.text_encoder.widens_bfloat16", lambda config: False)
+
+    assert identity_with_blas(folder, "BLAS with 2 threads") != identity_with_blas(
+        folder, "BLAS with 8 threads"
+    )
+
+
+@pytest.mark.skipif(cpu_kernels() is None, reason="no kernels were compiled for this CPU")
+def test_compiled_kernels_give_the_same_on_any_number_of_cpus(folder: Path) -> None:
+    """They use no BLAS, and their results do not depend on their threads."""
+    assert identity_with_blas(folder, "BLAS with 2 threads") == identity_with_blas(
+        folder, "BLAS with 8 threads"
+    )
 
 
 def test_tf32_is_another_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
