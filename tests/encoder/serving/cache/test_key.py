@@ -143,17 +143,13 @@ def test_the_blas_and_its_threads_are_part_of_the_plain_forward(folder: Path, mo
     monkeypatch.setattr("encoder.text_encoder.choose_forward", lambda model, pad, dtype: PlainForward(model, pad))
     monkeypatch.setattr("encoder.text_encoder.widens_bfloat16", lambda config: False)
 
-    assert identity_with_blas(folder, "BLAS with 2 threads") != identity_with_blas(
-        folder, "BLAS with 8 threads"
-    )
+    assert identity_with_blas(folder, "BLAS with 2 threads") != identity_with_blas(folder, "BLAS with 8 threads")
 
 
 @pytest.mark.skipif(cpu_kernels() is None, reason="no kernels were compiled for this CPU")
 def test_compiled_kernels_give_the_same_on_any_number_of_cpus(folder: Path) -> None:
     """They use no BLAS, and their results do not depend on their threads."""
-    assert identity_with_blas(folder, "BLAS with 2 threads") == identity_with_blas(
-        folder, "BLAS with 8 threads"
-    )
+    assert identity_with_blas(folder, "BLAS with 2 threads") == identity_with_blas(folder, "BLAS with 8 threads")
 
 
 def test_tf32_is_another_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
