@@ -1,14 +1,8 @@
-"""The rows of a batch without padding, one after the other: for the passes that need no rectangle. Knows no weights.
-
-Shape letters: T rows, d head_dim.
-"""
+"""The rows of a batch without padding, one after the other: for the passes that need no rectangle. Knows no weights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
 
 from encoder.types import Job
 
@@ -29,13 +23,13 @@ class BatchRows:
     Live padding rows see the tokens of their own job and are seen by nobody, so they need no keys and values.
 
     Attributes:
-        input_ids, position_ids: (T,) int32.
+        input_ids, position_ids: of each row.
         spans: of each job.
         token_rows: how many of the rows are tokens.
     """
 
-    input_ids: NDArray[np.int32]
-    position_ids: NDArray[np.int32]
+    input_ids: list[int]
+    position_ids: list[int]
     spans: list[Span]
     token_rows: int
 
@@ -46,20 +40,22 @@ def pack(jobs: Sequence[Job], pad_token_id: int, *, tokens_first: bool) -> Batch
     Args:
         tokens_first: the tokens of all jobs stand before the live padding rows of all jobs; else job follows job.
     """
-    tokens = [len(job.input_ids) for job in jobs]
-    live_rows = [job.computed_rows - len(job.input_ids) for job in jobs]
-    token_rows, rows = sum(tokens), sum(tokens) + sum(live_rows)
-    input_ids, position_ids = np.full(rows, pad_token_id, np.int32), np.empty(rows, np.int32)
+    token_rows = sum(len(job.input_ids) for job in jobs)
+    input_ids: list[int] = []
+    position_ids: list[int] = []
+    live_ids, live_positions = ([], []) if tokens_first else (input_ids, position_ids)
+    first_live = token_rows if tokens_first else 0
     spans: list[Span] = []
-    start, live = 0, token_rows
-    for job, token_count, live_count in zip(jobs, tokens, live_rows, strict=True):
-        stop = start + token_count
-        live = live if tokens_first else stop
-        span = Span(start, stop, live, live + live_count)
-        input_ids[span.start : span.stop] = job.input_ids
-        position_ids[span.start : span.stop] = range(token_count)
-        own_positions = range(token_count, job.computed_rows) if job.pad_position is None else job.pad_position
-        position_ids[span.live : span.live_stop] = own_positions
-        spans.append(span)
-        start, live = (span.stop, span.live_stop) if tokens_first else (span.live_stop, 0)
+    for job in jobs:
+        start = len(input_ids)
+        input_ids += job.input_ids
+        position_ids += range(len(job.input_ids))
+        stop, live = len(input_ids), first_live + len(live_ids)
+        positions = range(len(job.input_ids), job.computed_rows)
+        live_ids += [pad_token_id] * len(positions)
+        live_positions += positions if job.pad_position is None else [job.pad_position] * len(positions)
+        spans.append(Span(start, stop, live, first_live + len(live_ids)))
+    if tokens_first:
+        input_ids += live_ids
+        position_ids += live_positions
     return BatchRows(input_ids, position_ids, spans, token_rows)

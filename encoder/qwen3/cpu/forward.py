@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 import numpy as np
-from numpy.typing import NDArray
 
 from encoder.qwen3.config import Qwen3Config
 from encoder.qwen3.cpu.kernels.library import Batch, Kernels, Numbers
@@ -53,7 +52,7 @@ class CpuForward:
         cos, sin = _cos_sin(rows.position_ids, self.model.config)
         addresses = (array.ctypes.data for array in (spans, cos, sin))
         batch = Batch(*addresses, len(spans), len(rows.input_ids), rows.token_rows)
-        embeddings = self.model.embed_tokens(mx.array(rows.input_ids)).astype(mx.float32)
+        embeddings = self.model.embed_tokens(mx.array(np.array(rows.input_ids, np.int32))).astype(mx.float32)
         x = np.array(embeddings)  # (T, D), a copy: the kernels write into it
         outputs: dict[int, mx.array] = {}
         done = 0
@@ -91,8 +90,8 @@ def _row_work(config: Qwen3Config) -> int:
     return config.hidden_size * (heads * config.head_dim + 3 * config.intermediate_size)
 
 
-def _cos_sin(position_ids: NDArray[np.int32], config: Qwen3Config) -> tuple[Numbers, Numbers]:
+def _cos_sin(position_ids: list[int], config: Qwen3Config) -> tuple[Numbers, Numbers]:
     """cos and sin of the angle by which RoPE rotates each pair of a head, (T, d/2) each."""
     periods = np.array(rope_periods(config.rope_theta, config.head_dim))
-    angles = position_ids[:, None].astype(np.float32) * (1 / periods)
+    angles = np.array(position_ids, np.float32)[:, None] * (1 / periods)
     return np.cos(angles), np.sin(angles)

@@ -55,8 +55,8 @@ def pack_and_fill(jobs: Sequence[Job], pad_token_id: int) -> Packed:
     if len(query_blocks) > QUERY_BLOCKS_STEP:
         query_blocks += [(0, 0, 0, 0, 0)] * (-len(query_blocks) % QUERY_BLOCKS_STEP)
     return Packed(
-        mx.array(np.pad(rows.input_ids, (0, filler), constant_values=pad_token_id)),
-        mx.array(np.pad(rows.position_ids, (0, filler))),
+        mx.array(np.array(rows.input_ids + [pad_token_id] * filler, np.int32)),
+        mx.array(np.array(rows.position_ids + [0] * filler, np.int32)),
         mx.array(np.array(query_blocks, dtype=np.int32)),
         [slice(span.start, span.live_stop) for span in rows.spans],
     )
