@@ -1,6 +1,7 @@
 """A real service on a real socket, with the demo checkpoint, shared by all tests that need one."""
 
 import contextlib
+import os
 import subprocess
 import sys
 import threading
@@ -17,6 +18,8 @@ from app.listen import listening_socket
 from app.main import create_app
 from app.server import Server
 from app.settings import Settings
+
+os.environ.setdefault("MLX_ENABLE_TF32", "0")  # true float32 on a GPU; MLX reads this at its first product
 
 STARTUP_S = 300  # on a busy machine; nothing asserts a time
 Start = Callable[..., contextlib.AbstractContextManager["RunningServer"]]

@@ -4,7 +4,6 @@ Its arithmetic runs on any device in MLX's own operations; what needs the kernel
 """
 
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,8 +29,6 @@ from encoder.qwen3.plain import PlainForward
 from encoder.types import Job, Tap
 from tests.checkpoints import write_checkpoint
 from tests.encoder.qwen3.cpu.test_forward import BATCHES, CLOSE, LAYERS, TAPS, add_outliers, largest_error, make_job
-
-os.environ.setdefault("MLX_ENABLE_TF32", "0")  # true float32 on a GPU; MLX looks at this at its first product
 
 HAS_GPU = mx.cuda.is_available()
 needs_gpu = pytest.mark.skipif(not HAS_GPU, reason="needs an NVIDIA GPU")
