@@ -248,3 +248,13 @@ def test_jobs_keep_their_order(tmp_path: Path) -> None:
     for rows, job in zip(forward(jobs, [tap])[tap], jobs, strict=True):
         [alone] = forward([job], [tap])[tap]
         np.testing.assert_array_equal(np.array(rows), np.array(alone))
+
+
+def test_a_layer_with_matrices_of_several_dtypes_is_refused(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, num_hidden_layers=2, hidden_size=24, intermediate_size=48)
+    model = load(tmp_path)
+    projection = model.layers[1].mlp.down_proj
+    projection.weight = projection.weight.astype(mx.bfloat16)
+
+    with pytest.raises(ValueError, match="expected one dtype in all"):
+        fast(model)

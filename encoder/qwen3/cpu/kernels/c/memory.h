@@ -50,10 +50,13 @@ static void list_blocks(Pass *pass) {
     }
 }
 
-/* How many rows AMX multiplies at once: all tiles of a batch are about as high. */
+/* Rows that AMX multiplies at once, about as many in each tile of a batch; 0 without AMX. */
 static int choose_tile_rows(int rows, int bfloat16) {
-    if (!uses_amx(bfloat16)) return 0;
-    return ceil_div(rows, ceil_div(rows, 16));
+#if defined(WITH_AMX)
+    if (bfloat16) return ceil_div(rows, max_int(1, ceil_div(rows, AMX_TILE_ROWS)));
+#endif
+    (void)rows, (void)bfloat16;
+    return 0;
 }
 
 static void allocate_pass(Pass *pass, Memory *memory, int threads) {

@@ -34,15 +34,6 @@ typedef struct {
 #include "amx.h"
 #endif
 
-static inline int uses_amx(int bfloat16) {
-#if defined(WITH_AMX)
-    return bfloat16;
-#else
-    (void)bfloat16;
-    return 0;
-#endif
-}
-
 static inline int panel_columns(int bfloat16) {
 #if defined(WITH_AMX)
     if (bfloat16) return AMX_COLUMNS;

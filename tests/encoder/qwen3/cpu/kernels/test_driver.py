@@ -107,18 +107,20 @@ def run(
     return np.frombuffer(result.read_bytes(), np.float32).reshape(x.shape)
 
 
+def error_of(driver: Sequence[str], folder: Path, dims: Dims, spans: Sequence[Span], bfloat16: bool) -> float:
+    """How far two layers of a driver are from the text book's, relative to the size of a row."""
+    layers = [random_weights(dims, seed, bfloat16) for seed in range(2)]
+    x = random_numbers(rows_of(spans), dims.hidden_size)
+    return largest_error(run(driver, folder, layers, dims, spans, x, bfloat16), expected(layers, dims, spans, x))
+
+
 @pytest.mark.parametrize("bfloat16", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize(("dims", "spans"), CASES)
 def test_nothing_beyond_an_array_is_touched(
     driver: list[str], tmp_path: Path, dims: Dims, spans: list[Span], bfloat16: bool
 ) -> None:
     """The driver fails where the sanitizer sees anything."""
-    layers = [random_weights(dims, seed, bfloat16) for seed in range(2)]
-    x = random_numbers(rows_of(spans), dims.hidden_size)
-
-    out = run(driver, tmp_path, layers, dims, spans, x, bfloat16)
-
-    assert largest_error(out, expected(layers, dims, spans, x)) < CLOSE
+    assert error_of(driver, tmp_path, dims, spans, bfloat16) < CLOSE
 
 
 def test_the_sanitizer_would_see_one_number_too_many(driver: list[str], tmp_path: Path) -> None:
@@ -135,9 +137,4 @@ def test_the_sanitizer_would_see_one_number_too_many(driver: list[str], tmp_path
 def test_neon_gives_what_the_text_book_gives(
     neon_driver: list[str], tmp_path: Path, dims: Dims, spans: list[Span], bfloat16: bool
 ) -> None:
-    layers = [random_weights(dims, seed, bfloat16) for seed in range(2)]
-    x = random_numbers(rows_of(spans), dims.hidden_size)
-
-    out = run(neon_driver, tmp_path, layers, dims, spans, x, bfloat16)
-
-    assert largest_error(out, expected(layers, dims, spans, x)) < CLOSE
+    assert error_of(neon_driver, tmp_path, dims, spans, bfloat16) < CLOSE

@@ -249,3 +249,11 @@ def test_a_library_that_is_not_ours_is_passed_over(
     found = load_kernels()
 
     assert found is not None and found.instruction_set == slowest
+
+
+def test_matrices_of_several_dtypes_are_not_prepacked_together(kernels: Kernels) -> None:
+    """The kernels would read the numbers of one as those of the other."""
+    matrix = random_numbers(40, 24, bfloat16=True)
+
+    with pytest.raises(ValueError, match=r"found float32 \(40, 24\), uint16 \(40, 24\), expected the same dtype"):
+        kernels.prepack([matrix, bits(matrix)], threads=1)
