@@ -60,5 +60,5 @@ VOLUME /models
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=30s --timeout=5s --start-period=30s --start-interval=2s --retries=3 CMD ["python", "-c", \
-    "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.environ[\"QWEN3_ENCODER_PORT\"]}/livez', timeout=4)"]
+    "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.environ[\"QWEN3_ENCODER_PORT\"] or 8000}/livez', timeout=4)"]
 CMD ["qwen3-encoder", "serve"]

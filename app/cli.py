@@ -68,13 +68,13 @@ def make_parser() -> argparse.ArgumentParser:
     add_settings(command, ("presets", "only_presets"))
 
     command = _add(commands, "inspect", offline.inspect, "say what a checkpoint is and which presets fit it")
-    command.add_argument("model", metavar="CHECKPOINT", help=CHECKPOINT_HELP)
+    command.add_argument("model", type=_not_empty, metavar="CHECKPOINT", help=CHECKPOINT_HELP)
     add_settings(command, ("revision", "tokenizer", "num_layers", "cache_dir", "presets", "only_presets", "log_level"))
 
     command = _add(
         commands, "convert", offline.convert, "write a checkpoint's text encoder as a folder that loads fast"
     )
-    command.add_argument("model", metavar="CHECKPOINT", help=CHECKPOINT_HELP)
+    command.add_argument("model", type=_not_empty, metavar="CHECKPOINT", help=CHECKPOINT_HELP)
     command.add_argument("folder", type=Path, metavar="FOLDER", help="to write; must not exist")
     add_settings(command, ("revision", "tokenizer", "quantize", "cache_dir", "log_level"))
 
@@ -89,6 +89,13 @@ def _add(commands: Any, name: str, run: Callable[..., int], text: str) -> argpar
     return parser
 
 
+def _not_empty(argument: str) -> str:
+    """An argument that has to be given; an empty one would stand for the default."""
+    if not argument.strip():
+        raise argparse.ArgumentTypeError("is empty")
+    return argument
+
+
 def add_settings(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
     """Add the flag of each setting. Flags have no defaults here: the environment decides about those not given."""
     for name in names:
@@ -96,8 +103,9 @@ def add_settings(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
         text = f"{field.description} Default: {field.default!r}.".replace("%", "%%")
         if field.annotation is bool:
             kind: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
-        else:
-            kind = {"choices": choices(field), "metavar": None if choices(field) else name.rpartition("_")[2].upper()}
+        else:  # Settings checks choices: argparse would refuse an empty value, which means "not set"
+            allowed = choices(field)
+            kind = {"metavar": f"{{{','.join(allowed)}}}" if allowed else name.rpartition("_")[2].upper()}
         parser.add_argument(flag(name), dest=name, default=argparse.SUPPRESS, help=text, **kind)
 
 

@@ -29,7 +29,7 @@ def _options(base_url: str, api_key: str | None, timeout: float) -> dict[str, An
     """The arguments that httpx's two clients share. The environment's proxy is not for a service close by."""
     return {
         "base_url": base_url,
-        "headers": {} if api_key is None else {"authorization": f"Bearer {api_key}"},
+        "headers": {"authorization": f"Bearer {api_key}"} if api_key else {},
         "timeout": httpx.Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT_S)),
         "trust_env": False,
     }
@@ -45,7 +45,7 @@ class Client:
     Args:
         base_url: where the service listens.
         uds: path of its Unix socket, if it listens on one.
-        api_key: if it asks for one.
+        api_key: if it asks for one; an empty one, as of an empty variable, is none.
         timeout: longest wait for a reply, in seconds.
         retries: of a request that the service was too busy to take.
     """

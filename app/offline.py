@@ -30,7 +30,7 @@ def encode(settings: Settings, prompts: list[str], preset: str | None, dtype: DT
     numpy_file = _is_numpy_file(output)
     if numpy_file and dtype == "bfloat16":
         raise SettingsError("--dtype bfloat16: NumPy does not have it. Use float32, or write *.safetensors.")
-    chosen = settings.catalog.get(preset)
+    chosen = settings.catalog.get(preset or None)
     encoder = TextEncoder.open(replace(settings.model_options(), presets=(chosen,)))
     embeds = encoder.encode(prompts, chosen, dtype or ("float32" if numpy_file else "bfloat16"))
     if numpy_file and is_ragged(embeds):

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -38,6 +38,22 @@ def _split(value: object) -> object:
     return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
 
 
+def _not_blank(key: SecretStr | None) -> SecretStr | None:
+    """An empty key is refused, not dropped: a service that should ask for a key must not start without one."""
+    if key is not None and not key.get_secret_value().strip():
+        raise ValueError("is set and empty, expected a key. Give it one, or unset it to serve without a key.")
+    return key
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    """The values without empty ones, which mean "not set": compose writes `${X:-}` as an empty variable."""
+    return {
+        name: value
+        for name, value in values.items()
+        if name == "api_key" or not isinstance(value, str) or value.strip()
+    }
+
+
 class Settings(BaseSettings):
     """Each description says what the value means and its unit; docs/settings.md is made from it."""
 
@@ -45,7 +61,6 @@ class Settings(BaseSettings):
 
     model: str = Field(
         default="demo",
-        min_length=1,
         description="`demo`, a folder, a `.safetensors` or `.gguf` file, a Hugging Face id or an Ollama name.",
     )
     revision: str | None = Field(default=None, description="Commit, branch or tag of a Hugging Face id.")
@@ -88,12 +103,11 @@ class Settings(BaseSettings):
         default="flux2-klein", description="Preset for `POST /predict` if its address names none."
     )
 
-    host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on.")
+    host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8000, ge=0, le=65535, description="TCP port to listen on; 0 picks a free one.")
     uds: Path | None = Field(default=None, description="Unix socket to listen on instead of host and port.")
-    api_key: SecretStr | None = Field(
+    api_key: Annotated[SecretStr | None, AfterValidator(_not_blank)] = Field(
         default=None,
-        min_length=1,
         description="Bearer token that every route except `/livez` and `/readyz` requires; unset requires none.",
     )
     allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
@@ -140,6 +154,11 @@ class Settings(BaseSettings):
     drain_timeout_s: Seconds = Field(
         default=30, description="Maximum wait for accepted requests at shutdown, in seconds."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_not_set(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return _given(values)
 
     @model_validator(mode="after")
     def _values_fit_together(self) -> "Settings":
@@ -208,12 +227,12 @@ class SettingsError(Exception):
 
 
 def load_settings(flags: dict[str, Any]) -> Settings:
-    """The settings of this process: flags, then environment, then defaults.
+    """The settings of this process: flags, then environment, then defaults. An empty value is as if it were not given.
 
     Errors: SettingsError, naming the flag and the variable.
     """
     try:
-        return Settings(**flags)
+        return Settings(**_given(flags))
     except ValidationError as error:
         raise SettingsError("; ".join(_explain(problem) for problem in error.errors(include_url=False))) from error
 

@@ -11,7 +11,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-DEFAULT_SERVER = os.environ.get("QWEN3_ENCODER_URL", "http://127.0.0.1:8000")
+DEFAULT_SERVER = os.environ.get("QWEN3_ENCODER_URL") or "http://127.0.0.1:8000"
 TIMEOUT_S = 310.0  # somewhat longer than the service itself lets a request wait
 INFO_TIMEOUT_S = 5.0
 MAX_WAIT_S = 60.0  # for a busy service, all together

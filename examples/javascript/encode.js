@@ -3,7 +3,7 @@
 import { encode, rows } from "./qwen3-encoder.js";
 
 const [prompt, preset = "z-image", dtype = "bfloat16"] = process.argv.slice(2);
-const server = process.env.QWEN3_ENCODER_URL ?? "http://127.0.0.1:8000";
+const server = process.env.QWEN3_ENCODER_URL || "http://127.0.0.1:8000";
 const apiKey = process.env.QWEN3_ENCODER_API_KEY;
 
 try {

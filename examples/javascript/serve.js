@@ -7,7 +7,7 @@ import { fileURLToPath } from "node:url";
 
 const FOLDER = dirname(fileURLToPath(import.meta.url));
 const TYPES = { ".html": "text/html; charset=utf-8", ".js": "text/javascript", ".mjs": "text/javascript" };
-const SERVICE = new URL(process.env.QWEN3_ENCODER_URL ?? "http://127.0.0.1:8000");
+const SERVICE = new URL(process.env.QWEN3_ENCODER_URL || "http://127.0.0.1:8000");
 const KEY = process.env.QWEN3_ENCODER_API_KEY; // added here, so that the page need not know it
 const PASSED_ON = ["/encode"];
 

@@ -221,12 +221,12 @@ def test_async_client_does_the_same(server: RunningServer, api: Client) -> None:
 def test_the_key_is_sent(start_server: Start) -> None:
     with start_server(api_key="secret") as server:
         server.wait_until_ready()
-        with Client(server.url, api_key="secret") as client, Client(server.url) as stranger:
+        with Client(server.url, api_key="secret") as client:
             assert client.info()["model"] == "demo"
-            with pytest.raises(ClientError) as caught:
+        for none in (None, ""):  # an empty variable's value is no key
+            with Client(server.url, api_key=none) as stranger, pytest.raises(ClientError) as caught:
                 stranger.info()
-
-    assert caught.value.status == 401
+            assert caught.value.status == 401
 
 
 def test_a_unix_socket(spawn: Callable[..., Any], tmp_path: Path) -> None:
@@ -324,9 +324,13 @@ def test_an_error_that_is_not_the_services_is_quoted() -> None:
     assert "bad gateway" in error.message
 
 
-def test_the_environments_proxy_is_not_asked(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9", "no address"])
+def test_the_environments_proxy_is_not_asked(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
     """A proxy cannot reach what listens on this machine."""
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    for name in ("HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, proxy)
     with Client(server.url) as client:
         assert client.info()["model"] == "demo"
 

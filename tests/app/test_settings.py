@@ -49,6 +49,42 @@ def test_a_flag_wins_over_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_settings({"port": "2"}).port == 2
 
 
+@pytest.mark.parametrize("empty", ["", "  "])
+@pytest.mark.parametrize("name", [name for name in Settings.model_fields if name != "api_key"])
+def test_an_empty_value_is_as_if_it_were_not_given(name: str, empty: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compose writes `${X:-}` as an empty variable, and a script passes an empty one of its own on."""
+    if Settings.model_fields[name].annotation is not bool:  # a switch takes no value
+        given = vars(make_parser().parse_args(["serve", flag(name), empty]))
+        assert load_settings({name: given[name]}) == load_settings({})
+        monkeypatch.setenv(variable(name), VALUES.get(name, "7"))
+        assert load_settings({name: given[name]}) == load_settings({})
+    monkeypatch.setenv(variable(name), empty)
+
+    assert getattr(load_settings({}), name) == getattr(Settings(), name) == Settings.model_fields[name].default
+
+
+@pytest.mark.parametrize("empty", ["", "  "])
+def test_an_empty_key_is_refused(
+    empty: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A service that should ask for a key must not start without one."""
+    assert main(["serve", "--api-key", empty]) == 2
+    monkeypatch.setenv("QWEN3_ENCODER_API_KEY", empty)
+    assert main(["serve"]) == 2
+
+    for line in capsys.readouterr().err.splitlines():
+        assert "QWEN3_ENCODER_API_KEY: is set and empty, expected a key." in line
+
+
+@pytest.mark.parametrize("command", ["inspect", "convert"])
+def test_an_empty_name_of_a_checkpoint_is_not_the_demo(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, "", "folder"][: 3 if command == "convert" else 2])
+
+    assert caught.value.code == 2
+    assert "CHECKPOINT: is empty" in capsys.readouterr().err
+
+
 def test_every_setting_is_documented() -> None:
     for name, field in Settings.model_fields.items():
         assert field.description, name
@@ -67,7 +103,6 @@ def test_every_setting_is_documented() -> None:
         pytest.param({"request_timeout_s": "inf"}, ["--request-timeout-s", "inf"], id="infinite"),
         pytest.param({"request_timeout_s": "nan"}, ["--request-timeout-s", "nan"], id="nan"),
         pytest.param({"cache_bytes": "-1"}, ["--cache-bytes", "-1"], id="negative"),
-        pytest.param({"model": ""}, ["--model"], id="empty model"),
         pytest.param({"compute_dtype": "int8"}, ["--compute-dtype", "int8", "bfloat16"], id="dtype"),
         pytest.param({"compute_dtype": "float16"}, ["force_float16"], id="float16"),
         pytest.param({"default_preset": "sdxl"}, ["default_preset", "sdxl", "z-image"], id="preset"),

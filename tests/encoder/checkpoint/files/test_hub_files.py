@@ -144,6 +144,16 @@ def test_cached_checkpoint_opens_offline(hub: HubServer, open_on_hub: Open) -> N
     assert hub.fetched == []
 
 
+def test_empty_variables_of_the_hubs_client_mean_not_set(tmp_path: Path) -> None:
+    """Compose writes `${HF_HOME:-}`, for which huggingface_hub alone would cache in the working folder."""
+    script = "import encoder; from huggingface_hub import constants; print(constants.HF_HUB_CACHE, constants.ENDPOINT)"
+    empty = dict.fromkeys(("HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_TOKEN", "XDG_CACHE_HOME"), "")
+    environment = {**os.environ, "HOME": str(tmp_path), **empty}
+    output = subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True, text=True)
+
+    assert output.stdout == f"{tmp_path}/.cache/huggingface/hub https://huggingface.co\n"
+
+
 def test_revision_can_be_pinned(open_on_hub: Open) -> None:
     """In the id or as an argument, by tag or by commit."""
     *pinned, contradiction = open_on_hub(
