@@ -21,6 +21,8 @@ Parts = list[bytes | memoryview]  # a body in pieces, a tensor's own memory amon
 JSON = "application/json"
 MSGPACK = "application/msgpack"
 X_MSGPACK = "application/x-msgpack"
+VND_MSGPACK = "application/vnd.msgpack"  # the one that IANA has registered
+MSGPACKS = (MSGPACK, X_MSGPACK, VND_MSGPACK)  # three names of one format
 SAFETENSORS = "application/x-safetensors"
 TENSOR = "tensor/binary"  # diffusers, utils/remote_utils.py
 

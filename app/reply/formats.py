@@ -68,8 +68,7 @@ def describe_tensor(document: Document) -> dict[str, str]:
 FORMATS = {
     entry.media_type: entry
     for entry in (
-        Format(wire.MSGPACK, wire.pack_parts),
-        Format(wire.X_MSGPACK, wire.pack_parts),
+        *(Format(media_type, wire.pack_parts) for media_type in wire.MSGPACKS),
         Format(wire.SAFETENSORS, wire.pack_safetensors_parts),
         Format(wire.JSON, pack_json, copies=True),
         Format(wire.TENSOR, pack_tensor, has_mask=False, headers=describe_tensor),

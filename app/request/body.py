@@ -12,9 +12,11 @@ from starlette.requests import Request
 from app import wire
 from app.errors import BodyTimeout, BodyTooLarge, ClientDisconnected, MalformedBody, UnsupportedMediaType
 from app.profile import stage
+from app.request.charset import UTF_8, charset_of, decode
+from app.request.packed import coding_of, unpack
 from app.settings import Settings
 
-READABLE = (wire.JSON, wire.MSGPACK, wire.X_MSGPACK)
+READABLE = (wire.JSON, *wire.MSGPACKS)
 Body = TypeVar("Body", bound=BaseModel)
 
 
@@ -37,28 +39,29 @@ async def read_document(request: Request, max_bytes: int, timeout_s: float) -> A
 
     Errors: UnsupportedMediaType, BodyTooLarge, BodyTimeout, MalformedBody, ClientDisconnected.
     """
-    media_type = _media_type(request)
+    media_type, charset = _media_type(request)
+    coding = coding_of(request)
     with stage("receive"):
         body = await _read(request, max_bytes, timeout_s)
+        if coding:
+            body = await asyncio.to_thread(unpack, body, coding, max_bytes)
     if not body:
         raise MalformedBody("The body is empty, expected an object.", f"Send one as {' or '.join(READABLE[:2])}.")
     with stage("parse"):
-        return _parse_json(body) if media_type == wire.JSON else _parse_msgpack(body)
+        return _parse_json(body, charset) if media_type == wire.JSON else _parse_msgpack(body)
 
 
-def _media_type(request: Request) -> str:
-    """The content type, without parameters. Requiring one keeps out the forms that any web page may post."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+def _media_type(request: Request) -> tuple[str, str]:
+    """The content type, and its charset. Requiring one keeps out the forms that any web page may post."""
+    content_type = request.headers.get("content-type", "")
+    media_type = content_type.partition(";")[0].strip().lower()
     if media_type not in READABLE:
         hint = "curl -d sends a form unless told otherwise: add -H 'content-type: application/json'."
         raise UnsupportedMediaType(
-            f"content-type: {media_type!r} is not read here, expected one of {', '.join(READABLE)}.",
+            f"content-type: {media_type[:100]!r} is not read here, expected one of {', '.join(READABLE)}.",
             hint if media_type == "application/x-www-form-urlencoded" else "Set the content-type header.",
         )
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
-    if encoding not in ("identity", ""):
-        raise UnsupportedMediaType(f"content-encoding: {encoding!r} is not read here.", "Send the body uncompressed.")
-    return media_type
+    return media_type, charset_of(content_type) if media_type == wire.JSON else UTF_8
 
 
 async def _read(request: Request, max_bytes: int, timeout_s: float) -> bytes:
@@ -88,11 +91,10 @@ def _refuse(max_bytes: int, found: str) -> NoReturn:
     raise BodyTooLarge(f"The body may have {max_bytes:,} bytes, it has {found}.", "Send fewer prompts in one request.")
 
 
-def _parse_json(body: bytes) -> Any:
+def _parse_json(body: bytes, charset: str) -> Any:
+    text = decode(body, charset)
     try:
-        return DECODER.decode(body.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise MalformedBody(f"The body is not UTF-8: {error.reason} at byte {error.start}.") from error
+        return DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise MalformedBody(
             f"The body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}."

@@ -40,7 +40,7 @@ def request_body(model: type[BaseModel], examples: dict[str, Any]) -> Described:
         "content": {
             wire.JSON: {"schema": schema, "examples": named},
             wire.MSGPACK: {"schema": schema, "examples": named},
-            wire.X_MSGPACK: {"schema": schema},
+            **{media_type: {"schema": schema} for media_type in wire.MSGPACKS[1:]},
         },
     }
 

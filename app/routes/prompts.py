@@ -44,7 +44,7 @@ async def _encode(request: Request, service: Service, model: type[EncodeRequest]
 
 async def tokenize(request: Request, service: ServiceDep) -> Response:
     """Show what would be encoded: the formatted prompt and its tokens. Does not run the model."""
-    media_type = negotiate(request, (wire.JSON, wire.MSGPACK, wire.X_MSGPACK))
+    media_type = negotiate(request, (wire.JSON, *wire.MSGPACKS))
     body = await read_body(request, TokenizeRequest, service.settings)
     preset, engine = body.resolve(service.catalog), service.engine
     prompts = await unless_disconnected(request, engine.tokenize(body.texts(), preset))

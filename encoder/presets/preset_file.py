@@ -57,11 +57,13 @@ def read_presets(file: Path, catalog: Catalog) -> Catalog:
 
 def _parse(file: Path) -> Table:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))  # editors on Windows write a BOM
     except OSError as error:
         raise PresetFileError(f"{file}: cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
-        raise PresetFileError(f"{file}: is not UTF-8: {error.reason} at byte {error.start}.") from error
+        raise PresetFileError(
+            f"{file}: is not UTF-8: {error.reason} at byte {error.start}. Save it as UTF-8."
+        ) from error
     except tomllib.TOMLDecodeError as error:
         raise PresetFileError(f"{file}: is not TOML: {error}.") from error
 

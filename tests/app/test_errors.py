@@ -126,7 +126,7 @@ BAD_JSON = [
     pytest.param(b'{"prompt": "a",}', id="trailing comma"),
     pytest.param(b'{"prompt": "\xff"}', id="not UTF-8"),
     pytest.param('{"prompt": "a"}'.encode("utf-16"), id="UTF-16"),
-    pytest.param(b'\xef\xbb\xbf{"prompt": "a"}', id="byte order mark"),
+    pytest.param(b'\xef\xbb\xbf\xef\xbb\xbf{"prompt": "a"}', id="two byte order marks"),
     pytest.param(b'{"prompt": "a", "max_sequence_length": NaN}', id="NaN"),
     pytest.param(b'{"prompt": "a", "max_sequence_length": -Infinity}', id="infinity"),
     pytest.param(b'{"max_sequence_length": ' + b"9" * 10_000 + b"}", id="integer of 10,000 digits"),
@@ -195,7 +195,10 @@ def test_a_body_that_is_no_object_is_422(client: httpx.Client, path: str, body: 
         pytest.param({"content-type": "multipart/form-data; boundary=x"}, "multipart", id="multipart"),
         pytest.param({"content-type": ""}, "content-type", id="empty"),
         pytest.param({}, "content-type", id="none"),
-        pytest.param({"content-type": wire.JSON, "content-encoding": "gzip"}, "gzip", id="compressed"),
+        pytest.param({"content-type": wire.JSON, "content-encoding": "br"}, "'br'", id="other coding"),
+        pytest.param({"content-type": wire.JSON, "content-encoding": "gzip, gzip"}, "gzip, gzip", id="two codings"),
+        pytest.param({"content-type": f"{wire.JSON}; charset=utf-7"}, "'utf-7'", id="other charset"),
+        pytest.param({"content-type": f"{wire.JSON}; charset={'x' * 500}"}, "expected one of utf-8", id="long charset"),
     ],
 )
 def test_other_content_types_are_415_with_the_remedy(client: httpx.Client, headers: dict[str, str], word: str) -> None:

@@ -121,9 +121,11 @@ def test_tokenize_shows_what_would_be_encoded(client: httpx.Client) -> None:
     assert prompt["truncated"] is False
 
 
-def test_tokenize_answers_msgpack_too(client: httpx.Client) -> None:
-    response = client.post("/tokenize", json={"prompt": "a cat"}, headers={"accept": wire.MSGPACK})
+@pytest.mark.parametrize("media_type", wire.MSGPACKS)
+def test_tokenize_answers_msgpack_too(client: httpx.Client, media_type: str) -> None:
+    response = client.post("/tokenize", json={"prompt": "a cat"}, headers={"accept": media_type})
 
+    assert response.headers["content-type"] == media_type
     assert wire.unpack(response.content) == client.post("/tokenize", json={"prompt": "a cat"}).json()
 
 

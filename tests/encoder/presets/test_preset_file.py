@@ -27,6 +27,11 @@ def test_a_table_is_a_preset_after_the_built_in_ones(tmp_path: Path) -> None:
     )
 
 
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    """Editors on Windows write one."""
+    assert "mine" in [preset.name for preset in read(tmp_path, "\ufeff[mine]\nlayers = [1]\n")]
+
+
 def test_fields_that_a_table_does_not_give_are_those_of_its_base(tmp_path: Path) -> None:
     catalog = read(tmp_path, '[a]\nbase = "z-image-turbo"\nmax_sequence_length = 64\n[b]\nbase = "a"\nprefix = ""\n')
 
