@@ -10,38 +10,32 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
 from encoder.qwen3.config import Qwen3Config
+from encoder.qwen3.rope import Rope
 from encoder.types import Mask, Tap
 
 
-def rope_periods(rope_theta: float, head_dim: int) -> mx.array:
-    """1 / frequency for each pair of values in a head, (d/2,) float32.
-
-    Computed in float64 and rounded once, which gives PyTorch's values: a frequency with a wrong last bit changes the
-    angle at position 2047 by 2e-4.
-    """
-    return mx.array((rope_theta ** (np.arange(0, head_dim, 2) / head_dim)).astype(np.float32))
-
-
-def apply_rope(x: mx.array, rope_theta: float, position_ids: mx.array | None = None) -> mx.array:
+def apply_rope(x: mx.array, rope: Rope, position_ids: mx.array | None = None) -> mx.array:
     """Rotary position embedding: rotate each pair (x[i], x[i + d/2]) of a head by position * frequency[i].
 
     Args:
         x: (B, H, L, d), any float dtype; the rotation is computed in float32.
-        rope_theta: base of the frequencies.
+        rope: the frequencies, and a factor on the rotated values.
         position_ids: (B, L) int; None means 0, 1, 2, ...
     Returns:
         (B, H, L, d) in x's dtype.
     Source: transformers, models/qwen3/modeling_qwen3.py, apply_rotary_pos_emb (rotate_half).
     """
-    head_dim = x.shape[-1]
-    half, periods = head_dim // 2, rope_periods(rope_theta, head_dim)
+    if position_ids is None and rope.scaling is None:
+        return mx.fast.rope(
+            x, rope.head_dim, traditional=False, base=None, scale=1.0, offset=0, freqs=mx.array(rope.periods)
+        )
     if position_ids is None:
-        return mx.fast.rope(x, head_dim, traditional=False, base=None, scale=1.0, offset=0, freqs=periods)
-    angles = position_ids[:, None, :, None].astype(mx.float32) * (1 / periods)  # (B, 1, L, d/2)
-    cos, sin = mx.cos(angles), mx.sin(angles)
+        position_ids = mx.arange(x.shape[-2])[None]  # (1, L)
+    half = rope.head_dim // 2
+    angles = position_ids[:, None, :, None].astype(mx.float32) * mx.array(rope.frequencies)  # (B, 1, L, d/2)
+    cos, sin = mx.cos(angles) * rope.attention_factor, mx.sin(angles) * rope.attention_factor
     first, second = x[..., :half].astype(mx.float32), x[..., half:].astype(mx.float32)
     rotated = mx.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x.dtype)
@@ -83,7 +77,7 @@ class Attention(nn.Module):
             config.num_key_value_heads,
             config.head_dim,
         )
-        self.rope_theta = config.rope_theta
+        self.rope = config.rope
         width, kv_width = self.heads * self.head_dim, self.kv_heads * self.head_dim  # width need not be D
         self.q_proj = nn.Linear(config.hidden_size, width, bias=config.attention_bias)
         self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=config.attention_bias)
@@ -99,8 +93,8 @@ class Attention(nn.Module):
         q = self.q_norm(self.q_proj(x).reshape(batch, length, self.heads, self.head_dim)).transpose(0, 2, 1, 3)
         k = self.k_norm(self.k_proj(x).reshape(batch, length, self.kv_heads, self.head_dim)).transpose(0, 2, 1, 3)
         v = self.v_proj(x).reshape(batch, length, self.kv_heads, self.head_dim).transpose(0, 2, 1, 3)
-        q = apply_rope(q, self.rope_theta, position_ids)  # (B, H, L, d)
-        k = apply_rope(k, self.rope_theta, position_ids)  # (B, K, L, d)
+        q = apply_rope(q, self.rope, position_ids)  # (B, H, L, d)
+        k = apply_rope(k, self.rope, position_ids)  # (B, K, L, d)
         out = attend(q, k, v, self.head_dim**-0.5, mask, self.get("sinks"))
         return self.o_proj(out.transpose(0, 2, 1, 3).reshape(batch, length, -1))  # (B, L, D)
 

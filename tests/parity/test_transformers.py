@@ -11,6 +11,7 @@ import pytest
 from encoder import PromptEmbeds, TextEncoder
 from encoder.options import ModelOptions
 from encoder.qwen3.model import apply_rope
+from encoder.qwen3.rope import Rope
 from encoder.types import Job, Tap
 from tests.checkpoints import write_tokenizer
 from tests.parity.random_weights import randomize
@@ -124,6 +125,37 @@ def test_long_prompts_equal_transformers(tmp_path: Path) -> None:
     assert relative_error(ours, theirs) < 3e-5
 
 
+YARN = {"rope_type": "yarn", "rope_theta": 1e6, "original_max_position_embeddings": 64}
+MROPE = {"mrope_section": [4, 2, 2], "mrope_interleaved": True}
+
+
+@pytest.mark.parametrize(
+    ("build", "rope"),
+    [
+        pytest.param(qwen3, {"rope_type": "linear", "rope_theta": 1e6, "factor": 2.5}, id="linear"),
+        pytest.param(qwen3, YARN | {"factor": 4.0}, id="yarn"),
+        pytest.param(qwen3, YARN | {"factor": 1.5}, id="yarn-of-another-factor"),
+        pytest.param(qwen3, YARN | {"factor": 4.0, "attention_factor": 1.3}, id="attention-factor"),
+        pytest.param(qwen3, YARN | {"factor": 4.0, "beta_fast": 8.0, "beta_slow": 2.0, "truncate": False}, id="betas"),
+        pytest.param(qwen3, YARN | {"factor": 4.0, "mscale": 0.7, "mscale_all_dim": 1.2}, id="mscale"),
+        pytest.param(qwen3_vl, MROPE | YARN | {"factor": 4.0, "rope_theta": 5e6}, id="yarn-of-qwen3-vl"),
+    ],
+)
+def test_scaled_rope_equals_transformers(tmp_path: Path, build: Callable[..., Any], rope: dict[str, Any]) -> None:
+    """In prompts that are shorter and longer than those of the training, as transformers 5 saves the config."""
+    model = build("Qwen3Model" if build is qwen3 else "Qwen3VLTextModel", rope_parameters=rope)
+    randomize(model)
+    model.save_pretrained(tmp_path)
+    write_tokenizer(tmp_path)
+    text_encoder = TextEncoder.open(ModelOptions(str(tmp_path), compute_dtype="float32"))
+    prompts = random_prompts([600, 100, 64, 7, 1])
+    theirs = their_hidden_states(model.eval(), prompts, 600, text_encoder.checkpoint.tokenizer.pad_token_id)
+    ours = our_hidden_states(text_encoder, prompts, 600)
+
+    for k, (our, their) in enumerate(zip(ours, theirs, strict=True)):
+        assert relative_error(our, their) < CLOSE, f"hidden state {k}"
+
+
 def random_prompts(lengths: Sequence[int]) -> list[tuple[int, ...]]:
     random = np.random.default_rng(0)
     return [tuple(random.integers(256, size=length).tolist()) for length in lengths]
@@ -158,7 +190,7 @@ def test_rotation_equals_transformers_at_far_positions(rope_theta: float, explic
     config = transformers.Qwen3Config(head_dim=128, rope_parameters={"rope_type": "default", "rope_theta": rope_theta})
     cos, sin = modeling_qwen3.Qwen3RotaryEmbedding(config)(x, torch.arange(2048)[None])
     theirs, _ = modeling_qwen3.apply_rotary_pos_emb(x, x, cos, sin)
-    ours = apply_rope(mx.array(x.numpy()), rope_theta, mx.arange(2048)[None] if explicit else None)
+    ours = apply_rope(mx.array(x.numpy()), Rope(rope_theta, 128), mx.arange(2048)[None] if explicit else None)
 
     # One of 64 frequencies may still differ in its last bit, since PyTorch's pow is not rounded correctly.
     np.testing.assert_allclose(np.array(ours), theirs.numpy(), atol=2e-5)

@@ -13,6 +13,7 @@ from typing import Any
 
 from encoder.checkpoint.checkpoint import Checkpoint, describe
 from encoder.checkpoint.files.gguf_parts import read_gguf_headers
+from encoder.checkpoint.files.gguf_rope import check_frequency_factors, gguf_rope_scaling
 from encoder.checkpoint.files.gguf_tokenizer import tokenizer_from_metadata
 from encoder.checkpoint.files.tokenizer_files import open_named_tokenizer
 from encoder.checkpoint.request import Request
@@ -21,6 +22,7 @@ from encoder.checkpoint.tensors.gguf_blocks import GgufBlocks
 from encoder.checkpoint.tensors.weights import StoredArray, StoredTensor, Weights
 from encoder.errors import CheckpointError
 from encoder.qwen3.config import Qwen3Config
+from encoder.qwen3.fields import shown
 
 _ARCHITECTURES = ("qwen3", "qwen3vl")
 _LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
@@ -38,7 +40,7 @@ _MODULES = {
     "ffn_down": "mlp.down_proj",
 }
 _OUTSIDE_LAYERS = {"token_embd.weight": "embed_tokens.weight", "output_norm.weight": "norm.weight"}
-_UNUSED = ("output.", "rope_freqs.", "v.", "mm.")  # language model head, RoPE, and what Ollama adds for vision
+_UNUSED = ("output.", "rope_freqs.", "v.", "mm.")  # language model head, factors of one, and Ollama's vision tower
 _FIELDS = {  # of config.json, and the GGUF key of each, which follows the architecture: `qwen3.embedding_length`
     "hidden_size": "embedding_length",
     "intermediate_size": "feed_forward_length",
@@ -72,6 +74,7 @@ def open_gguf(file: Path, request: Request) -> Checkpoint:
     if "embed_tokens.weight" not in tensors or len(tensors["embed_tokens.weight"].shape) != 2:
         raise CheckpointError(f"{file}: has no matrix token_embd.weight, expected the tensors of a Qwen3.")
     config = _config(header.metadata, tensors, file)
+    check_frequency_factors(header.arrays, str(file))
     if request.options.tokenizer is not None:
         tokenizer = open_named_tokenizer(request.options.tokenizer, request.options.cache_dir)
     else:
@@ -84,16 +87,24 @@ def _config(metadata: dict[str, Any], tensors: Mapping[str, StoredTensor], file:
     if architecture not in _ARCHITECTURES:
         raise CheckpointError(f"{file}: general.architecture is {architecture!r}, expected 'qwen3' or 'qwen3vl'.")
     fields = {field: _as_decimal(metadata.get(f"{architecture}.{key}")) for field, key in _FIELDS.items()}
-    scaling = metadata.get(f"{architecture}.rope.scaling.type")
-    return Qwen3Config.from_dict(
+    prefix = f"{architecture}.rope."
+    rope = {key.removeprefix(prefix): _as_decimal(value) for key, value in metadata.items() if key.startswith(prefix)}
+    config = Qwen3Config.from_dict(
         fields
         | {
             "model_type": "qwen3" if architecture == "qwen3" else "qwen3_vl_text",
             "vocab_size": tensors["embed_tokens.weight"].shape[0],
             "attention_bias": "layers.0.self_attn.q_proj.bias" in tensors,
-            "rope_scaling": None if scaling in (None, "none") else {"rope_type": scaling},
-        }
+            "rope_scaling": gguf_rope_scaling(rope, str(file)),
+        },
+        str(file),
     )
+    if rope.get("dimension_count", config.head_dim) != config.head_dim:
+        raise CheckpointError(
+            f"{file}: {prefix}dimension_count is {shown(rope['dimension_count'])}, expected all {config.head_dim} "
+            f"numbers of a head."
+        )
+    return config
 
 
 def _as_decimal(value: Any) -> Any:

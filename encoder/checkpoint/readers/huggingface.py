@@ -113,7 +113,7 @@ def _describe_weights(
     """The dims and the tensors. Where there is no config.json, the dims follow from the tensors' shapes."""
     arrays = by_key(array for header in headers for array in header.arrays)
     metadata = {key: value for header in headers for key, value in header.metadata.items()}
-    dims = None if raw_config is None else Qwen3Config.from_dict(raw_config)
+    dims = None if raw_config is None else Qwen3Config.from_dict(raw_config, str(folder / CONFIG_FILE))
     tensors = assemble(arrays, SCHEMES, Hints(raw_config or {}, metadata, dims))
     # mflux saves the Qwen3 of Z-Image and FLUX.2. Its files do not say rope_theta.
     return dims or config_from_shapes(tensors, str(folder), QWEN3_THETA), Weights(tensors)

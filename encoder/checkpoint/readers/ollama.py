@@ -74,7 +74,8 @@ def _open_tensors(layers: list[Layer], request: Request) -> Checkpoint:
     component = COMPONENT if f"{COMPONENT}config.json" in files else ""
     if f"{component}config.json" not in files:
         raise CheckpointError(f"{request.name}: has no {COMPONENT}config.json among its layers. Is it a Qwen3 model?")
-    config = Qwen3Config.from_dict(read_json_object(files[f"{component}config.json"]))
+    config_file = files[f"{component}config.json"]
+    config = Qwen3Config.from_dict(read_json_object(config_file), f"{config_file} ({component}config.json)")
     blobs = [layer for layer in layers if layer.media_type == TENSOR and layer.name.startswith(component)]
     named: list[tuple[str, StoredArray]] = []
     bits: dict[str, int] = {}

@@ -62,5 +62,6 @@ def config_from_shapes(tensors: Mapping[str, StoredTensor], where: str, rope_the
             "rope_theta": rope_theta,
             "attention_bias": "layers.0.self_attn.q_proj.bias" in tensors,
             "max_position_embeddings": 262144 if rope_theta == QWEN3_VL_THETA else 40960,
-        }
+        },
+        where,
     )

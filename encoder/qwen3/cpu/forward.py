@@ -14,7 +14,7 @@ import numpy as np
 from encoder.qwen3.config import Qwen3Config
 from encoder.qwen3.cpu.kernels.library import Batch, Kernels, Numbers
 from encoder.qwen3.cpu.weights import CpuWeights
-from encoder.qwen3.model import Qwen3, rope_periods
+from encoder.qwen3.model import Qwen3
 from encoder.qwen3.rows import Span, pack
 from encoder.types import Job, Tap
 
@@ -49,7 +49,7 @@ class CpuForward:
         """
         rows = pack(jobs, self.pad_token_id, tokens_first=True)
         spans = np.array(rows.spans, np.int32)
-        cos, sin = _cos_sin(rows.position_ids, self.model.config)
+        cos, sin = self.model.config.rope.cos_sin(np.array(rows.position_ids, np.float32))  # (T, d/2) each
         addresses = (array.ctypes.data for array in (spans, cos, sin))
         batch = Batch(*addresses, len(spans), len(rows.input_ids), rows.token_rows)
         embeddings = self.model.embed_tokens(mx.array(np.array(rows.input_ids, np.int32))).astype(mx.float32)
@@ -88,10 +88,3 @@ def _row_work(config: Qwen3Config) -> int:
     """Multiplications of a row with the matrices of one layer."""
     heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads
     return config.hidden_size * (heads * config.head_dim + 3 * config.intermediate_size)
-
-
-def _cos_sin(position_ids: list[int], config: Qwen3Config) -> tuple[Numbers, Numbers]:
-    """cos and sin of the angle by which RoPE rotates each pair of a head, (T, d/2) each."""
-    periods = np.array(rope_periods(config.rope_theta, config.head_dim))
-    angles = np.array(position_ids, np.float32)[:, None] * (1 / periods)
-    return np.cos(angles), np.sin(angles)

@@ -22,10 +22,10 @@ from typing import NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
-from encoder.qwen3.config import Qwen3Config
 from encoder.qwen3.cuda.kernels import Kernels
 from encoder.qwen3.cuda.pack import Packed, pack_and_fill, round_rows
-from encoder.qwen3.model import DecoderLayer, Qwen3, rope_periods
+from encoder.qwen3.model import DecoderLayer, Qwen3
+from encoder.qwen3.rope import Rope
 from encoder.types import COMMON_WINDOW, Job, Rows, Tap
 
 # Without CUDA graphs the host needs a fifth less time for a short prompt. MLX reads this when it first uses the GPU.
@@ -130,7 +130,7 @@ class FusedPass:
         self._taps = taps
         self._wanted = {tap.depth for tap in taps}
         self._deepest = max(self._wanted)
-        self._cos_sin = _cos_sin(packed.position_ids, forward.config)
+        self._cos_sin = _cos_sin(packed.position_ids, forward.config.rope)
         self._run_layer = forward.layer_for(len(packed.input_ids), len(packed.query_blocks))
         self._x = forward.model.embed_tokens(packed.input_ids)  # (T, D)
         self._outputs = {0: self._x}
@@ -158,10 +158,10 @@ class FusedPass:
         return {tap: [rows[span] for span in self._packed.spans] for tap, rows in states.items()}
 
 
-def _cos_sin(position_ids: mx.array, config: Qwen3Config) -> mx.array:
+def _cos_sin(position_ids: mx.array, rope: Rope) -> mx.array:
     """(T, d) float32: the cosine of RoPE's angle for each pair of a head, then the sine."""
-    angles = position_ids[:, None].astype(mx.float32) * (1 / rope_periods(config.rope_theta, config.head_dim))
-    return mx.concatenate([mx.cos(angles), mx.sin(angles)], axis=-1)
+    angles = position_ids[:, None].astype(mx.float32) * mx.array(rope.frequencies)
+    return mx.concatenate([mx.cos(angles), mx.sin(angles)], axis=-1) * rope.attention_factor
 
 
 def _join(layer: DecoderLayer) -> FusedLayer:

@@ -25,11 +25,12 @@ def write_gguf(
     tokens: Mapping[str, Any] | None = None,
     architecture: str = "qwen3",
     part_tensors: int = 0,
+    extra: Mapping[str, Array] | None = None,
     **metadata: Any,
 ) -> dict[str, Array]:
     """Write the weights, the matrices among them as `kind`; what they stand for, by parameter name.
 
-    With `part_tensors` in several files of so many tensors.
+    With `part_tensors` in several files of so many tensors. `extra` are tensors under keys of their own.
     """
     writer = gguf.GGUFWriter(file, architecture, split_max_tensors=part_tensors)
     fields = {"embedding_length": 256, "feed_forward_length": 256, "block_count": 2, "context_length": 4096}
@@ -39,7 +40,8 @@ def write_gguf(
     writer.add_float32(f"{architecture}.attention.layer_norm_rms_epsilon", 1e-6)
     writer.add_float32(f"{architecture}.rope.freq_base", 1e6)
     for key, value in metadata.items():
-        writer.add_string(key.replace("__", "."), value) if isinstance(value, str) else writer.add_uint16(key, value)
+        add = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32}[type(value)]
+        add(key.replace("__", "."), value)
     write_tokens(writer, **(tokens or demo_tokens()))
     decoded = {}
     for name, weight in weights.items():
@@ -47,7 +49,8 @@ def write_gguf(
         assert key is not None
         stored, decoded[name] = encode_matrix(weight, kind) if weight.ndim == 2 else (weight, weight)
         writer.add_tensor(key, stored, raw_dtype=KINDS[kind] if weight.ndim == 2 and kind != "F32" else None)
-    writer.add_tensor("output.weight", weights["embed_tokens.weight"])
+    for key, array in {"output.weight": weights["embed_tokens.weight"], **(extra or {})}.items():
+        writer.add_tensor(key, array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

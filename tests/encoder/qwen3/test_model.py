@@ -14,6 +14,7 @@ from encoder.presets.built_in import FLUX2_KLEIN
 from encoder.presets.preset import Preset
 from encoder.qwen3.config import Qwen3Config
 from encoder.qwen3.model import DecoderLayer, Qwen3, apply_rope, attend, repeat_kv
+from encoder.qwen3.rope import Rope
 from encoder.types import Mask, Tap
 from tests.reference import Weights, hidden_states, relative_error
 
@@ -259,7 +260,7 @@ def test_apply_rope_turns_pairs_by_position_times_frequency(head_dim: int, expli
     """Element j pairs with j + d/2 and turns by position * theta^(-2j/d); interleaved pairs are another model."""
     x = np.random.default_rng(3).standard_normal((2, 3, LENGTH, head_dim)).astype(np.float32)
     position_ids = mx.broadcast_to(mx.arange(LENGTH), (2, LENGTH)) if explicit else None
-    rotated = np.array(apply_rope(mx.array(x), 1e6, position_ids))
+    rotated = np.array(apply_rope(mx.array(x), Rope(1e6, head_dim), position_ids))
 
     half = head_dim // 2
     for position in range(LENGTH):
@@ -276,7 +277,7 @@ def test_apply_rope_keeps_the_dtype(explicit: bool) -> None:
     """The rotation is computed in float32, but attention goes on in the model's dtype."""
     position_ids = mx.arange(4)[None] if explicit else None
 
-    assert apply_rope(mx.ones((1, 1, 4, 8), dtype=mx.bfloat16), 1e6, position_ids).dtype == mx.bfloat16
+    assert apply_rope(mx.ones((1, 1, 4, 8), dtype=mx.bfloat16), Rope(1e6, 8), position_ids).dtype == mx.bfloat16
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(8, 1), (6, 3), (4, 4)])

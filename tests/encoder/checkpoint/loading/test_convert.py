@@ -1,5 +1,6 @@
 """Writing a checkpoint in MLX's format: the copy gives the same hidden states as the original."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,25 @@ def test_quantization_that_mlx_has_is_kept(tmp_path: Path) -> None:
     assert open_checkpoint(ModelOptions(str(tmp_path / "b"))).quantization == "affine 8-bit in groups of 32"
     for ours, expected in zip(encode(tmp_path / "b"), encode(tmp_path / "model.gguf"), strict=True):
         np.testing.assert_allclose(ours, expected, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"rope_type": "linear", "factor": 2.0},
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "attention_factor": 1.5},
+    ],
+)
+def test_scaled_rope_stays(tmp_path: Path, scaling: dict[str, Any]) -> None:
+    """Without it the copy would be another model."""
+    write_checkpoint(tmp_path / "a", rope="rope_theta")
+    config = json.loads((tmp_path / "a" / "config.json").read_text()) | {"rope_scaling": scaling}
+    (tmp_path / "a" / "config.json").write_text(json.dumps(config))
+    original = open_checkpoint(ModelOptions(str(tmp_path / "a")))
+    convert_checkpoint(original, tmp_path / "b")
+
+    assert open_checkpoint(ModelOptions(str(tmp_path / "b"))).config.rope == original.config.rope
+    assert json.loads((tmp_path / "b" / "config.json").read_text())["rope_scaling"].items() >= scaling.items()
 
 
 def test_random_weights_stay_marked(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """GGUF files, written by the gguf package, read back to the same tensors, tokens and hidden states."""
 
 import json
+import math
 import struct
 import time
 from collections.abc import Callable
@@ -124,7 +125,14 @@ def train_tokenizer() -> tokenizers.Tokenizer:
     [
         pytest.param({"architecture": "llama"}, "general.architecture is 'llama'", id="another-model"),
         pytest.param({"split.count": 3}, "one of 3 parts, which its name does not say", id="split"),
-        pytest.param({"qwen3__rope__scaling__type": "yarn"}, "rope_type", id="scaled-rope"),
+        pytest.param({"qwen3__rope__scaling__type": "longrope"}, "'longrope'", id="other-rope"),
+        pytest.param({"qwen3__rope__dimension_count": 32}, "dimension_count is 32", id="part-of-a-head"),
+        pytest.param({"qwen3__rope__scaling__factor": "4"}, "scaling.factor is '4'", id="factor-string"),
+        pytest.param(
+            {"qwen3__rope__scaling__type": "yarn", "qwen3__rope__scaling__yarn_ext_factor": 0.5},
+            "yarn_ext_factor is 0.5, expected 1",
+            id="half-a-yarn",
+        ),
     ],
 )
 def test_file_that_cannot_be_served_says_why(
@@ -264,3 +272,79 @@ def test_parts_that_do_not_make_a_model_are_named(
 def test_folder_of_gguf_files_asks_for_one_of_them(parts: list[Path]) -> None:
     with pytest.raises(CheckpointError, match=r"holds GGUF files. Name one of them: model-00001-of-00003.gguf"):
         open_checkpoint(ModelOptions(str(parts[0].parent)))
+
+
+@pytest.mark.parametrize(
+    ("rope", "scaling"),
+    [
+        pytest.param({"scaling.factor": 2.5}, {"type": "linear", "factor": 2.5}, id="factor-without-a-type-is-linear"),
+        pytest.param({"scaling.type": "linear", "scaling.factor": 4.0}, {"type": "linear", "factor": 4.0}, id="linear"),
+        pytest.param({"scale_linear": 4.0}, {"type": "linear", "factor": 4.0}, id="old-key"),
+        pytest.param({"scaling.type": "none", "scaling.factor": 4.0}, None, id="type-none"),
+        pytest.param({"scaling.factor": 0.0}, None, id="factor-zero"),
+        pytest.param({"scaling.factor": 1.0}, None, id="factor-one"),
+        pytest.param({"dimension_count": 64}, None, id="whole-heads"),
+        pytest.param(
+            {"scaling.type": "yarn", "scaling.factor": 4.0, "scaling.original_context_length": 512},
+            {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512},
+            id="yarn",
+        ),
+        pytest.param(
+            {"scaling.type": "yarn", "scaling.factor": 4.0, "context_length": 512},
+            {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096},
+            id="yarn-of-the-context",
+        ),
+        pytest.param(
+            {
+                "scaling.type": "yarn",
+                "scaling.factor": 4.0,
+                "scaling.original_context_length": 512,
+                "scaling.yarn_attn_factor": 1.25,
+                "scaling.yarn_beta_fast": 20.0,
+                "scaling.yarn_beta_slow": 2.0,
+            },
+            {
+                "type": "yarn",
+                "factor": 4.0,
+                "original_max_position_embeddings": 512,
+                "attention_factor": 1.25,
+                "beta_fast": 20,
+                "beta_slow": 2,
+            },
+            id="yarn-in-full",
+        ),
+        pytest.param(
+            {"scaling.type": "yarn", "scaling.factor": 4.0, "scaling.attn_factor": 2.0},
+            {"type": "yarn", "factor": 4.0, "attention_factor": 2 * (0.1 * math.log(4) + 1)},
+            id="attn-factor-multiplies",
+        ),
+        pytest.param(
+            {"scaling.type": "yarn", "scaling.factor": 4.0, "scaling.yarn_log_multiplier": 0.5},
+            {"type": "yarn", "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 0.5},
+            id="log-multiplier",
+        ),
+    ],
+)
+def test_scaled_rope_is_that_of_the_same_config(
+    tmp_path: Path, weights: dict[str, Any], rope: dict[str, Any], scaling: dict[str, Any] | None
+) -> None:
+    """llama.cpp takes a factor without a type for linear; ignored, the hidden states would be another model's."""
+    metadata = {f"qwen3.rope.{key}".replace(".", "__"): value for key, value in rope.items()}
+    write_gguf(tmp_path / "model.gguf", weights, **metadata)
+    config = json.loads((tmp_path / "plain" / "config.json").read_text())
+    config |= {"rope_theta": 1e6, "rope_parameters": None, "rope_scaling": scaling, "max_position_embeddings": 4096}
+    (tmp_path / "plain" / "config.json").write_text(json.dumps(config))
+
+    for ours, expected in zip(encode(tmp_path / "model.gguf"), encode(tmp_path / "plain"), strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-6)
+
+
+def test_factors_on_the_frequencies_are_refused_unless_they_are_one(tmp_path: Path, weights: dict[str, Any]) -> None:
+    """llama.cpp divides the frequencies by `rope_freqs.weight`, whatever the metadata say."""
+    ones, others = np.ones(32, np.float32), np.linspace(1, 8, 32, dtype=np.float32)
+    write_gguf(tmp_path / "ones.gguf", weights, extra={"rope_freqs.weight": ones})
+    write_gguf(tmp_path / "others.gguf", weights, extra={"rope_freqs.weight": others})
+
+    assert encode(tmp_path / "ones.gguf")
+    with pytest.raises(CheckpointError, match=r"others.gguf: rope_freqs.weight changes RoPE's frequencies"):
+        encode(tmp_path / "others.gguf")

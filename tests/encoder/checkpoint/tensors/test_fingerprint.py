@@ -1,12 +1,17 @@
 """The fingerprint follows the content: it keys the cache, and tells people which weights they are on."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from encoder.checkpoint import open_checkpoint
+from encoder.checkpoint.files.demo_files import CONFIG
+from encoder.checkpoint.tensors.fingerprint import fingerprint as fingerprint_of
 from encoder.options import ModelOptions
+from encoder.qwen3.config import Qwen3Config
+from encoder.qwen3.rope import LinearScaling
 from tests.checkpoints import write_checkpoint, write_pipeline, write_tensors
 
 
@@ -60,3 +65,12 @@ def test_one_changed_number_at_either_end_of_a_tensor_shows(tmp_path: Path, posi
     write_tensors(tmp_path, weights)
 
     assert fingerprint(tmp_path) != before
+
+
+def test_scaled_rope_changes_the_fingerprint_and_plain_rope_leaves_it() -> None:
+    """Results that were stored before RoPE could be scaled are still found."""
+    plain = Qwen3Config.from_dict(CONFIG)
+    scaled = [replace(plain, rope_scaling=LinearScaling(factor)) for factor in (2.0, 4.0)]
+
+    assert fingerprint_of(plain, {}) == "fc08bef5e2718abece5e72ef2f3ae43c"
+    assert len({fingerprint_of(config, {}) for config in (plain, *scaled)}) == 3

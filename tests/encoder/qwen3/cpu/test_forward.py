@@ -16,6 +16,7 @@ from encoder.qwen3.cpu.kernels.library import Kernels
 from encoder.qwen3.forward import choose_forward, cpu_kernels, widens_bfloat16
 from encoder.qwen3.model import Qwen3
 from encoder.qwen3.plain import PlainForward
+from encoder.qwen3.rope import YarnScaling
 from encoder.types import Job, Tap
 from tests.checkpoints import write_checkpoint
 
@@ -103,6 +104,25 @@ def test_rows_equal_those_of_the_padded_rectangle(tmp_path: Path, dims: dict[str
     for tap in TAPS:
         assert [len(rows) for rows in packed[tap]] == [job.computed_rows for job in jobs]
         assert largest_error(packed[tap], plain[tap], jobs) < CLOSE
+
+
+def test_scaled_rope_turns_rows_as_in_the_padded_rectangle(tmp_path: Path) -> None:
+    """With other frequencies, and larger cosines and sines."""
+    write_checkpoint(tmp_path, num_hidden_layers=LAYERS, hidden_size=24, intermediate_size=48)
+    models = [load(tmp_path), load(tmp_path)]
+    config = replace(models[0].config, rope_scaling=YarnScaling(4.0, 64, 1.5))
+    for model in models:
+        model.config = config
+        for layer in model.layers:
+            layer.self_attn.rope = config.rope
+    jobs = [make_job(5), make_job(40), make_job(9, computed_rows=64, pad_position=1)]
+    plain = PlainForward(models[0], pad_token_id=0)(jobs, TAPS)
+    packed = fast(models[1])(jobs, TAPS)
+    unscaled = fast(load(tmp_path))(jobs, TAPS)
+
+    for tap in TAPS:
+        assert largest_error(packed[tap], plain[tap], jobs) < CLOSE
+    assert largest_error(unscaled[TAPS[-1]], plain[TAPS[-1]], jobs) > 1e-3
 
 
 def test_outlier_channels_leave_the_rest_exact(tmp_path: Path) -> None:
