@@ -4,16 +4,30 @@ Each preset names the file and the function that it reproduces in `source`. The 
 that file which says the field's value; a name behind it is a definition in that file, and "ours" marks what the
 source leaves open. The lines are those of
 
-    diffusers   0.42.1, under src/diffusers
-    ollama      0e2e34aa8; the presets under ollama/ are those of its image generation, which differs from the reference
-    ComfyUI     d7593f48 for boogu.py, 07a4795a for mage_flow.py
+    diffusers       0.42.1, under src/diffusers
+    ollama          0e2e34aa8; the presets under ollama/ are those of its image generation, which differs from the
+                    reference
+    ComfyUI         d7593f48
+    LingBot-Video   f348dca
+    Mage            8c94a0a
+    SD.Next         058a7f0c
+    T2I-L2P         a99d361f
 
 A field that is not given has the default of `Preset`. tests/parity/presets compares each preset with its pipeline.
 """
 
 from encoder.presets.built_in.ace_step import ACE_STEP, ACE_STEP_LYRICS
 from encoder.presets.built_in.bare_prompt import ANIMA, LAST_HIDDEN_STATE, MINIMAX_H3, PRX_PIXEL
-from encoder.presets.built_in.chat_template import BOOGU, FIBO_2, IDEOGRAM_4, NUCLEUS_IMAGE, OVIS_IMAGE, QWEN_IMAGE_2_1
+from encoder.presets.built_in.chat_template import (
+    BOOGU,
+    FIBO_2,
+    IDEOGRAM_4,
+    LINGBOT_VIDEO,
+    NUCLEUS_IMAGE,
+    OVIS_IMAGE,
+    QWEN_IMAGE_2_1,
+    SEFI_IMAGE,
+)
 from encoder.presets.built_in.flux import FLUX2_KLEIN, FLUX2_KLEIN_4B, FLUX2_KLEIN_9B, FLUX3, OLLAMA_FLUX2_KLEIN
 from encoder.presets.built_in.qwen_image import (
     DREAMLITE,
@@ -24,7 +38,7 @@ from encoder.presets.built_in.qwen_image import (
     KREA_2,
     MAGE_FLOW,
 )
-from encoder.presets.built_in.z_image import OLLAMA_Z_IMAGE, Z_IMAGE, Z_IMAGE_OMNI
+from encoder.presets.built_in.z_image import OLLAMA_Z_IMAGE, Z_IMAGE, Z_IMAGE_L2P, Z_IMAGE_OMNI, ZETA_CHROMA
 from encoder.presets.catalog import Catalog
 from encoder.presets.preset import Preset
 
@@ -39,6 +53,8 @@ PRESETS: tuple[Preset, ...] = (  # in the order in which GET /presets and docs/p
     FLUX3,
     Z_IMAGE,
     Z_IMAGE_OMNI,
+    Z_IMAGE_L2P,
+    ZETA_CHROMA,
     OLLAMA_Z_IMAGE,
     KREA_2,
     DREAMLITE,
@@ -53,6 +69,8 @@ PRESETS: tuple[Preset, ...] = (  # in the order in which GET /presets and docs/p
     QWEN_IMAGE_2_1,
     FIBO_2,
     BOOGU,
+    SEFI_IMAGE,
+    LINGBOT_VIDEO,
     PRX_PIXEL,
     ANIMA,
     MINIMAX_H3,

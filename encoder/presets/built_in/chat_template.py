@@ -72,6 +72,52 @@ QWEN_IMAGE_2_1 = Preset(
     dropped_rows=14,  # 229-231, 319: the system turn
 )
 
+SEFI_IMAGE = Preset(  # stable-diffusion.cpp's conditioner.hpp agrees: template, layers, 1024 rows
+    name="sefi-image",
+    description="SeFi-Image 1B, 2B and 5B (Qwen3-VL-2B, 4B for 5B).",
+    source="SD.Next: pipelines/sefi/pipeline_sefi.py, _get_qwen3vl_prompt_embeds",
+    aliases=("sefi",),
+    prefix=USER,  # 308-314: Qwen3-VL's chat template
+    suffix=ASSISTANT,  # 313: add_generation_prompt=True; this template has no thinking, which 314 turns off
+    max_sequence_length=1024,  # 125, 353
+    overlong="cut",  # 352
+    padding="max_length",  # 351
+    padding_rows="live",  # 379: all rows are returned; 649: the transformer gets them without a mask
+    # Padding rows go on counting positions, as with transformers 5; transformers 4.57 put them all at position 1.
+    hidden_states=(9, 18, 27),  # 124, 375
+    combine="concat",  # 378: (B, 3, L, D) -> (B, L, 3 * D)
+    negative_prompt="",  # 580
+)
+
+LINGBOT_VIDEO = Preset(  # SGLang, vllm-omni, DiffSynth-Studio and stable-diffusion.cpp agree
+    name="lingbot-video",
+    description="LingBot-Video, text to video (Qwen3-VL-4B). Trained on JSON captions.",
+    source="LingBot-Video: lingbot_video/pipeline_lingbot_video.py, encode_prompt",
+    prefix="<|im_start|>system\nGiven a user input that may include a text prompt alone, a text prompt with an image "
+    'reference, or a text prompt with a video reference or a video reference alone, generate an "Enhanced prompt" '
+    "that provides detailed visual descriptions suitable for video generation. Evaluate the level of detail in the "
+    "user's input: if it is simple, enrich it by adding specifics about colors, shapes, sizes, textures, lighting, "
+    "motion dynamics, camera movement, temporal progression, and spatial relationships to create vivid, concrete, and "
+    "temporally coherent scenes to create vivid and concrete scenes. Please generate only the enhanced description for "
+    "the prompt below and avoid including any additional commentary or evaluations:" + END + USER,  # 27-37
+    suffix=ASSISTANT,  # 37-38
+    max_sequence_length=8192,  # ours: the service's limit; 24, 225: the pipeline's is 37698
+    overlong="refused",  # ours: 224 cuts, beyond that limit
+    padding="longest",  # 226
+    padding_rows="cut",  # 269-272; several prompts: the transformer cuts them by the mask, transformer_..., 1150
+    hidden_states=(-1,),  # 25, 105: last_hidden_state
+    dropped_rows=140,  # 177-192, 265: the system turn and the user mark
+    negative_prompt='{"universal_negative": {"visual_quality": ["low quality", "worst quality", "blurry", "pixelated", '
+    '"jpeg artifacts", "low resolution", "unstable color", "color flicker", "underexposed", "overexposed", "invisible '
+    'subject", "subject hidden in darkness"], "artistic_style": ["painting", "illustration", "drawing", "cartoon", "3d '
+    'render", "cgi", "sketch", "digital art"], "composition_and_content": ["text", "watermark", "signature", "logo", '
+    '"subtitles", "pillarboxed", "side bars", "portrait image in landscape frame"], "temporal_and_motion_stability": '
+    '["flickering", "jittery", "motion blur", "temporal inconsistency", "warping", "morphing", "incoherent motion", '
+    '"unnatural movement", "static object with sudden jump", "frame-to-frame inconsistency"], '
+    '"material_and_structure": ["plastic-like glass", "unrealistic texture", "deformed bottle", "liquid freezing '
+    'improperly", "distorted reflections"]}}',  # 43-45
+)
+
 FIBO_2 = Preset(
     name="fibo-2",
     description="Bria Fibo 2.0 (Qwen3-VL-4B). The prompt is the pipeline's cleaned, compact JSON caption.",

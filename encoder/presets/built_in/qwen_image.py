@@ -71,18 +71,19 @@ DREAMLITE_PRENORM_NEGATIVE = replace(
     negative_preset=None,
 )
 
-MAGE_FLOW = Preset(
+MAGE_FLOW = Preset(  # ComfyUI's mage_flow.py and ai-toolkit agree, but ComfyUI cuts nothing
     name="mage-flow",
     description="Mage-Flow, text to image (Qwen3-VL-4B).",
-    source="ComfyUI: comfy/text_encoders/mage_flow.py",
-    prefix=DESCRIBE,  # MAGE_T2I_TEMPLATE
-    suffix=ASSISTANT,  # MAGE_T2I_TEMPLATE
-    max_sequence_length=4096,  # ours: ComfyUI has no limit
-    overlong="refused",
-    padding="longest",  # ours, to join prompts of one request: ComfyUI does not pad
+    source="Mage: mage_flow/pipeline.py, _encode_texts_packed",
+    prefix=DESCRIBE,  # PROMPT_TEMPLATE of models/utils.py
+    suffix=ASSISTANT,  # PROMPT_TEMPLATE
+    max_sequence_length=2082,  # 225, 745: 2048 + 34
+    overlong="cut",  # 227
+    padding="longest",  # ours, to join prompts of one request: 231 joins them without padding
     padding_rows="cut",
-    hidden_states=(-1,),  # MageFlowQwen3VLClipModel: layer_norm_hidden_state = True
-    dropped_rows=34,  # MageFlowTEModel.encode_token_weights
+    hidden_states=(-1,),  # TextEncoder.forward of models/modules/text_encoder.py: last_hidden_state
+    dropped_rows=34,  # PROMPT_TEMPLATE, 234
+    negative_prompt=" ",  # 269, 328; a blank takes the place of an empty one
 )
 
 JOYIMAGE_EDIT = Preset(

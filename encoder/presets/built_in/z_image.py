@@ -1,4 +1,4 @@
-"""Z-Image. How to read the numbers beside the fields: see the package's docstring."""
+"""Z-Image and what was made from it. How to read the numbers beside the fields: see the package's docstring."""
 
 from dataclasses import replace
 
@@ -28,6 +28,22 @@ Z_IMAGE_OMNI = replace(  # a segment is a prompt of its own: 241-251, segments d
     aliases=(),
     prefix="",  # 228-236: the client writes the template, which depends on the number of images
     suffix="",
+)
+
+Z_IMAGE_L2P = replace(  # ai-toolkit: extensions_built_in/diffusion_models/z_image/z_image_l2p_model.py says the same
+    Z_IMAGE,
+    name="z-image-l2p",
+    description="Z-Image L2P, in pixels (Qwen3-4B).",
+    source="T2I-L2P: diffsynth/pipelines/z_image_L2P.py, encode_prompt",  # 171-216: line by line that of Z-Image
+    aliases=("l2p",),
+)
+
+ZETA_CHROMA = replace(  # ai-toolkit: extensions_built_in/diffusion_models/zeta_chroma/zeta_chroma_pipeline.py agrees
+    Z_IMAGE,
+    name="zeta-chroma",
+    description="Zeta-Chroma, in pixels (Qwen3-4B of Z-Image).",
+    source="SD.Next: pipelines/zetachroma/pipeline.py, _encode_single_prompt",  # 139-162, 170: that of Z-Image
+    aliases=(),
 )
 
 OLLAMA_Z_IMAGE = replace(

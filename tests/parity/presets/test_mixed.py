@@ -14,7 +14,7 @@ from tests.reference import relative_error
 
 pytestmark = pytest.mark.parity
 
-WINDOW = 128  # instead of 512 and more, for the sake of time
+WINDOW = 192  # instead of 512 and more, for the sake of time; LingBot-Video drops 140 rows
 SAME = 1e-5  # other shapes, other order of sums; a row that sees its neighbour's is off by 1e-1
 SOME = [prompt for case in PROMPTS for prompt in case.values[0]]
 
