@@ -15,7 +15,7 @@ from encoder.checkpoint.tensors.weights import StoredArray, StoredTensor
 from encoder.errors import CheckpointError
 from encoder.qwen3.config import Qwen3Config
 
-# The arrays of one module, by the last part of their name: "weight", "bias", "scales", ...
+# The arrays of one module, by the last part of their name: "weight", "bias", "scales", "weight.absmax", ...
 Parts = dict[str, StoredArray]
 
 
@@ -76,7 +76,7 @@ def _modules(named: Iterable[tuple[str, StoredArray]]) -> dict[str, Parts]:
         name = parameter_name(key)
         if name is None:
             continue
-        path, _, part = name.rpartition(".")
+        path, part = _split(name)
         first = modules.setdefault(path, {}).setdefault(part, array)
         if first is not array:
             raise CheckpointError(
@@ -84,6 +84,15 @@ def _modules(named: Iterable[tuple[str, StoredArray]]) -> dict[str, Parts]:
                 f"which {first.file.name} already has as {first.key}. Remove one of the two."
             )
     return modules
+
+
+def _split(name: str) -> tuple[str, str]:
+    """The path of the module, and the rest. What a library keeps under the weight is the module's, `weight.absmax`."""
+    path, under_weight, rest = name.partition(".weight.")
+    if under_weight:
+        return path, f"weight.{rest}"
+    path, _, part = name.rpartition(".")
+    return path, part
 
 
 def _plain(path: str, parts: Parts) -> list[StoredTensor]:

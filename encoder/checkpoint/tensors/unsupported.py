@@ -1,27 +1,75 @@
 """Recognizes quantizations that are not read, so that the error can name them and say what to use instead."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from encoder.checkpoint.tensors.assemble import Hints, Parts
+from encoder.checkpoint.tensors.encodings import FLOATS
+from encoder.checkpoint.tensors.quantization_config import quantization_config, text_of
 from encoder.errors import CheckpointError
 
-_TELLTALE_ARRAYS = {  # beside a weight or in place of one; no other quantization has them
-    "qweight": "GPTQ or AWQ",
-    "qzeros": "GPTQ or AWQ",
+_BY_ARRAYS = {  # an array beside a weight, or in place of one, that no other quantization has
+    "B": "Marlin",
+    "Qidxs": "QuIP#",
     "SCB": "bitsandbytes with 8 bits",
-    "absmax": "bitsandbytes with 4 bits",
-    "weight_packed": "compressed-tensors with packed integers",
     "W_q": "HQQ",
+    "bitmask": "compressed-tensors with a sparse bitmask",
+    "centroids": "VPTQ",
+    "codebooks": "AQLM",
+    "dense_weights": "SpQR",
+    "forward_hadamard_matrix": "FP-Quant",
+    "meta": "compressed-tensors with 2:4 sparsity (marlin-24)",
+    "q_weight": "ExLlamaV2",
+    "qscales": "Nunchaku",
+    "qweight": "GPTQ or AWQ, in an order of their numbers that is not known",
+    "qzeros": "GPTQ or AWQ, in an order of their numbers that is not known",
+    "tables2": "HIGGS",
+    "trellis": "ExLlamaV3",
+    "weight.absmax": "bitsandbytes with 4 bits",
+    "weight_packed": "compressed-tensors",
+    "weight_scales": "EETQ",
+    "wscales": "Nunchaku",
 }
+_NAMES = {  # by quant_method; others are called as the config calls them
+    "aqlm": "AQLM",
+    "auto-round": "AutoRound",
+    "awq": "AWQ",
+    "bitnet": "BitNet",
+    "bitsandbytes": "bitsandbytes",
+    "eetq": "EETQ",
+    "exl2": "ExLlamaV2",
+    "exl3": "ExLlamaV3",
+    "fp_quant": "FP-Quant",
+    "gptq": "GPTQ",
+    "higgs": "HIGGS",
+    "hqq": "HQQ",
+    "intel/auto-round": "AutoRound",
+    "modelopt": "NVIDIA ModelOpt",
+    "quark": "AMD Quark",
+    "spqr": "SpQR",
+    "vptq": "VPTQ",
+}
+_VARIANTS = ("checkpoint_format", "packing_format", "format", "version", "quant_algo", "quant_type")
 
 
 def unsupported(path: str, parts: Parts, hints: Hints) -> None:
-    """Scheme that takes no array. Errors: CheckpointError for the arrays of a quantization that is not read."""
-    name = next((_TELLTALE_ARRAYS[part] for part in parts if part in _TELLTALE_ARRAYS), None)
-    weight = parts.get("weight")
-    if weight is not None and weight.dtype == "U8" and weight.shape[1:] == (1,):
-        name = "bitsandbytes with 4 bits"  # two numbers in a byte, in one column
-    if name is not None:
-        array = next(iter(parts.values()))
-        raise CheckpointError(
-            f"{array.file.name}: {array.key} is quantized by {name}, which is not read here. Take the checkpoint "
-            f"before it was quantized so, or one in MLX's format, GGUF or float8; --quantize 4 saves as much memory."
-        )
+    """Scheme that takes no array, the last to be asked.
+
+    Errors: CheckpointError for an array that is not floats, and for one that floats do not have beside them.
+    """
+    name = next((_BY_ARRAYS[part] for part in parts if part in _BY_ARRAYS), None)
+    array = next((array for array in parts.values() if array.dtype not in FLOATS), next(iter(parts.values()), None))
+    if array is None or (name is None and array.dtype in FLOATS):
+        return
+    name = _described(quantization_config(hints)) or name or "a quantization of which nothing is known here"
+    raise CheckpointError(
+        f"{array.file.name}: {array.key} ({array.dtype} {array.shape}) is quantized by {name}, which is not read. Take "
+        f"the model as it was before, or a file in MLX's format, GGUF or float8; --quantize 4 saves as much memory."
+    )
+
+
+def _described(config: Mapping[str, Any]) -> str:
+    """What config.json calls the quantization, `GPTQ (marlin)`; "" where it calls it nothing."""
+    method, variant = text_of(config, "quant_method", "quant_library"), text_of(config, *_VARIANTS)
+    name = _NAMES.get(method, method)
+    return f"{name} ({variant})"[:80] if name and variant not in ("", method) else name[:80]

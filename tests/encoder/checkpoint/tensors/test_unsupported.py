@@ -1,45 +1,66 @@
 """A quantization that is not read gives one error, which names it and says what to do."""
 
+import json
 from pathlib import Path
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 from encoder.checkpoint import open_checkpoint
 from encoder.errors import CheckpointError
 from encoder.options import ModelOptions
-from tests.checkpoints import Array, write_checkpoint, write_tensors
+from tests.checkpoints import Array, write_checkpoint, write_json, write_tensors
 
 WORDS = np.zeros((16, 4), np.int32)
+HALVES = np.ones(32, np.float16)
 PATH = "model.layers.0.mlp.up_proj"
-FORMS: dict[str, dict[str, Array]] = {
-    "GPTQ or AWQ": {
-        "qweight": WORDS,
-        "qzeros": WORDS,
-        "scales": np.ones((1, 32), np.float16),
-        "g_idx": np.zeros(16, np.int32),
-    },
-    "bitsandbytes with 8 bits": {"weight": np.zeros((32, 16), np.int8), "SCB": np.ones(32, np.float32)},
-    "bitsandbytes with 4 bits": {
-        "weight": np.zeros((256, 1), np.uint8),
-        "weight.absmax": np.zeros(8, np.uint8),
-        "weight.quant_map": np.zeros(16, np.float32),
-        "weight.quant_state.bitsandbytes__nf4": np.zeros(80, np.uint8),
-    },
-    "compressed-tensors with packed integers": {
-        "weight_packed": WORDS,
-        "weight_scale": np.ones((32, 1), np.float16),
-        "weight_shape": np.array([32, 16]),
-    },
+FORMS: dict[str, tuple[dict[str, Array], dict[str, Any]]] = {
+    "ExLlamaV2": ({"q_weight": WORDS, "q_scale": WORDS, "q_invperm": WORDS}, {"quant_method": "exl2"}),
+    "ExLlamaV3": ({"trellis": np.zeros((1, 2, 48), np.int16), "suh": HALVES, "svh": HALVES}, {}),
+    "AQLM": ({"codes": WORDS.astype(np.int8), "codebooks": np.ones((1, 256, 1, 8), np.float16)}, {}),
+    "VPTQ": ({"centroids": HALVES, "indices": WORDS}, {"quant_method": "vptq"}),
+    "EETQ": ({"weight": np.zeros((16, 32), np.int8), "weight_scales": HALVES}, {}),
+    "BitNet": ({"weight": np.zeros((8, 16), np.uint8), "weight_scale": HALVES[:1]}, {"quant_method": "bitnet"}),
+    "Marlin": ({"B": WORDS, "s": HALVES}, {}),
+    r"GPTQ \(marlin\)": (
+        {"qweight": np.zeros((1, 64), np.int32), "scales": HALVES[None]},
+        {"quant_method": "gptq", "checkpoint_format": "marlin"},
+    ),
+    r"AWQ \(gemv\)": (
+        {"qweight": np.zeros((32, 2), np.int32), "qzeros": WORDS, "scales": np.ones((32, 8), np.float16)},
+        {"quant_method": "awq", "version": "gemv"},
+    ),
+    "some-new-method": ({"weight": WORDS, "weight_scale": HALVES}, {"quant_method": "Some-New-Method"}),
+    "a quantization of which nothing is known here": ({"weight": np.zeros((32, 16), np.uint16)}, {}),
 }
 
 
 @pytest.mark.parametrize("name", FORMS)
 def test_it_is_named_with_a_way_out(tmp_path: Path, name: str) -> None:
-    weights = write_checkpoint(tmp_path)
+    arrays, described = FORMS[name]
+    write(tmp_path, arrays, described)
+
+    with pytest.raises(CheckpointError, match=rf"^\S+: {PATH}\S+ \(\w+ .*\) is quantized by {name}, .* Take") as caught:
+        open_checkpoint(ModelOptions(str(tmp_path)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.float8_e8m0fnu, np.complex64, np.int64, np.bool_])
+def test_types_that_no_weight_has_are_named(tmp_path: Path, dtype: Any) -> None:
+    """safetensors knows more dtypes than models have."""
+    write(tmp_path, {"weight": np.zeros((32, 16), dtype)}, {})
+
+    with pytest.raises(CheckpointError, match=rf"{PATH}.weight \(\w+ .*nothing is known here, which is not read"):
+        open_checkpoint(ModelOptions(str(tmp_path)))
+
+
+def write(folder: Path, arrays: dict[str, Array], described: dict[str, Any]) -> None:
+    """A checkpoint with these arrays in place of one weight, and this quantization_config."""
+    weights = write_checkpoint(folder)
     tensors: dict[str, Array] = {f"model.{key}": array for key, array in weights.items()}
     del tensors[f"{PATH}.weight"]
-    write_tensors(tmp_path, tensors | {f"{PATH}.{part}": array for part, array in FORMS[name].items()})
-
-    with pytest.raises(CheckpointError, match=rf"up_proj[\w.]+ is quantized by {name}, .* Take the checkpoint before"):
-        open_checkpoint(ModelOptions(str(tmp_path)))
+    write_tensors(folder, tensors | {f"{PATH}.{part}": array for part, array in arrays.items()})
+    config = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", config | ({"quantization_config": described} if described else {}))

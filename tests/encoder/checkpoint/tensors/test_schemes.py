@@ -1,0 +1,104 @@
+"""What quantization libraries store, to the hidden states of the floats that it stands for."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from encoder import LAST_HIDDEN_STATE, TextEncoder
+from encoder.checkpoint import open_checkpoint
+from encoder.checkpoint.loading.array_reader import ArrayReader
+from encoder.checkpoint.tensors.encodings import dequantize
+from encoder.checkpoint.tensors.weights import StoredTensor
+from encoder.options import ModelOptions
+from tests.checkpoints import Array, write_checkpoint
+from tests.encoder.checkpoint.quantized_files import (
+    Quantize,
+    awq,
+    bitsandbytes_4bit,
+    gptq,
+    llm_int8,
+    write_folders,
+)
+
+DIMS = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32}
+FP4 = (0, 0.0052, 0.6667, 1, 0.3333, 0.5, 0.1667, 0.25, 0, -0.0052, -0.6667, -1, -0.3333, -0.5, -0.1667, -0.25)
+GPTQ_V2 = {"checkpoint_format": "gptq_v2"}
+
+
+def described(method: str, **fields: Any) -> dict[str, Any]:
+    return {"quantization_config": {"quant_method": method, **fields}}
+
+
+FORMATS = [
+    pytest.param(bitsandbytes_4bit(), described("bitsandbytes"), "bitsandbytes nf4", id="nf4"),
+    pytest.param(bitsandbytes_4bit(nested=True), {}, "bitsandbytes nf4", id="nf4-double"),
+    pytest.param(bitsandbytes_4bit(FP4, "fp4"), {}, "bitsandbytes fp4", id="fp4"),
+    pytest.param(llm_int8, described("bitsandbytes"), "bitsandbytes int8", id="llm-int8"),
+    pytest.param(awq(64), described("awq", version="gemm"), "AWQ 4-bit", id="awq"),
+    pytest.param(awq(16), {}, "AWQ 4-bit", id="awq-small-groups"),
+    pytest.param(gptq(4, 32), described("gptq"), "GPTQ 4-bit", id="gptq"),
+    pytest.param(gptq(4, 64, act_order=True), described("gptq"), "GPTQ 4-bit", id="gptq-act-order"),
+    pytest.param(gptq(2, 32), described("gptq"), "GPTQ 2-bit", id="gptq-2"),
+    pytest.param(gptq(3, 64), described("gptq", checkpoint_format="gptq"), "GPTQ 3-bit", id="gptq-3"),
+    pytest.param(gptq(8, 32), described("gptq"), "GPTQ 8-bit", id="gptq-8"),
+    pytest.param(gptq(4, 32, first_version=False), described("gptq", **GPTQ_V2), "GPTQ 4-bit", id="gptq-v2"),
+    pytest.param(
+        gptq(4, 32), described("auto-round", packing_format="auto_round:auto_gptq"), "GPTQ 4-bit", id="auto-round"
+    ),
+]
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Mapping[str, Array]:
+    return write_checkpoint(tmp_path / "plain", **DIMS)
+
+
+def encode(folder: Path) -> Array:
+    encoder = TextEncoder.open(ModelOptions(str(folder), compute_dtype="float32"))
+    [embeds] = encoder.encode(["a cat on a red sofa"], LAST_HIDDEN_STATE, "float32")
+    return embeds.hidden_states
+
+
+@pytest.mark.parametrize(("quantize", "config", "label"), FORMATS)
+def test_hidden_states_are_those_of_the_decoded_weights(
+    tmp_path: Path, weights: Mapping[str, Array], quantize: Quantize, config: dict[str, Any], label: str
+) -> None:
+    """Bit for bit: a number times its scale is rounded once in float32, here as by the writer."""
+    quantized, decoded = write_folders(tmp_path, weights, quantize, config)
+
+    assert open_checkpoint(ModelOptions(str(quantized))).quantization == label
+    np.testing.assert_array_equal(encode(quantized), encode(decoded))
+
+
+@pytest.mark.parametrize(
+    ("quantize", "config"),
+    [
+        pytest.param(awq(64), {}, id="awq"),
+        pytest.param(gptq(2, 32), described("gptq"), id="gptq-2"),
+        pytest.param(gptq(4, 128), described("gptq"), id="gptq-4"),
+        pytest.param(gptq(8, 64), described("gptq"), id="gptq-8"),
+    ],
+)
+def test_what_mlx_has_too_is_packed_for_it_without_loss(
+    tmp_path: Path, weights: Mapping[str, Array], quantize: Quantize, config: dict[str, Any]
+) -> None:
+    """`scale * number + bias` is rounded twice, `(number - zero) * scale` once: equal to the last bits."""
+    quantized, _ = write_folders(tmp_path, weights, quantize, config)
+    tensor = open_checkpoint(ModelOptions(str(quantized))).weights.tensors["layers.1.self_attn.q_proj.weight"]
+    quantization = tensor.encoding.mlx_quantization
+    assert quantization is not None
+    arrays = read(tensor)
+
+    packed = dequantize(tensor.encoding.pack(arrays), quantization, mx.float32)
+    np.testing.assert_allclose(
+        np.array(packed), np.array(tensor.encoding.decode(arrays, mx.float32)), rtol=0, atol=2e-7
+    )
+
+
+def read(tensor: StoredTensor) -> dict[str, mx.array]:
+    with ArrayReader() as reader:
+        return {role: reader.read(array) for role, array in tensor.arrays.items()}
