@@ -17,6 +17,7 @@ MODEL_SETTINGS = (
     "model",
     "revision",
     "tokenizer",
+    "lora",
     "quantize",
     "num_layers",
     "compute_dtype",
@@ -69,14 +70,16 @@ def make_parser() -> argparse.ArgumentParser:
 
     command = _add(commands, "inspect", offline.inspect, "say what a checkpoint is and which presets fit it")
     command.add_argument("model", type=_not_empty, metavar="CHECKPOINT", help=CHECKPOINT_HELP)
-    add_settings(command, ("revision", "tokenizer", "num_layers", "cache_dir", "presets", "only_presets", "log_level"))
+    add_settings(
+        command, ("revision", "tokenizer", "lora", "num_layers", "cache_dir", "presets", "only_presets", "log_level")
+    )
 
     command = _add(
         commands, "convert", offline.convert, "write a checkpoint's text encoder as a folder that loads fast"
     )
     command.add_argument("model", type=_not_empty, metavar="CHECKPOINT", help=CHECKPOINT_HELP)
     command.add_argument("folder", type=Path, metavar="FOLDER", help="to write; must not exist")
-    add_settings(command, ("revision", "tokenizer", "quantize", "cache_dir", "log_level"))
+    add_settings(command, ("revision", "tokenizer", "lora", "quantize", "cache_dir", "log_level"))
 
     command = _add(commands, "doctor", doctor, "check the installation, and print a report for an issue")
     command.add_argument("--json", action="store_true", dest="as_json", help="print JSON")
@@ -96,6 +99,14 @@ def _not_empty(argument: str) -> str:
     return argument
 
 
+class _Append(argparse.Action):
+    """The flag of a list, which is separated by commas, in one flag or in several."""
+
+    def __call__(self, _: object, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:  # noqa: ARG002
+        before = getattr(namespace, self.dest, "")
+        setattr(namespace, self.dest, f"{before},{values}" if before else values)
+
+
 def add_settings(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
     """Add the flag of each setting. Flags have no defaults here: the environment decides about those not given."""
     for name in names:
@@ -106,6 +117,7 @@ def add_settings(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
         else:  # Settings checks choices: argparse would refuse an empty value, which means "not set"
             allowed = choices(field)
             kind = {"metavar": f"{{{','.join(allowed)}}}" if allowed else name.rpartition("_")[2].upper()}
+            kind["action"] = _Append if field.annotation == tuple[str, ...] else "store"
         parser.add_argument(flag(name), dest=name, default=argparse.SUPPRESS, help=text, **kind)
 
 

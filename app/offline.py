@@ -94,6 +94,8 @@ def inspect(settings: Settings) -> int:
         "weights": "random, made from a seed" if checkpoint.random_weights else "trained",
         "dtype": checkpoint.dtype,
         "quantization": checkpoint.quantization or "none",
+        "loras": ", ".join(f"{lora.source} × {lora.scale:g} in {lora.weights} weights" for lora in checkpoint.loras)
+        or "none",
         "layers": f"{depth.layers} of {checkpoint.config.num_hidden_layers} are loaded: {depth.reason}",
         "parameters": f"{parameters:,}",
         "stored": _size(sum(tensor.nbytes for tensor in tensors)),

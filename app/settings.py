@@ -19,6 +19,7 @@ from encoder import (
     ComputeDType,
     EncoderError,
     Limits,
+    Lora,
     ModelOptions,
     Preset,
     Quantize,
@@ -67,6 +68,11 @@ class Settings(BaseSettings):
     tokenizer: str | None = Field(
         default=None,
         description="`tokenizer.json`, a folder or a Hugging Face id; unset uses the checkpoint's own tokenizer.",
+    )
+    lora: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
+        default=(),
+        description="LoRAs of the text encoder, separated by commas: each a folder, a file or a Hugging Face id, and "
+        "after a colon its scale, as `style.safetensors:0.8`.",
     )
     quantize: Quantize = Field(
         default="auto",
@@ -203,6 +209,7 @@ class Settings(BaseSettings):
             revision=self.revision,
             cache_dir=self.cache_dir,
             tokenizer=self.tokenizer,
+            loras=tuple(map(Lora.parse, self.lora)),
             quantize=self.quantize,
             compute_dtype=self.compute_dtype,
             force_float16=self.force_float16,

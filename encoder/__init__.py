@@ -22,7 +22,7 @@ from encoder.errors import (  # noqa: E402
     RequestError,
     RequestTooLarge,
 )
-from encoder.options import ComputeDType, ModelOptions, Quantize  # noqa: E402
+from encoder.options import ComputeDType, Lora, ModelOptions, Quantize  # noqa: E402
 from encoder.pipeline.limits import Limits  # noqa: E402
 from encoder.presets.built_in import BUILT_IN, LAST_HIDDEN_STATE, PRESETS, get_preset  # noqa: E402
 from encoder.presets.catalog import Catalog  # noqa: E402
@@ -37,6 +37,7 @@ from encoder.types import (  # noqa: E402
     DType,
     EncodeResult,
     EngineStats,
+    MergedLora,
     ModelInfo,
     Pass,
     PromptEmbeds,
@@ -63,6 +64,8 @@ __all__ = [
     "EngineStats",
     "InvalidField",
     "Limits",
+    "Lora",
+    "MergedLora",
     "ModelFailure",
     "ModelInfo",
     "ModelOptions",

@@ -1,5 +1,6 @@
 """Which model to load and how. Data only: an option of the model is added here, and to the app's settings."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -8,6 +9,28 @@ from encoder.presets.preset import Preset
 
 ComputeDType = Literal["auto", "bfloat16", "float32", "float16"]
 Quantize = Literal["auto", "keep", "none", "2", "3", "4", "5", "6", "8", "mxfp4", "mxfp8", "nvfp4"]
+
+
+_SCALE = re.compile(r":(?P<scale>[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d\d?)?)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """A LoRA to merge into the model.
+
+    Attributes:
+        source: a folder, a file, or a hub id as `organization/name[/path][@revision]`.
+        scale: factor of its strength; 1 is that of its training.
+    """
+
+    source: str
+    scale: float = 1.0
+
+    @classmethod
+    def parse(cls, text: str) -> "Lora":
+        """From `SOURCE[:SCALE]`. What stands behind the last colon and is no number belongs to the source."""
+        match = _SCALE.search(text)
+        return cls(text[: match.start()], float(match["scale"])) if match else cls(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +49,7 @@ class ModelOptions:
         compute_dtype: "auto" is float32 on a CPU; on a GPU the checkpoint's own, or bfloat16 for a float16 checkpoint.
         force_float16: allow compute_dtype float16, in which Qwen3 overflows to NaN on ordinary prompts.
         num_layers: decoder layers to load; None means as many as `presets` need. Requests that need more are refused.
+        loras: LoRAs to merge into the weights as they are read, in this order.
         presets: all presets that will be asked for; empty means any preset, so that all layers are loaded.
     """
 
@@ -37,4 +61,5 @@ class ModelOptions:
     compute_dtype: ComputeDType = "auto"
     force_float16: bool = False
     num_layers: int | None = None
+    loras: tuple[Lora, ...] = ()
     presets: tuple[Preset, ...] = ()

@@ -205,6 +205,7 @@ class TextEncoder:
             fingerprint=self.loaded.fingerprint,
             quantization=self.loaded.quantization,
             random_weights=self.checkpoint.random_weights,
+            loras=self.checkpoint.loras,
             compute_dtype=self.compute_dtype,
             device=mx.default_device().type.name,
             forward=self.forward.name,

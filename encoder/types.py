@@ -167,6 +167,21 @@ class EncodeResult:
 
 
 @dataclass(frozen=True, slots=True)
+class MergedLora:
+    """A LoRA that is merged into the weights.
+
+    Attributes:
+        source: as the user named it.
+        scale: factor of its strength.
+        weights: how many of the checkpoint's weights it changes.
+    """
+
+    source: str
+    scale: float
+    weights: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     """What is loaded and how it computes.
 
@@ -176,6 +191,7 @@ class ModelInfo:
         fingerprint: hex digits made of the loaded weights.
         quantization: the format of quantized weights, else None.
         random_weights: whether the weights are random, as the demo's are.
+        loras: merged into the weights, in this order.
         compute_dtype, device: what it computes in and on.
         forward: the forward pass in use, see `Forward.name`.
         blas: the library that computes matrix products where the forward pass does not.
@@ -190,6 +206,7 @@ class ModelInfo:
     fingerprint: str
     quantization: str | None
     random_weights: bool
+    loras: tuple[MergedLora, ...]
     compute_dtype: str
     device: str
     forward: str

@@ -10,7 +10,7 @@ from encoder.checkpoint.tensors.weights import StoredTensor, Weights
 from encoder.errors import CheckpointError
 from encoder.pipeline.tokenizer import Tokenizer
 from encoder.qwen3.config import Qwen3Config
-from encoder.types import DType
+from encoder.types import DType, MergedLora
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,7 @@ class Checkpoint:
         revision: commit of the hub repository; None for a local checkpoint.
         dtype: the checkpoint's own compute dtype: that of most stored bytes, where quantized numbers count as bfloat16.
         random_weights: True where the weights are not trained, so that the hidden states mean nothing.
+        loras: that are merged into the weights, in this order.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Checkpoint:
     revision: str | None
     dtype: DType
     random_weights: bool
+    loras: tuple[MergedLora, ...] = ()
 
     def tensors_of(self, num_layers: int) -> list[StoredTensor]:
         """The tensors of the first `num_layers` decoder layers, and those that belong to no layer."""

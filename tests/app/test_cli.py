@@ -11,6 +11,8 @@ import pytest
 
 from app import wire
 from app.cli import main
+from tests.checkpoints import write_checkpoint
+from tests.encoder.checkpoint.lora_files import kohya, make_pairs, write_lora
 
 
 def test_encode_writes_what_the_service_answers(client: httpx.Client, tmp_path: Path) -> None:
@@ -99,6 +101,15 @@ def test_inspect_says_what_a_checkpoint_is_and_what_fits(capsys: pytest.CaptureF
     printed = capsys.readouterr().out
     for word in ("random", "fingerprint", "num_hidden_layers", "bfloat16", "float32", "z-image", "2560"):
         assert word in printed
+
+
+def test_inspect_names_the_loras_that_are_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = write_checkpoint(tmp_path / "base")
+    file = write_lora(tmp_path / "style.safetensors", kohya(make_pairs(weights)))
+
+    assert main(["inspect", str(tmp_path / "base"), "--lora", f"{file}:0.5"]) == 0
+
+    assert re.search(r"^loras +.*style.safetensors × 0.5 in 6 weights$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_inspect_of_nothing_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -6,12 +6,14 @@ import pytest
 
 from app.cli import main, make_parser
 from app.settings import Settings, SettingsError, flag, load_settings, variable
+from encoder import Lora
 
 ROOT = Path(__file__).parents[2]
 VALUES = {
     "model": "m",
     "revision": "main",
     "tokenizer": "t",
+    "lora": "style.safetensors:0.8,other",
     "quantize": "8",
     "compute_dtype": "float32",
     "cache_dir": "/tmp",
@@ -83,6 +85,12 @@ def test_an_empty_name_of_a_checkpoint_is_not_the_demo(command: str, capsys: pyt
 
     assert caught.value.code == 2
     assert "CHECKPOINT: is empty" in capsys.readouterr().err
+
+
+def test_a_list_is_one_flag_with_commas_or_several_flags() -> None:
+    given = vars(make_parser().parse_args(["inspect", "demo", "--lora", "a:0.5, b", "--lora", "c"]))
+
+    assert load_settings({"lora": given["lora"]}).model_options().loras == (Lora("a", 0.5), Lora("b"), Lora("c"))
 
 
 def test_every_setting_is_documented() -> None:

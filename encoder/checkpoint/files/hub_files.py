@@ -23,6 +23,8 @@ from huggingface_hub.errors import (
 
 from encoder.checkpoint.files.gguf_parts import part_names
 from encoder.checkpoint.files.layout import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_FILES,
     CONFIG_FILE,
     INDEX_FILE,
     MODEL_SUFFIXES,
@@ -123,6 +125,21 @@ def fetch_tokenizer(name: str, cache_dir: Path | None) -> Path | None:
     folder = _download(hub_id, cache_dir, _small_files(hub_id)) / hub_id.path
     candidates = [folder, *(folder / inner for inner in (*TOKENIZER_FOLDERS, TEXT_ENCODER_FOLDER))]
     return first_with_tokenizer(candidates) or folder
+
+
+def fetch_adapter(name: str, cache_dir: Path | None) -> Path | None:
+    """The folder or file of an adapter in a repository, fetched where it is not cached; None if `name` is no hub id."""
+    hub_id = HubId.parse(name)
+    if hub_id is None:
+        return None
+    path = PurePosixPath(hub_id.path)
+    folder = path.parent if hub_id.is_file else path
+    names = [str(folder / file) for file in (ADAPTER_CONFIG_FILE, *ADAPTER_FILES)]
+    found = _download(hub_id, cache_dir, [*names, hub_id.path] if hub_id.is_file else names) / path
+    if not found.exists():
+        wanted = path.name if hub_id.is_file else ADAPTER_FILES[0]
+        raise CheckpointError(f"{name}: has no {wanted}. Name a file: {hub_id.repository}/file.safetensors.")
+    return found
 
 
 def fetch_qwen3_tokenizer(cache_dir: Path | None) -> Path:

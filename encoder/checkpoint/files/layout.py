@@ -17,6 +17,10 @@ INDEX_FILE = "model.safetensors.index.json"  # where they are in several
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 PIPELINE_FILE = "model_index.json"  # of a diffusers pipeline
+ADAPTER_CONFIG_FILE = (
+    "adapter_config.json"  # of a LoRA in a folder, beside the first of the next or mlx-lm's, the second
+)
+ADAPTER_FILES = ("adapter_model.safetensors", "adapters.safetensors", "pytorch_lora_weights.safetensors")
 
 TEXT_ENCODER_FOLDER = "text_encoder"  # of a diffusers pipeline, as are the next
 TOKENIZER_FOLDERS = ("tokenizer", "processor")

@@ -35,7 +35,7 @@ def check_memory(residents: Collection[Resident]) -> None:
 
 def bytes_needed(residents: Collection[Resident]) -> int:
     """Bytes at the peak of loading: all weights, and the largest stored tensor while it is decoded."""
-    return sum(resident.nbytes for resident in residents) + max(resident.stored.nbytes for resident in residents)
+    return sum(resident.nbytes for resident in residents) + max(resident.bytes_while_read for resident in residents)
 
 
 def available_bytes() -> int | None:

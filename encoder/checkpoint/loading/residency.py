@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from encoder.checkpoint.loading.quantized_kernels import has_kernel
 from encoder.checkpoint.tensors.encodings import Plain
+from encoder.checkpoint.tensors.lora import Merged
 from encoder.checkpoint.tensors.quantization import Quantization
 from encoder.checkpoint.tensors.weights import Arrays, StoredTensor
 
@@ -36,6 +37,12 @@ class Resident:
         if self.quantization is None:
             return numbers * self.dtype.size
         return self.quantization.nbytes(numbers, self.dtype.size)
+
+    @property
+    def bytes_while_read(self) -> int:
+        """Bytes that are in memory beside the result while the tensor is read: as stored, and what LoRAs add to."""
+        merged = 2 * 4 * prod(self.stored.shape) if isinstance(self.stored.encoding, Merged) else 0  # in float32
+        return self.stored.nbytes + merged
 
     @property
     def is_exact(self) -> bool:

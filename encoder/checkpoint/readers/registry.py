@@ -7,6 +7,7 @@ from dataclasses import replace
 from encoder.checkpoint.checkpoint import Checkpoint
 from encoder.checkpoint.files.hub_files import HubId, fetch
 from encoder.checkpoint.readers import comfyui, demo, gguf, huggingface, ollama
+from encoder.checkpoint.readers.loras import merge_loras
 from encoder.checkpoint.readers.reader import Reader
 from encoder.checkpoint.request import Request
 from encoder.errors import CheckpointError
@@ -26,7 +27,7 @@ def open_checkpoint(options: ModelOptions) -> Checkpoint:
     """
     request = Request(options.model, options)
     try:
-        checkpoint = _open(request)
+        checkpoint = merge_loras(_open(request), options.loras, options.cache_dir)
     except OSError as error:
         raise CheckpointError(f"{options.model}: cannot be read: {error}") from error
     if checkpoint.random_weights:

@@ -143,6 +143,7 @@ def test_info_says_what_is_served(client: httpx.Client) -> None:
 
     assert info["model"] == "demo"
     assert info["random_weights"] is True
+    assert info["loras"] == []
     assert info["dims"]["num_hidden_layers"] == 36
     assert info["limits"]["max_prompts"] == 64
     assert "mlx" in info["versions"]

@@ -1,0 +1,208 @@
+"""Finds and opens an adapter: the file that holds its arrays, and what is written beside them of alpha and rank.
+
+adapter_config.json     PEFT's, beside adapter_model.safetensors, and mlx-lm's, beside adapters.safetensors
+lora_adapter_metadata   the same fields as PEFT's, in the header of diffusers' files
+….alpha                 an array of one number, for each module of a kohya file
+
+Where none of them says alpha, it is the rank, as in PEFT, diffusers and ComfyUI.
+"""
+
+import json
+import math
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from encoder.checkpoint.files.json_file import read_json_object
+from encoder.checkpoint.files.layout import ADAPTER_CONFIG_FILE, ADAPTER_FILES, CONFIG_FILE
+from encoder.checkpoint.files.safetensors_header import read_header
+from encoder.checkpoint.tensors.weights import StoredArray
+from encoder.errors import CheckpointError
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_MAX_LISTED = 5
+_PLAIN_PATTERN = re.compile(r"\^?[\w.\\-]+\$?", re.ASCII)
+# Fields of PEFT's config that change the result and are not computed here, where they are set.
+_UNKNOWN_VARIANTS = (
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "layer_replication",
+    "lora_bias",
+    "monteclora_config",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_qalora",
+    "velora_config",
+)
+_CHANGES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")  # initializations that subtract from the base model
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """What an adapter says of its alpha for all modules, or some.
+
+    Attributes:
+        alpha: None where nothing says it.
+        alphas: by the end of a module's path, in place of `alpha`.
+        rank_stabilized: whether alpha is divided by the square root of the rank.
+        factor: alpha by rank, where that is said in one number.
+    """
+
+    alpha: float | None = None
+    alphas: Mapping[str, float] = field(default_factory=dict)
+    rank_stabilized: bool = False
+    factor: float | None = None
+
+    def of(self, path: str, rank: int) -> float:
+        """Alpha by rank for the module at `path`."""
+        if self.factor is not None:
+            return self.factor
+        patterns = (alpha for end, alpha in self.alphas.items() if path == end or path.endswith(f".{end}"))
+        alpha = next(patterns, self.alpha)
+        if alpha is None:
+            return 1.0
+        return alpha / math.sqrt(rank) if self.rank_stabilized else alpha / rank
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """An adapter on disk. Its arrays are not read yet.
+
+    Attributes:
+        file: that holds the arrays.
+        arrays: under the keys that its trainer gave them.
+        scaling: from the file's header, or the config beside it.
+    """
+
+    file: Path
+    arrays: list[StoredArray]
+    scaling: Scaling
+
+
+def open_adapter(path: Path) -> Adapter:
+    """Open an adapter: a folder, or a file in it.
+
+    Errors: CheckpointError when there is none, or it is damaged, of another format, or of a kind that is not computed.
+    """
+    file = _file_in(path) if path.is_dir() else path
+    if file.suffix.lower() in _PICKLES:
+        raise CheckpointError(
+            f"{file}: is a pickle, which can run code and is not read. Save the LoRA as safetensors, once: "
+            f"safetensors.torch.save_file(torch.load({file.name!r}, weights_only=True), 'lora.safetensors')."
+        )
+    header = read_header(file)
+    config = file.parent / ADAPTER_CONFIG_FILE
+    if config.is_file() and file in _candidates(file.parent)[:1]:
+        scaling = _scaling(read_json_object(config), str(config))
+    else:
+        scaling = _scaling_in_header(header.metadata, str(file))
+    return Adapter(file, header.arrays, scaling)
+
+
+def is_adapter_folder(folder: Path) -> bool:
+    """Whether a folder holds an adapter's config, and no model's."""
+    return (folder / ADAPTER_CONFIG_FILE).is_file() and not (folder / CONFIG_FILE).is_file()
+
+
+def read_scalar(array: StoredArray) -> float:
+    """The number in an array of one. Errors: CheckpointError when it is not one finite number."""
+    layouts = {"F64": "<d", "F32": "<f", "F16": "<e", "I64": "<q", "I32": "<i"}
+    content = array.read_bytes(8)
+    if array.dtype == "BF16":
+        content, layout = b"\0\0" + content, "<f"  # the upper half of a float32
+    else:
+        layout = layouts.get(array.dtype, "")
+    if math.prod(array.shape) == 1 and layout and len(content) == struct.calcsize(layout):
+        [value] = struct.unpack(layout, content)
+        if math.isfinite(value):
+            return float(value)
+    raise CheckpointError(f"{array.file}: {array.key} is {array.dtype} {array.shape}, expected one finite number.")
+
+
+def _file_in(folder: Path) -> Path:
+    found = _candidates(folder)
+    if len(found) == 1 or (found and found[0].name in ADAPTER_FILES):
+        return found[0]
+    if found:
+        names = ", ".join(file.name for file in found[:_MAX_LISTED])
+        raise CheckpointError(f"{folder}: holds {len(found)} files, {names}. Name the one that is the LoRA.")
+    pickles = sorted(file for file in folder.iterdir() if file.suffix.lower() in _PICKLES and file.is_file())
+    if pickles:
+        return pickles[0]
+    raise CheckpointError(f"{folder}: holds no LoRA, expected {ADAPTER_FILES[0]} or another *.safetensors.")
+
+
+def _candidates(folder: Path) -> list[Path]:
+    """The files of a folder that may be the adapter: one of the usual names, first, or any safetensors file."""
+    usual = [folder / name for name in ADAPTER_FILES if (folder / name).is_file()]
+    return usual or sorted(
+        file for file in folder.glob("*.safetensors") if not file.name.startswith(".") and file.is_file()
+    )
+
+
+def _scaling_in_header(metadata: Mapping[str, str], where: str) -> Scaling:
+    text = metadata.get("lora_adapter_metadata")
+    if text is None:
+        return Scaling()
+    where = f"{where}: lora_adapter_metadata"
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{where}: cannot be read as JSON: {error}.") from error
+    if not isinstance(fields, dict):
+        raise CheckpointError(f"{where}: is {fields!r:.80}, expected an object.")
+    own = {key.removeprefix("text_encoder."): value for key, value in fields.items() if key.startswith("text_encoder.")}
+    return _peft_scaling(own or fields, where)
+
+
+def _scaling(config: dict[str, Any], where: str) -> Scaling:
+    """From adapter_config.json, PEFT's or mlx-lm's."""
+    if "lora_parameters" in config:
+        parameters = config["lora_parameters"]
+        kind = config.get("fine_tune_type", "lora")
+        if kind != "lora" or not isinstance(parameters, dict):
+            raise CheckpointError(f"{where}: fine_tune_type is {kind!r:.80}, expected lora. Fuse it with mlx_lm.fuse.")
+        return Scaling(factor=_number(parameters.get("scale"), f"{where}: lora_parameters.scale"))
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise CheckpointError(
+            f"{where}: peft_type is {kind!r:.80}, expected LORA. Merge the adapter into its model with PEFT's "
+            f"merge_and_unload, and give that as --model."
+        )
+    return _peft_scaling(config, where)
+
+
+def _peft_scaling(config: Mapping[str, Any], where: str) -> Scaling:
+    """Errors: CheckpointError for a variant of LoRA that is not computed here."""
+    variants = [name for name in _UNKNOWN_VARIANTS if config.get(name)]
+    initialization = config.get("init_lora_weights")
+    if isinstance(initialization, str) and initialization.lower().startswith(_CHANGES_BASE):
+        variants.append(f"init_lora_weights={initialization:.20}")
+    if variants:
+        raise CheckpointError(
+            f"{where}: has {', '.join(variants)}, a variant of LoRA that is not read here. Merge the adapter into its "
+            f"model with PEFT's merge_and_unload, and give that as --model."
+        )
+    alpha = config.get("lora_alpha")
+    patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict) or not all(map(_PLAIN_PATTERN.fullmatch, patterns)):
+        raise CheckpointError(f"{where}: alpha_pattern is {patterns!r:.80}, expected names of modules.")
+    return Scaling(
+        None if alpha is None else _number(alpha, f"{where}: lora_alpha"),
+        {
+            re.sub(r"[\^$\\]", "", end): _number(value, f"{where}: alpha_pattern of {end}")
+            for end, value in patterns.items()
+        },
+        bool(config.get("use_rslora")),
+    )
+
+
+def _number(value: Any, where: str) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise CheckpointError(f"{where} is {value!r:.80}, expected a number.")
+    return float(value)
