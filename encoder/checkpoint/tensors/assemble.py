@@ -5,6 +5,8 @@ module, takes out those of its own quantization, and returns the tensor that the
 must be plain floats.
 """
 
+import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +16,8 @@ from encoder.checkpoint.tensors.keys import parameter_name
 from encoder.checkpoint.tensors.weights import StoredArray, StoredTensor
 from encoder.errors import CheckpointError
 from encoder.qwen3.config import Qwen3Config
+
+log = logging.getLogger(__name__)
 
 # The arrays of one module, by the last part of their name: "weight", "bias", "scales", "weight.absmax", ...
 Parts = dict[str, StoredArray]
@@ -28,12 +32,15 @@ class Hints:
         metadata: the metadata in the files' headers.
         dims: the dims that config.json says; None where there is none.
         bits: bits of a quantized number, by the path of the module, where the format says it.
+        notices: what schemes have met and read in a way that the user should know of, and how often. `assemble` logs
+            it as warnings.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     dims: Qwen3Config | None = None
     bits: Mapping[str, int] = field(default_factory=dict)
+    notices: Counter[str] = field(default_factory=Counter)
 
 
 Scheme = Callable[[str, Parts, Hints], StoredTensor | None]
@@ -61,6 +68,8 @@ def assemble(
         found = (scheme(path, parts, hints) for scheme in schemes)
         for tensor in [tensor for tensor in found if tensor is not None] + _plain(path, parts):
             tensors[tensor.name] = tensor
+    for notice, count in hints.notices.items():
+        log.warning("%d x %s", count, notice)
     return tensors
 
 

@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 from tests.checkpoints import Array, write_tokenizer
 
 Stored = dict[str, Array]
+E4M3 = ml_dtypes.float8_e4m3fn
 Quantize = Callable[[str, Array], tuple[Stored, Array]]  # key and weight to what is stored, and what it stands for
 
 
@@ -58,6 +59,31 @@ def block_float8(path: str, weight: Array) -> tuple[Stored, Array]:
     spread = np.kron(scale, np.ones((128, 128), np.float32))[:rows, :columns]
     numbers = (weight / spread).astype(ml_dtypes.float8_e4m3fn)
     return {f"{path}.weight": numbers, f"{path}.weight_scale_inv": scale}, numbers.astype(np.float32) * spread
+
+
+def float8_blocks(name: str, block: tuple[int, int] | None, stated: int | None = None) -> Quantize:
+    """The names of convert_to_quant: a scale for each row, or for each block, as float8 or int8."""
+
+    def quantize(path: str, weight: Array) -> tuple[Stored, Array]:
+        rows, columns = weight.shape
+        high, wide = block or (1, columns)
+        down, across = -(-rows // high), -(-columns // wide)
+        scale = np.random.default_rng(0).uniform(0.01, 0.02, (down, across)).astype(np.float32)
+        spread = np.kron(scale, np.ones((high, wide), np.float32))[:rows, :columns]
+        numbers = np.round(weight / spread).astype(np.int8) if "int8" in name else (weight / spread).astype(E4M3)
+        note = {"format": name} | ({"group_size": stated} if stated else {})
+        stored = {
+            f"{path}.weight": numbers,
+            f"{path}.weight_scale": scale[..., None]
+            if name.endswith("3d")
+            else scale.reshape(-1)
+            if wide == columns
+            else scale,
+            f"{path}.comfy_quant": np.frombuffer(json.dumps(note).encode(), np.uint8),
+        }
+        return stored, numbers.astype(np.float32) * spread
+
+    return quantize
 
 
 def tile(scales: Array) -> Array:

@@ -137,12 +137,14 @@ def test_formats_may_stand_in_the_header(tmp_path: Path, weights: Stored) -> Non
 @pytest.mark.parametrize(
     ("note", "message"),
     [
-        pytest.param(b'{"format": "awq_w4a16"}', "format .*awq_w4a16", id="unknown"),
-        pytest.param(b'{"format": "int8_tensorwise", "convrot": true}', "neither rotated", id="rotated"),
+        pytest.param(b'{"format": "svdquant_w4a4"}', "format 'svdquant_w4a4', which is not read", id="unknown"),
+        pytest.param(b'{"format": "int8_tensorwise", "convrot": true}', "in blocks of 256 columns", id="rotated"),
         pytest.param(
-            b'{"format": "int8_tensorwise", "params": {"convrot": true}}', "neither rotated", id="rotated-by-params"
+            b'{"format": "int8_tensorwise", "params": {"convrot": true, "convrot_groupsize": 32}}',
+            "in blocks of 32 columns, expected a power of 4",
+            id="rotated-by-params",
         ),
-        pytest.param(b'{"convrot": true}', "has ComfyUI's format", id="no-format"),
+        pytest.param(b'{"linear_dtype": "int8"}', "expected the name of a format", id="no-format"),
         pytest.param(b"nvfp4", "cannot be read as JSON", id="no-json"),
         pytest.param(b"[1]", "expected an object", id="list"),
         pytest.param(b'{"format": "nvfp4"}', "expected bytes of nvfp4", id="other-format"),
