@@ -5,7 +5,7 @@ Shape letters: B batch, L sequence length, D hidden size, n number of hidden sta
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -212,7 +212,7 @@ class ModelInfo:
     forward: str
     blas: str
     parameter_bytes: int
-    dims: dict[str, int | float | bool]
+    dims: dict[str, Any]
     num_layers: int
     versions: dict[str, str]
 

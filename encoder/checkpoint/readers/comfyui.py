@@ -18,7 +18,8 @@ from encoder.checkpoint.files.tokenizer_files import find_tokenizer, warn_of_lar
 from encoder.checkpoint.readers.huggingface import open_folder
 from encoder.checkpoint.request import Request
 from encoder.checkpoint.tensors.assemble import Hints, assemble
-from encoder.checkpoint.tensors.dims import QWEN3_THETA, QWEN3_VL_THETA, config_from_shapes
+from encoder.checkpoint.tensors.dims import config_from_shapes
+from encoder.checkpoint.tensors.families import QWEN3_THETA, QWEN3_VL_THETA
 from encoder.checkpoint.tensors.schemes import SCHEMES
 from encoder.checkpoint.tensors.weights import StoredArray, Weights
 from encoder.errors import CheckpointError

@@ -10,7 +10,8 @@ from encoder.checkpoint.files.safetensors_header import Header, read_header
 from encoder.checkpoint.files.tokenizer_files import open_named_tokenizer, open_tokenizer, warn_of_larger_vocabulary
 from encoder.checkpoint.request import Request
 from encoder.checkpoint.tensors.assemble import Hints, assemble, by_key
-from encoder.checkpoint.tensors.dims import QWEN3_THETA, config_from_shapes
+from encoder.checkpoint.tensors.dims import config_from_shapes
+from encoder.checkpoint.tensors.families import QWEN3_THETA
 from encoder.checkpoint.tensors.schemes import SCHEMES
 from encoder.checkpoint.tensors.weights import Weights
 from encoder.errors import CheckpointError

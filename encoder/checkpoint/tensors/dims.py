@@ -3,11 +3,11 @@
 import re
 from collections.abc import Mapping
 
+from encoder.checkpoint.tensors.families import QWEN3_VL_THETA
 from encoder.checkpoint.tensors.weights import StoredTensor
 from encoder.errors import CheckpointError
 from encoder.qwen3.config import Qwen3Config
 
-QWEN3_THETA, QWEN3_VL_THETA = 1e6, 5e6  # rope_theta of the two families
 _LAYER = re.compile(r"layers\.(\d+)\.")
 
 
@@ -34,7 +34,7 @@ def config_from_shapes(tensors: Mapping[str, StoredTensor], where: str, rope_the
     Args:
         tensors: of the encoder, by parameter name.
         where: the file, for messages.
-        rope_theta: QWEN3_THETA or QWEN3_VL_THETA; no shape shows it.
+        rope_theta: see rope_theta.py; no shape shows it.
     Errors: CheckpointError naming the tensor that a Qwen3 has and this does not.
     """
 
