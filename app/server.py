@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from app.listen import curl_line, listening_socket
 from app.main import create_app
 from app.process import tune_process
+from app.protocol import Protocol
 from app.service import service_of
 from app.settings import Settings
 
@@ -38,6 +39,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                http=Protocol,
                 access_log=False,
                 log_config=None,
                 proxy_headers=False,

@@ -1,0 +1,124 @@
+"""HTTP/1 on one connection: uvicorn's protocol, right for two kinds of clients that it fails.
+
+- **Upgrade.** A client may ask to go on in another protocol, as Java's HttpClient and `curl --http2` ask for h2c. The
+  service ignores that (RFC 9110, section 7.8) and answers the request. httptools would stop after its head and take its
+  body for the next request, which is also a way to smuggle one past a proxy.
+- **Close.** A client that is refused may still be sending its body. If the socket were closed then, the kernel would
+  answer the rest with a reset, and the client would lose the reply that it has not read yet. So the sending half is
+  closed first, and what still comes is dropped for a while (RFC 9112, section 9.6).
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, cast
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+LINGER_S = 10.0
+MAX_LINGER_BYTES = 256 * 1024 * 1024  # dropped as they come, so they take no memory
+INVALID = "Invalid HTTP request received."
+
+
+class Protocol(HttpToolsProtocol):
+    """What uvicorn makes for each connection, by `uvicorn.Config(http=Protocol)`."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
+        """Called once, first."""
+        self._invalid = False
+        self._closing = LingeringTransport(transport, self._is_receiving)
+        super().connection_made(cast(asyncio.Transport, self._closing))
+
+    def _is_receiving(self) -> bool:
+        """Whether the client may still be sending a request."""
+        return self._invalid or (self.cycle is not None and self.cycle.more_body)
+
+    def data_received(self, data: bytes) -> None:
+        """Called with what the client sends, as it comes."""
+        if self._closing.lingers:
+            self._closing.drop(len(data))
+            return
+        self._unset_keepalive_if_required()
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = self._feed(rest)
+        except httptools.HttpParserError:
+            self.logger.warning(INVALID)
+            self._invalid = True
+            self.send_400_response(INVALID)
+
+    def _feed(self, data: memoryview) -> memoryview:
+        """Parse. Returns what is left, which is something only after a request that asks for an upgrade."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._parse_head_again()
+            return data[upgrade.args[0] :]
+        return data[:0]
+
+    def _parse_head_again(self) -> None:
+        """Let a new parser, which expects a body, begin where the old one has stopped."""
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        headers = [b"%b: %b" % (name, value) for name, value in self.headers if name != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
+        self.parser.feed_data(b"\r\n".join([b"%b %b HTTP/%b" % (method, self.url, version), *headers, b"", b""]))
+
+    def on_headers_complete(self) -> None:
+        """Start a request, but not one that asks for an upgrade: its head is parsed again without that."""
+        if not self.parser.should_upgrade():
+            super().on_headers_complete()
+        elif self.parser.get_method() == b"CONNECT":
+            raise httptools.HttpParserError("CONNECT is for proxies")
+
+    def on_message_complete(self) -> None:
+        """End of a request's body."""
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
+
+    def shutdown(self) -> None:
+        """Close, at the latest when the reply that is being sent has ended."""
+        super().shutdown()
+        if self._closing.lingers:
+            self._closing.abort()
+
+
+class LingeringTransport:
+    """A transport whose `close` waits for a client that may still be sending. All else is as the transport does it.
+
+    Args:
+        is_receiving: whether the client may still be sending.
+    Attributes:
+        lingers: whether it waits.
+    """
+
+    def __init__(self, transport: asyncio.Transport, is_receiving: Callable[[], bool]) -> None:
+        self.lingers = False
+        self.write = transport.write  # without a call in between: large replies are written in many parts
+        self._transport = transport
+        self._is_receiving = is_receiving
+        self._left = MAX_LINGER_BYTES
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        """Whether nothing more can be written."""
+        return self.lingers or self._transport.is_closing()
+
+    def close(self) -> None:
+        """Send what has been written, then close: at once, or when the client closes, or after LINGER_S."""
+        if self.is_closing() or not self._is_receiving():
+            self._transport.close()
+            return
+        self.lingers = True
+        self._transport.resume_reading()
+        self._transport.write_eof()
+        asyncio.get_running_loop().call_later(LINGER_S, self._transport.abort)
+
+    def drop(self, num_bytes: int) -> None:
+        """Count what the client still sends."""
+        self._left -= num_bytes
+        if self._left < 0:
+            self._transport.abort()

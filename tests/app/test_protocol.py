@@ -1,0 +1,219 @@
+"""What happens on a connection: who asks for an upgrade is answered, and who is refused reads why."""
+
+import contextlib
+import json
+import socket
+import time
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from app import protocol
+from tests.conftest import RunningServer, Start
+
+BODY = json.dumps({"prompt": "a cat"}).encode()
+H2C = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA")
+BIG = b'{"prompt": "' + b"a" * 9_000_000 + b'"}'
+
+
+def request(*headers: str, line: str = "POST /tokenize HTTP/1.1", length: int | None = len(BODY)) -> bytes:
+    """The head of a request, with the headers that its body needs."""
+    lines = [line, "Host: 127.0.0.1", "Content-Type: application/json", "Accept: application/json", *headers]
+    if length is not None:
+        lines.append(f"Content-Length: {length}")
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+@contextlib.contextmanager
+def connected(server: RunningServer) -> Iterator[socket.socket]:
+    with socket.create_connection(server.address[:2], 60) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        yield connection
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """What comes until the server closes."""
+    return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def exchange(server: RunningServer, parts: Sequence[bytes]) -> bytes:
+    """Send the parts, each in a segment of its own, and `GET /livez` as the last request; read all that comes."""
+    with connected(server) as connection:
+        for part in parts:
+            connection.sendall(part)
+            time.sleep(0.05)
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        return read_all(connection)
+
+
+def statuses(answers: bytes) -> list[int]:
+    return [int(rest[:3]) for rest in answers.split(b"HTTP/1.1 ")[1:]]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        pytest.param(H2C, id="h2c"),
+        pytest.param(("Connection: keep-alive, upgrade", "Upgrade: websocket"), id="websocket"),
+        pytest.param(("Connection: Upgrade", "Upgrade: TLS/1.0, HTTP/1.1"), id="TLS"),
+        pytest.param(("Upgrade: foo", "UPGRADE: bar", "connection:upgrade"), id="two"),
+        pytest.param(("Connection: Upgrade",), id="none named"),
+        pytest.param(("Upgrade: h2c",), id="without connection"),
+    ],
+)
+@pytest.mark.parametrize("cut", [0, 20, -3, None], ids=["one segment", "in the head", "at its end", "before the body"])
+def test_upgrade_is_ignored_and_the_request_answered(
+    server: RunningServer, headers: tuple[str, ...], cut: int | None
+) -> None:
+    """Wherever the segments end, there is one answer to one request, and the connection goes on."""
+    head = request(*headers)
+    parts = [head, BODY] if cut is None else [(head + BODY)[:cut], (head + BODY)[cut:]] if cut else [head + BODY]
+    answers = exchange(server, parts)
+
+    assert statuses(answers) == [200, 200]
+    assert b'"text":"a cat"' in answers
+
+
+@pytest.mark.parametrize("headers", [H2C, ("Connection: Upgrade", "Upgrade: websocket")])
+def test_upgrade_of_a_get_is_ignored(server: RunningServer, headers: tuple[str, ...]) -> None:
+    answers = exchange(server, [request(*headers, line="GET /livez HTTP/1.1", length=None)] * 3)
+
+    assert statuses(answers) == [200, 200, 200, 200]
+
+
+def test_body_behind_an_upgrade_is_never_a_request(server: RunningServer) -> None:
+    """It could be one that a proxy in front would not have let through."""
+    inner = b"GET /presets HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    head = request(*H2C, length=len(inner))
+    for parts in ([head, inner], [head + inner], [head[:-1], head[-1:] + inner[:9], inner[9:]]):
+        answers = exchange(server, parts)
+        assert statuses(answers) == [400, 200]
+        assert b"flux2-klein" not in answers
+
+
+def test_chunked_body_behind_an_upgrade_is_read(server: RunningServer) -> None:
+    head = request(*H2C, "Transfer-Encoding: chunked", length=None)
+    chunked = b"%x\r\n%b\r\n%x\r\n%b\r\n0\r\nTrailer: x\r\n\r\n" % (4, BODY[:4], len(BODY) - 4, BODY[4:])
+    for parts in ([head + chunked], [head, chunked], [head, chunked[:5], chunked[5:]]):
+        assert statuses(exchange(server, parts)) == [200, 200]
+
+
+def test_upgrades_one_after_the_other_are_all_answered(server: RunningServer) -> None:
+    """Pipelined in one segment."""
+    assert statuses(exchange(server, [(request(*H2C) + BODY) * 5])) == [200] * 6
+
+
+def test_upgrade_and_close_are_understood_together(server: RunningServer) -> None:
+    with connected(server) as connection:
+        connection.sendall(request("Connection: Upgrade", "Connection: close", "Upgrade: h2c") + BODY)
+        answer = read_all(connection)
+
+    assert statuses(answer) == [200]
+    assert b"connection: close" in answer.lower()
+
+
+def test_upgrade_keeps_its_expectation(server: RunningServer) -> None:
+    """The client waits before it sends the body."""
+    with connected(server) as connection:
+        connection.sendall(request(*H2C, "Expect: 100-continue"))
+        assert connection.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(BODY)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("target", ["127.0.0.1:80", "/tokenize"])
+def test_connect_is_refused_and_nothing_behind_it_is_served(server: RunningServer, target: str) -> None:
+    inner = b"GET /presets HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    with connected(server) as connection:
+        connection.sendall(request(line=f"CONNECT {target} HTTP/1.1", length=None) + inner)
+        answer = read_all(connection)
+
+    assert statuses(answer) == [400]
+
+
+REFUSED = [
+    pytest.param({}, ["POST /encode HTTP/1.1", "Connection: close"], 413, id="413"),
+    pytest.param({}, ["POST /encode HTTP/1.0"], 413, id="413 of HTTP/1.0"),
+    pytest.param({}, ["POST /encode HTTP/1.1", "Connection: close", *H2C[1:]], 413, id="413 and an upgrade"),
+    pytest.param({}, ["POST /encode HTTP/1.0", "Content-Encoding: br"], 415, id="415"),
+    pytest.param({}, ["POST /encode HTTP/1.0", "Accept: text/csv"], 406, id="406"),
+    pytest.param({}, ["POST /nowhere HTTP/1.0"], 404, id="404"),
+    pytest.param({}, ["PUT /encode HTTP/1.0"], 405, id="405"),
+    pytest.param({}, ["GET /nowhere HTTP/1.0"], 404, id="GET with a body"),
+    pytest.param({}, ["POST /encode HTTP/9"], 400, id="400"),
+    pytest.param({}, ["POST /encode HTTP/1.1", "no header"], 400, id="400 in a header"),
+    pytest.param({"api_key": "k"}, ["POST /encode HTTP/1.0"], 401, id="401"),
+    pytest.param({"allowed_hosts": "a"}, ["POST /encode HTTP/1.0", "Host: b"], 421, id="421"),
+]
+
+
+@pytest.mark.parametrize(("settings", "lines", "status"), REFUSED)
+def test_refusal_reaches_a_client_that_sends_on(
+    start_server: Start, settings: dict[str, str], lines: list[str], status: int
+) -> None:
+    """urllib, http.client and nginx send a body to its end before they read, on a connection that is then closed."""
+    head = "\r\n".join([*lines, *([] if "Host: b" in lines else ["Host: 127.0.0.1"])])
+    head += f"\r\nContent-Type: application/json\r\nContent-Length: {len(BIG)}\r\n\r\n"
+    with start_server(**settings) as server, connected(server) as connection:
+        connection.sendall(head.encode())
+        time.sleep(0.2)  # the answer has been sent
+        connection.sendall(BIG)
+        answer = read_all(connection)
+
+    assert statuses(answer) == [status]
+    assert answer.endswith((b"}}", b"received."))
+
+
+def test_late_body_is_told_so(start_server: Start) -> None:
+    """And may go on sending: the answer arrives all the same."""
+    with start_server(body_timeout_s=0.1) as server, connected(server) as connection:
+        connection.sendall(request(length=2_000_000) + b"{")
+        time.sleep(0.5)
+        connection.sendall(bytes(1_000_000))
+        answer = read_all(connection)
+
+    assert statuses(answer) == [408]
+
+
+def test_connection_that_is_kept_takes_the_next_request_after_a_refusal(server: RunningServer) -> None:
+    assert statuses(exchange(server, [request(length=len(BIG)), BIG])) == [413, 200]
+
+
+def refused(server: RunningServer, connection: socket.socket) -> None:
+    connection.sendall(request("Connection: close", length=10**12))
+    assert statuses(connection.recv(65536)) == [413]
+
+
+def send_on(connection: socket.socket, data: bytes) -> None:
+    """Errors: ConnectionError, when the server has had enough."""
+    while True:
+        connection.sendall(data)
+        time.sleep(0.01)
+
+
+def test_refused_client_is_listened_to_for_a_bounded_number_of_bytes(
+    start_server: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "MAX_LINGER_BYTES", 1_000_000)
+    with start_server() as server, connected(server) as connection:
+        refused(server, connection)
+        with pytest.raises(ConnectionError):
+            send_on(connection, bytes(100_000))
+
+
+def test_refused_client_is_listened_to_for_a_bounded_time(start_server: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "LINGER_S", 0.2)
+    with start_server() as server, connected(server) as connection:
+        refused(server, connection)
+        with pytest.raises(ConnectionError):
+            send_on(connection, b"a")
+
+
+def test_refused_client_does_not_hold_up_the_end_of_the_service(
+    start_server: Start, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "LINGER_S", 600.0)
+    with contextlib.ExitStack() as stack, start_server() as server:  # the service ends first
+        refused(server, stack.enter_context(connected(server)))
+
+    assert "timeout graceful shutdown exceeded" not in caplog.text
