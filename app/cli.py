@@ -13,16 +13,14 @@ from app.server import serve
 from app.settings import Settings, SettingsError, choices, flag, load_settings
 from encoder import EncoderError
 
+SOURCE_SETTINGS = ("revision", "tokenizer", "component", "lora", "cache_dir")  # what is opened, beside the model
 MODEL_SETTINGS = (
     "model",
-    "revision",
-    "tokenizer",
-    "lora",
+    *SOURCE_SETTINGS,
     "quantize",
     "num_layers",
     "compute_dtype",
     "force_float16",
-    "cache_dir",
     "presets",
     "default_preset",
     "log_level",
@@ -70,16 +68,14 @@ def make_parser() -> argparse.ArgumentParser:
 
     command = _add(commands, "inspect", offline.inspect, "say what a checkpoint is and which presets fit it")
     command.add_argument("model", type=_not_empty, metavar="CHECKPOINT", help=CHECKPOINT_HELP)
-    add_settings(
-        command, ("revision", "tokenizer", "lora", "num_layers", "cache_dir", "presets", "only_presets", "log_level")
-    )
+    add_settings(command, (*SOURCE_SETTINGS, "num_layers", "presets", "only_presets", "log_level"))
 
     command = _add(
         commands, "convert", offline.convert, "write a checkpoint's text encoder as a folder that loads fast"
     )
     command.add_argument("model", type=_not_empty, metavar="CHECKPOINT", help=CHECKPOINT_HELP)
     command.add_argument("folder", type=Path, metavar="FOLDER", help="to write; must not exist")
-    add_settings(command, ("revision", "tokenizer", "lora", "quantize", "cache_dir", "log_level"))
+    add_settings(command, (*SOURCE_SETTINGS, "quantize", "log_level"))
 
     command = _add(commands, "doctor", doctor, "check the installation, and print a report for an issue")
     command.add_argument("--json", action="store_true", dest="as_json", help="print JSON")

@@ -90,6 +90,10 @@ def inspect(settings: Settings) -> int:
     facts = {
         "checkpoint": checkpoint.name,
         "revision": checkpoint.revision or "none",
+        "format": checkpoint.origin.format,
+        "config from": checkpoint.origin.config,
+        "rope_theta from": checkpoint.origin.rope_theta,
+        "tokenizer from": checkpoint.origin.tokenizer,
         "fingerprint": checkpoint.fingerprint,
         "weights": "random, made from a seed" if checkpoint.random_weights else "trained",
         "dtype": checkpoint.dtype,
@@ -104,6 +108,8 @@ def inspect(settings: Settings) -> int:
     }
     for name, value in facts.items():
         print(f"{name:24}{value}")
+    for warning in checkpoint.warnings:
+        print(f"{'warning':24}{warning}")
     print("presets:")
     for preset in settings.catalog:
         print(f"  {preset.name:22}{_fit(preset, checkpoint, depth)}")

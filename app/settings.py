@@ -74,6 +74,11 @@ class Settings(BaseSettings):
         description="LoRAs of the text encoder, separated by commas: each a folder, a file or a Hugging Face id, and "
         "after a colon its scale, as `style.safetensors:0.8`.",
     )
+    component: str | None = Field(
+        default=None,
+        description="Which Qwen3 to take where a file or folder holds several: a part of its keys' prefix, or the name "
+        "of its folder; unset expects one.",
+    )
     quantize: Quantize = Field(
         default="auto",
         description="Bits or format of the weights in memory. `keep` leaves them as stored, `none` dequantizes; "
@@ -210,6 +215,7 @@ class Settings(BaseSettings):
             cache_dir=self.cache_dir,
             tokenizer=self.tokenizer,
             loras=tuple(map(Lora.parse, self.lora)),
+            component=self.component,
             quantize=self.quantize,
             compute_dtype=self.compute_dtype,
             force_float16=self.force_float16,

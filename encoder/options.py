@@ -43,6 +43,8 @@ class ModelOptions:
         revision: branch, tag or commit of a hub repository; None means the default branch.
         cache_dir: folder for downloads and the demo checkpoint; None means the usual place of each.
         tokenizer: a tokenizer.json, a folder with one, or a hub id; None means the checkpoint's own.
+        component: which Qwen3 to take where a file, folder or pipeline holds several: a folder's name, or a part of the
+            prefix of its keys; None expects one.
         quantize: what the weights become in memory. "none" makes floats of all; "keep" keeps stored quantizations that
             MLX has kernels for; "auto" is "keep" on a GPU and "none" on a CPU, whose quantized kernels are some 70
             times slower than float32; a number of bits or a mode quantizes anew.
@@ -57,6 +59,7 @@ class ModelOptions:
     revision: str | None = None
     cache_dir: Path | None = None
     tokenizer: str | None = None
+    component: str | None = None
     quantize: Quantize = "auto"
     compute_dtype: ComputeDType = "auto"
     force_float16: bool = False

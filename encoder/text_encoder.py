@@ -213,6 +213,8 @@ class TextEncoder:
             parameter_bytes=self.parameter_bytes,
             dims=asdict(self.config),
             num_layers=self.num_layers,
+            origin=asdict(self.checkpoint.origin),
+            warnings=list(self.checkpoint.warnings),
             versions={"python": platform.python_version(), **{name: version(name) for name in VERSIONED}},
         )
 

@@ -198,6 +198,8 @@ class ModelInfo:
         parameter_bytes: of the loaded weights.
         dims: the fields of the checkpoint's config.
         num_layers: decoder layers that are loaded.
+        origin: what format, config, rope_theta and tokenizer were taken from, in words.
+        warnings: what was assumed about the checkpoint or left out of it.
         versions: of Python and of the libraries that decide the numbers.
     """
 
@@ -214,6 +216,8 @@ class ModelInfo:
     parameter_bytes: int
     dims: dict[str, Any]
     num_layers: int
+    origin: dict[str, str]
+    warnings: list[str]
     versions: dict[str, str]
 
 

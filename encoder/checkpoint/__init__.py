@@ -12,14 +12,15 @@ files/, a header             every array as a `StoredArray`: file, offset, dtype
 tensors/assemble.py          the arrays of each module as one `StoredTensor`, under the parameter's name
 files/tokenizer_files.py     the tokenizer: named by the user, beside the weights, or Qwen3's own
 checkpoint.py, `describe`    all of it as a `Checkpoint`. No tensor has been read
-loading/load.py              compares the tensors with the model's parameters
+tensors/expected.py          compares the tensors with the dims
+loading/load.py              fills the model with them
 loading/residency.py         which form each takes in memory; memory.py: whether all of them fit
 loading/parameters.py        reads one after the other, with array_reader.py, and decodes or quantizes it
 """
 
 from encoder.checkpoint.checkpoint import Checkpoint
 from encoder.checkpoint.loading.convert import convert_checkpoint
-from encoder.checkpoint.loading.load import check_weights, load_weights
+from encoder.checkpoint.loading.load import load_weights
 from encoder.checkpoint.readers.registry import open_checkpoint
 
-__all__ = ["Checkpoint", "check_weights", "convert_checkpoint", "load_weights", "open_checkpoint"]
+__all__ = ["Checkpoint", "convert_checkpoint", "load_weights", "open_checkpoint"]

@@ -1,6 +1,7 @@
 """A checkpoint: what every reader returns, whatever format it reads."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from encoder.checkpoint.tensors.dims import layer_of
@@ -11,6 +12,23 @@ from encoder.errors import CheckpointError
 from encoder.pipeline.tokenizer import Tokenizer
 from encoder.qwen3.config import Qwen3Config
 from encoder.types import DType, MergedLora
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where the parts of a checkpoint came from, as texts for people.
+
+    Attributes:
+        format: of the weights.
+        config: what the dims were read from.
+        rope_theta: what says the base of RoPE, or why it was assumed.
+        tokenizer: which tokenizer it is.
+    """
+
+    format: str
+    config: str
+    rope_theta: str
+    tokenizer: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +46,8 @@ class Checkpoint:
         dtype: the checkpoint's own compute dtype: that of most stored bytes, where quantized numbers count as bfloat16.
         random_weights: True where the weights are not trained, so that the hidden states mean nothing.
         loras: that are merged into the weights, in this order.
+        origin: where its parts came from.
+        warnings: what was assumed or left out, each in a sentence.
     """
 
     name: str
@@ -39,6 +59,8 @@ class Checkpoint:
     revision: str | None
     dtype: DType
     random_weights: bool
+    origin: Origin
+    warnings: tuple[str, ...]
     loras: tuple[MergedLora, ...] = ()
 
     def tensors_of(self, num_layers: int) -> list[StoredTensor]:
@@ -52,6 +74,8 @@ def describe(
     config: Qwen3Config,
     weights: Weights,
     tokenizer: Tokenizer,
+    origin: Origin,
+    warnings: Sequence[str] = (),
     *,
     random_weights: bool = False,
 ) -> Checkpoint:
@@ -62,13 +86,15 @@ def describe(
         config: the dims.
         weights: the tensors, by the names of the model's parameters.
         tokenizer: the checkpoint's, or the one that the user named.
+        origin: where these parts came from.
+        warnings: what was assumed or left out.
         random_weights: whether the weights are not trained.
     Errors: CheckpointError when there are fewer tensors than layers.
     """
     # Else all the layers that config.json claims would be built, for hours, before their tensors are found missing.
     if config.num_hidden_layers > len(weights.tensors):
         raise CheckpointError(
-            f"{name}: config.json: num_hidden_layers is {config.num_hidden_layers:,}, but the files hold "
+            f"{name}: num_hidden_layers is {config.num_hidden_layers:,} in {origin.config}, but the files hold "
             f"{len(weights.tensors):,} tensors of the encoder in all. Is the checkpoint complete?"
         )
     return Checkpoint(
@@ -81,6 +107,8 @@ def describe(
         revision=None,
         dtype=_compute_dtype(weights),
         random_weights=random_weights,
+        origin=origin,
+        warnings=tuple(warnings),
     )
 
 

@@ -23,14 +23,16 @@ class Tokenizer:
         vocab_size: ids are below this.
         pad_token_id: what fills padding rows that the model reads.
         pad_token: its text.
+        source: where it came from, for people.
     """
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, pad_token: str | None = None) -> None:
+    def __init__(self, tokenizer: tokenizers.Tokenizer, pad_token: str | None = None, source: str = "") -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         if resize_cache := getattr(tokenizer.model, "_resize_cache", None):  # a BPE
             resize_cache(CACHED_WORDS)
         self._tokenizer = tokenizer
+        self.source = source
         self._before, self._after = _added_ids(tokenizer)
         self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.pad_token_id = _pad_token_id(tokenizer, pad_token)
@@ -49,7 +51,7 @@ class Tokenizer:
             tokenizer = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises nothing narrower
             raise CheckpointError(f"{file}: cannot be read as a tokenizer: {error}") from error
-        return cls(tokenizer, pad_token)
+        return cls(tokenizer, pad_token, str(file))
 
     def save(self, file: Path) -> None:
         """Write it as a tokenizer.json."""

@@ -13,6 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from encoder.checkpoint.files.lookalikes import explain_lookalike
 from encoder.checkpoint.tensors.weights import StoredArray
 from encoder.errors import CheckpointError
 
@@ -43,6 +44,8 @@ def read_gguf_header(file: Path) -> GgufHeader:
     Errors: CheckpointError when the file is no GGUF of version 2 or 3, is cut off, or contradicts itself.
     """
     try:
+        if (lookalike := explain_lookalike(file)) is not None:
+            raise CheckpointError(f"{file}: {lookalike}")
         with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _Parser(file, data).header()
     except (_Damaged, struct.error, UnicodeDecodeError, OSError, ValueError) as error:

@@ -31,7 +31,7 @@ def tokenizer_from_metadata(metadata: dict[str, Any], where: str) -> Tokenizer:
     pad = metadata.get("tokenizer.ggml.padding_token_id")
     pad_token = tokens[pad] if isinstance(pad, int) and 0 <= pad < len(tokens) else None
     try:
-        return Tokenizer(_build(tokens, merges, types), pad_token)
+        return Tokenizer(_build(tokens, merges, types), pad_token, f"the metadata of {where}")
     except CheckpointError:
         raise
     except Exception as error:  # the library raises nothing narrower

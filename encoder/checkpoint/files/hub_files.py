@@ -29,7 +29,7 @@ from encoder.checkpoint.files.layout import (
     INDEX_FILE,
     MODEL_SUFFIXES,
     PIPELINE_FILE,
-    TEXT_ENCODER_FOLDER,
+    TEXT_ENCODER_FOLDERS,
     TOKENIZER_CONFIG_FILE,
     TOKENIZER_FILE,
     TOKENIZER_FOLDERS,
@@ -46,13 +46,15 @@ log = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(?P<path>(/\w[\w.-]*)*)(@(?P<revision>[\w./-]+))?", re.ASCII)
 _MAX_LISTED = 20
 
+_MODEL_FOLDERS = ("", *(f"{name}/" for name in TEXT_ENCODER_FOLDERS))
+
 # Of a single model and of a pipeline. A name that a repository does not have costs nothing.
 _SMALL_FILES = (
     PIPELINE_FILE,
-    *(f"{folder}{name}" for folder in ("", f"{TEXT_ENCODER_FOLDER}/") for name in (CONFIG_FILE, INDEX_FILE)),
+    *(f"{folder}{name}" for folder in _MODEL_FOLDERS for name in (CONFIG_FILE, INDEX_FILE)),
     *(
         f"{folder}{name}"
-        for folder in ("", f"{TEXT_ENCODER_FOLDER}/", *(f"{name}/" for name in TOKENIZER_FOLDERS))
+        for folder in (*_MODEL_FOLDERS, *(f"{name}/" for name in TOKENIZER_FOLDERS))
         for name in (TOKENIZER_FILE, TOKENIZER_CONFIG_FILE)
     ),
 )
@@ -94,16 +96,21 @@ class HubId:
         return self.path.endswith(MODEL_SUFFIXES)
 
 
-def fetch(hub_id: HubId, cache_dir: Path | None) -> Path:
+def fetch(hub_id: HubId, cache_dir: Path | None, component: str | None = None) -> Path:
     """The cached snapshot of a repository, with all files that the encoder needs. Its name is the commit.
+
+    Args:
+        hub_id: of the repository.
+        cache_dir: the hub's cache; None means its usual place.
+        component: the folder of the text encoder in a pipeline; None looks for it.
 
     Errors: CheckpointError when the repository or its files cannot be had, or the disk has no room for them.
     """
     log.info("looking for %s in the cache and on the hub", hub_id.repository)
-    small_files = _small_files(hub_id)
+    small_files = _small_files(hub_id, component)
     snapshot = _download(hub_id, cache_dir, small_files)
     at_commit = replace(hub_id, revision=snapshot.name)  # else a push between the two downloads would mix two revisions
-    names = part_names(hub_id.path) if hub_id.is_file else _weight_files(snapshot, hub_id.path)
+    names = part_names(hub_id.path) if hub_id.is_file else _weight_files(snapshot, hub_id.path, component)
     missing = [name for name in names if not (snapshot / name).exists()]
     if not missing:
         return snapshot
@@ -123,7 +130,7 @@ def fetch_tokenizer(name: str, cache_dir: Path | None) -> Path | None:
     if hub_id is None:
         return None
     folder = _download(hub_id, cache_dir, _small_files(hub_id)) / hub_id.path
-    candidates = [folder, *(folder / inner for inner in (*TOKENIZER_FOLDERS, TEXT_ENCODER_FOLDER))]
+    candidates = [folder, *(folder / inner for inner in (*TOKENIZER_FOLDERS, *TEXT_ENCODER_FOLDERS))]
     return first_with_tokenizer(candidates) or folder
 
 
@@ -154,18 +161,21 @@ def fetch_qwen3_tokenizer(cache_dir: Path | None) -> Path:
     return folder
 
 
-def _small_files(hub_id: HubId) -> list[str]:
-    """Names of the small files: at the root, in the folder that the id names, and in the one above that."""
+def _small_files(hub_id: HubId, component: str | None = None) -> list[str]:
+    """Names of the small files: at the root, in the folder that the id names, in the one above and in the component."""
     path = PurePosixPath(hub_id.path)
     folders = {PurePosixPath("."), path, path.parent}
+    if component is not None and component == PurePosixPath(component).name:
+        folders.add(path / component)
     return [str(folder / name) for folder in sorted(folders) for name in _SMALL_FILES]
 
 
-def _weight_files(snapshot: Path, path: str) -> list[str]:
+def _weight_files(snapshot: Path, path: str, component: str | None) -> list[str]:
     """Names in the repository of the files that hold the encoder's tensors."""
-    folder = find_layout(snapshot / path).text_encoder
+    layout = find_layout(snapshot / path, component)
+    folder = layout.text_encoder
     index = folder / INDEX_FILE
-    names = sorted(set(read_index(index).values())) if index.is_file() else [WEIGHTS_FILE]
+    names = sorted(set(read_index(index, layout.component).values())) if index.is_file() else [WEIGHTS_FILE]
     return [str(PurePosixPath(folder.relative_to(snapshot).as_posix()) / name) for name in names]
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from encoder.checkpoint.files.lookalikes import explain_lookalike
 from encoder.errors import CheckpointError
 
 _MAX_BYTES = 16 * 2**20
@@ -22,7 +23,8 @@ def read_json_object(file: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise CheckpointError(f"{file}: does not exist. Is this the folder of a Qwen3 checkpoint?") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file}: cannot be read as JSON: {error}") from error
+        found = explain_lookalike(file) if isinstance(error, ValueError) else None
+        raise CheckpointError(f"{file}: {found or f'cannot be read as JSON: {error}'}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{file}: holds a JSON {type(value).__name__}, expected an object.")
     return value

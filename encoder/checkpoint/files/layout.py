@@ -1,14 +1,15 @@
 """Which folders and files a checkpoint consists of, in the file system and in a hub repository.
 
-Reads the index of sharded weights, and opens nothing else.
+Reads the index of sharded weights and that of a pipeline, and opens nothing else.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from encoder.checkpoint.files.json_file import read_json_object
-from encoder.checkpoint.tensors.keys import parameter_name
+from encoder.checkpoint.tensors.keys import find_encoder
 from encoder.errors import CheckpointError
 
 CONFIG_FILE = "config.json"
@@ -22,36 +23,106 @@ ADAPTER_CONFIG_FILE = (
 )
 ADAPTER_FILES = ("adapter_model.safetensors", "adapters.safetensors", "pytorch_lora_weights.safetensors")
 
-TEXT_ENCODER_FOLDER = "text_encoder"  # of a diffusers pipeline, as are the next
+TEXT_ENCODER_FOLDERS = ("text_encoder", "mllm")  # of a diffusers pipeline, as are the next
 TOKENIZER_FOLDERS = ("tokenizer", "processor")
 
 MODEL_SUFFIXES = (".safetensors", ".gguf")  # of checkpoints in a single file; a hub id may end in one
 
+_HUB_FOLDER = re.compile(r"models--(?P<organization>.+?)--(?P<name>.+)")
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The folders of a checkpoint: that of its config.json and weights, and that of its tokenizer.json."""
+    """The folder of a checkpoint's config.json and weights, and those in which its tokenizer may be, best first.
+
+    Attributes:
+        component: what `--component` still has to choose among the models in the weights; None where it names the
+            folder, or was not given.
+    """
 
     text_encoder: Path
-    tokenizer: Path
+    tokenizers: tuple[Path, ...]
+    component: str | None
 
 
-def find_layout(folder: Path) -> Layout:
+def find_layout(folder: Path, component: str | None = None) -> Layout:
     """Where text encoder and tokenizer are, in a diffusers pipeline and in the folder of a single model.
 
-    Errors: CheckpointError for a pipeline without a text encoder.
+    Args:
+        folder: of either, or a repository's folder in the hub's cache.
+        component: the folder of the text encoder in a pipeline; None looks for it.
+    Errors: CheckpointError for a pipeline without a Qwen3 text encoder, or with several.
     """
-    inner = folder / TEXT_ENCODER_FOLDER
-    if (folder / PIPELINE_FILE).is_file() or (inner / CONFIG_FILE).is_file() or any(inner.glob("*.safetensors")):
-        if not inner.is_dir():
-            raise CheckpointError(
-                f"{folder}: this diffusers pipeline has no text_encoder folder. "
-                f"Name the Qwen3 checkpoint that it was published to go with."
-            )
-        text_encoder, candidates = inner, [*(folder / name for name in TOKENIZER_FOLDERS), inner]
-    else:
-        text_encoder, candidates = folder, [folder, *(folder.parent / name for name in TOKENIZER_FOLDERS)]
-    return Layout(text_encoder, first_with_tokenizer(candidates) or candidates[0])
+    folder = _snapshot_of(folder)
+    if component is not None and (folder / component).is_dir() and component == Path(component).name:
+        return _component_layout(folder, component, None)
+    names = _text_encoders_of(folder)
+    if len(names) > 1:
+        raise CheckpointError(
+            f"{folder}: has several Qwen3 text encoders; choose one: --component {names[0]}, "
+            f"or one of {', '.join(names[1:])}."
+        )
+    if names:
+        return _component_layout(folder, names[0], component)
+    return Layout(folder, (folder, *(folder.parent / name for name in TOKENIZER_FOLDERS)), component)
+
+
+def _component_layout(folder: Path, name: str, component: str | None) -> Layout:
+    beside = dict.fromkeys([name.replace("text_encoder", "tokenizer"), *TOKENIZER_FOLDERS, name])
+    return Layout(folder / name, tuple(folder / place for place in beside), component)
+
+
+def _text_encoders_of(folder: Path) -> list[str]:
+    """The folders of the text encoders of a pipeline that may be a Qwen3; empty where `folder` is no pipeline."""
+    listed = read_json_object(folder / PIPELINE_FILE) if (folder / PIPELINE_FILE).is_file() else {}
+    qwen3 = [name for name, value in listed.items() if _names_qwen3(value) and (folder / name).is_dir()]
+    if qwen3:
+        return qwen3
+    inner = [name for name in TEXT_ENCODER_FOLDERS if (folder / name).is_dir()]
+    if listed and not inner:
+        raise CheckpointError(
+            f"{folder}: this diffusers pipeline has no text_encoder folder. "
+            f"Name the Qwen3 checkpoint that it was published to go with."
+        )
+    return [name for name in inner if listed or _holds_model(folder / name)][:1]
+
+
+def _names_qwen3(component: object) -> bool:
+    """Whether an entry of model_index.json, like ["transformers", "Qwen3ForCausalLM"], is of a Qwen3."""
+    return isinstance(component, list) and len(component) == 2 and str(component[1]).startswith("Qwen3")
+
+
+def _holds_model(folder: Path) -> bool:
+    return (folder / CONFIG_FILE).is_file() or any(model_files(folder, ".safetensors"))
+
+
+def _snapshot_of(folder: Path) -> Path:
+    """The snapshot that a repository's folder in the hub's cache stands for; any other folder itself.
+
+    Errors: CheckpointError when the folder has no snapshot, or several and no main branch.
+    """
+    match = _HUB_FOLDER.fullmatch(folder.name)
+    if match is None or not (folder / "snapshots").is_dir():
+        return folder
+    branch = folder / "refs" / "main"
+    commit = branch.read_text(encoding="utf-8", errors="replace").strip() if branch.is_file() else ""
+    snapshots = sorted(path for path in (folder / "snapshots").iterdir() if path.is_dir())
+    named = [path for path in snapshots if path.name == commit] or snapshots
+    if len(named) != 1:
+        raise CheckpointError(
+            f"{folder}: is a repository's folder in the hub's cache, with {len(named)} snapshots. Give the id "
+            f"{match['organization']}/{match['name']}, or one folder of {folder / 'snapshots'}."
+        )
+    return named[0]
+
+
+def model_files(folder: Path, suffix: str) -> list[Path]:
+    """The files of `folder` whose names end in `suffix`, in order.
+
+    Hidden ones are left out: macOS writes `._NAME` beside NAME on file systems of others.
+    """
+    found = (file for file in folder.iterdir() if file.suffix.lower() == suffix and not file.name.startswith("."))
+    return sorted(file for file in found if file.is_file())  # opening a pipe would hang
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -64,15 +135,23 @@ def first_with_tokenizer(folders: Sequence[Path]) -> Path | None:
     return next(filter(has_tokenizer, folders), None)
 
 
-def read_index(file: Path) -> dict[str, str]:
+def read_index(file: Path, component: str | None = None) -> dict[str, str]:
     """From the keys of the encoder's tensors to the names of the files that hold them.
 
-    Errors: CheckpointError when the index is damaged, or names a file outside its own folder.
+    Errors: CheckpointError when the index is damaged, names a file outside its own folder, or has no Qwen3 or several.
     """
     weight_map = read_json_object(file).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{file}: weight_map is no map of tensors to files, or empty.")
     for key, name in weight_map.items():
         if not isinstance(name, str) or name in ("", "..") or name != Path(name).name or "\\" in name:
-            raise CheckpointError(f"{file}: {key} is in {name!r}, expected the name of a file beside it.")
-    return {key: name for key, name in weight_map.items() if parameter_name(key) is not None}
+            raise CheckpointError(f"{file}: {key:.80} is in {name!r:.80}, expected the name of a file beside it.")
+    names = find_encoder(weight_map, str(file), component).names
+    return {key: weight_map[key] for key in names}
+
+
+def listed(names: Iterable[str], limit: int = 5) -> str:
+    """Names for a message: the first few, and how many there are more."""
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

@@ -11,6 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from encoder.checkpoint.files.lookalikes import explain_lookalike
 from encoder.checkpoint.tensors.weights import StoredArray
 from encoder.errors import CheckpointError
 
@@ -44,6 +45,8 @@ def read_header(file: Path) -> Header:
 def _parse_header(file: Path) -> tuple[dict[str, Any], int]:
     """The checked header of `file`, and the offset at which the data begin."""
     try:
+        if (lookalike := explain_lookalike(file)) is not None:
+            raise CheckpointError(f"{file}: {lookalike}")
         with file.open("rb") as stream:
             prefix = stream.read(8)
             [length] = struct.unpack("<Q", prefix) if len(prefix) == 8 else [0]

@@ -1,4 +1,4 @@
-"""Fills a model with a checkpoint's weights. Strict: every parameter is there once, and nothing else is."""
+"""Fills a model with a checkpoint's weights, which `open_checkpoint` has compared with the dims."""
 
 import hashlib
 import logging
@@ -23,8 +23,6 @@ from encoder.errors import CheckpointError
 from encoder.qwen3.model import Qwen3
 
 log = logging.getLogger(__name__)
-
-_MAX_LISTED = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +60,8 @@ def load_weights(
         progress: called after each tensor.
         quantize: as in ModelOptions.
         keep_bfloat16: whether matrices stay bfloat16 when all of them are stored in it, whatever `dtype` is.
-    Errors: CheckpointError for tensors that are missing, extra or misshapen, all of them in one; for NaN or infinity;
-        and when the memory does not suffice.
+    Errors: CheckpointError for NaN or infinity, and when the memory does not suffice.
     """
-    check_weights(checkpoint, model)
     quantization = new_quantization(quantize)
     on_cpu = mx.default_device().type == mx.DeviceType.cpu
     residents = plan_residents(
@@ -88,33 +84,6 @@ def load_weights(
     model.update_modules(tree_unflatten(_quantized_layers(residents, model)))
     model.update(tree_unflatten(list(parameters.items())))
     return _loaded(checkpoint, quantization_label(residents), quantized_anew=quantization is not None)
-
-
-def check_weights(checkpoint: Checkpoint, model: Qwen3) -> None:
-    """Compare names and shapes with the model's parameters. Reads no tensor.
-
-    Errors: CheckpointError naming every tensor that is missing, extra or misshapen.
-    """
-    expected = {name: array.shape for name, array in dict(tree_flatten(model.parameters())).items()}
-    stored = {tensor.name: tensor for tensor in checkpoint.tensors_of(len(model.layers))}
-    problems = [f"{name} is missing, expected shape {shape}" for name, shape in expected.items() if name not in stored]
-    for name, tensor in stored.items():
-        if name not in expected:
-            problems.append(f"{tensor.file.name}: {tensor.key} of shape {tensor.shape} is not a parameter of Qwen3")
-        elif tensor.shape != expected[name]:
-            problems.append(f"{tensor.file.name}: {tensor.key} has shape {tensor.shape}, expected {expected[name]}")
-    if problems:
-        raise CheckpointError(_summary(problems))
-
-
-def _summary(problems: list[str]) -> str:
-    listed = problems[:_MAX_LISTED]
-    if len(problems) > _MAX_LISTED:
-        listed.append(f"and {len(problems) - _MAX_LISTED} more")
-    return (
-        "The tensors do not match config.json. Is the checkpoint complete, and are both from the same model?\n  "
-        + "\n  ".join(listed)
-    )
 
 
 def _log_costs(checkpoint: Checkpoint, residents: Mapping[str, Resident], dtype: mx.Dtype, on_cpu: bool) -> None:

@@ -11,21 +11,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from encoder.checkpoint.checkpoint import Checkpoint, describe
+from encoder.checkpoint.checkpoint import Checkpoint, Origin, describe
 from encoder.checkpoint.files.gguf_parts import read_gguf_headers
 from encoder.checkpoint.files.gguf_rope import check_frequency_factors, gguf_rope_scaling
 from encoder.checkpoint.files.gguf_tokenizer import tokenizer_from_metadata
-from encoder.checkpoint.files.tokenizer_files import open_named_tokenizer
+from encoder.checkpoint.files.tokenizer_files import find_tokenizer, warn_of_larger_vocabulary
 from encoder.checkpoint.request import Request
+from encoder.checkpoint.tensors.dims import config_from_shapes
 from encoder.checkpoint.tensors.encodings import FLOATS, Plain
+from encoder.checkpoint.tensors.families import QWEN3_THETA
 from encoder.checkpoint.tensors.gguf_blocks import GgufBlocks
+from encoder.checkpoint.tensors.keys import EncoderKeys, find_encoder
 from encoder.checkpoint.tensors.weights import StoredArray, StoredTensor, Weights
 from encoder.errors import CheckpointError
+from encoder.pipeline.tokenizer import Tokenizer
 from encoder.qwen3.config import Qwen3Config
 from encoder.qwen3.fields import shown
 
 _ARCHITECTURES = ("qwen3", "qwen3vl")
-_LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
+_LAYER = re.compile(r"blk\.(\d+)\.(.+)\.(weight|bias)")
 _MODULES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -70,29 +74,51 @@ def open_gguf(file: Path, request: Request) -> Checkpoint:
     Errors: CheckpointError when it is damaged, lacks a part, or is no Qwen3.
     """
     header = read_gguf_headers(file)
-    tensors = dict(filter(None, map(_tensor, header.arrays)))
+    keys = _find_keys([array.key for array in header.arrays], file, request.options.component)
+    tensors = {name: _tensor(name, array) for array in header.arrays if (name := keys.names.get(array.key)) is not None}
     if "embed_tokens.weight" not in tensors or len(tensors["embed_tokens.weight"].shape) != 2:
         raise CheckpointError(f"{file}: has no matrix token_embd.weight, expected the tensors of a Qwen3.")
-    config = _config(header.metadata, tensors, file)
+    config = _config(header.metadata, tensors, file, hugging_face_names="token_embd.weight" not in keys.names)
     check_frequency_factors(header.arrays, str(file))
-    if request.options.tokenizer is not None:
-        tokenizer = open_named_tokenizer(request.options.tokenizer, request.options.cache_dir)
-    else:
-        tokenizer = tokenizer_from_metadata(header.metadata, str(file))
-    return describe(request.name, config, Weights(tensors), tokenizer)
+    tokenizer = _tokenizer(header.metadata, config, file, request)
+    warn_of_larger_vocabulary(tokenizer, config.vocab_size)
+    origin = Origin("GGUF", f"the metadata of {file}", f"the metadata of {file}", tokenizer.source)
+    return describe(request.name, config, Weights(tensors), tokenizer, origin, keys.warnings)
 
 
-def _config(metadata: dict[str, Any], tensors: Mapping[str, StoredTensor], file: Path) -> Qwen3Config:
+def _find_keys(keys: list[str], file: Path, component: str | None) -> EncoderKeys:
+    """The encoder's arrays, under llama.cpp's names or under Hugging Face's.
+
+    ComfyUI's tools write GGUF with the keys of the safetensors file that they were given.
+    """
+    if any(key.endswith("self_attn.q_norm.weight") for key in keys):
+        return find_encoder(keys, str(file), component)
+    names = {key: name for key in keys if (name := _parameter_name(key)) is not None}
+    return EncoderKeys("", names, tuple(key for key in keys if key not in names and not key.startswith(_UNUSED)))
+
+
+def _tokenizer(metadata: dict[str, Any], config: Qwen3Config, file: Path, request: Request) -> Tokenizer:
+    """The tokenizer that the user named, else the file's own, else one beside it or Qwen3's where the file has none."""
+    if request.options.tokenizer is None and "tokenizer.ggml.model" in metadata:
+        return tokenizer_from_metadata(metadata, str(file))
+    return find_tokenizer(request, [file.parent, file.parent / "tokenizer"], config.vocab_size)
+
+
+def _config(
+    metadata: dict[str, Any], tensors: Mapping[str, StoredTensor], file: Path, *, hugging_face_names: bool
+) -> Qwen3Config:
     architecture = metadata.get("general.architecture")
-    if architecture not in _ARCHITECTURES:
+    if architecture not in _ARCHITECTURES and not hugging_face_names:
         raise CheckpointError(f"{file}: general.architecture is {architecture!r}, expected 'qwen3' or 'qwen3vl'.")
+    if f"{architecture}.embedding_length" not in metadata:
+        return config_from_shapes(tensors, str(file), QWEN3_THETA)
     fields = {field: _as_decimal(metadata.get(f"{architecture}.{key}")) for field, key in _FIELDS.items()}
     prefix = f"{architecture}.rope."
     rope = {key.removeprefix(prefix): _as_decimal(value) for key, value in metadata.items() if key.startswith(prefix)}
     config = Qwen3Config.from_dict(
         fields
         | {
-            "model_type": "qwen3" if architecture == "qwen3" else "qwen3_vl_text",
+            "model_type": "qwen3_vl_text" if architecture == "qwen3vl" else "qwen3",
             "vocab_size": tensors["embed_tokens.weight"].shape[0],
             "attention_bias": "layers.0.self_attn.q_proj.bias" in tensors,
             "rope_scaling": gguf_rope_scaling(rope, str(file)),
@@ -112,20 +138,20 @@ def _as_decimal(value: Any) -> Any:
     return float(f"{value:.7g}") if isinstance(value, float) else value
 
 
-def _tensor(array: StoredArray) -> tuple[str, StoredTensor] | None:
-    """The parameter's name and the tensor; None for an array that the encoder never needs."""
-    if array.key.startswith(_UNUSED):
-        return None
-    match = _LAYER.fullmatch(array.key)
-    if match:
-        name = f"layers.{match[1]}.{_MODULES.get(match[2], match[2])}.{match[3]}"
-    else:
-        name = _OUTSIDE_LAYERS.get(array.key, array.key)
+def _parameter_name(key: str) -> str | None:
+    """The parameter's name; None for an array that is not the encoder's."""
+    match = _LAYER.fullmatch(key)
+    if match is None:
+        return f"layers.{key.removeprefix('blk.')}" if key.startswith("blk.") else _OUTSIDE_LAYERS.get(key)
+    return f"layers.{match[1]}.{_MODULES.get(match[2], match[2])}.{match[3]}"
+
+
+def _tensor(name: str, array: StoredArray) -> StoredTensor:
     if array.dtype in FLOATS:
-        return name, StoredTensor(name, array.shape, Plain(FLOATS[array.dtype]), {"weight": array})
+        return StoredTensor(name, array.shape, Plain(FLOATS[array.dtype]), {"weight": array})
     if len(array.shape) != 2 or not array.nbytes:
         raise CheckpointError(
             f"{array.file}: {array.key} is {array.dtype} {array.shape}, expected floats, or a matrix that is not empty."
         )
     rows = replace(array, shape=(array.shape[0], array.nbytes // array.shape[0]))  # in bytes, as GgufBlocks takes it
-    return name, StoredTensor(name, array.shape, GgufBlocks(array.dtype, array.shape), {"weight": rows})
+    return StoredTensor(name, array.shape, GgufBlocks(array.dtype, array.shape), {"weight": rows})

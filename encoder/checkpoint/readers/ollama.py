@@ -13,7 +13,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from encoder.checkpoint.checkpoint import Checkpoint, describe
+from encoder.checkpoint.checkpoint import Checkpoint, Origin, describe
 from encoder.checkpoint.files.json_file import read_json_object
 from encoder.checkpoint.files.ollama_store import GGUF, JSON, TENSOR, Layer, check_digest, manifest_file, read_layers
 from encoder.checkpoint.files.safetensors_header import read_header
@@ -21,7 +21,6 @@ from encoder.checkpoint.files.tokenizer_files import open_named_tokenizer, read_
 from encoder.checkpoint.readers.gguf import open_gguf
 from encoder.checkpoint.request import Request
 from encoder.checkpoint.tensors.assemble import Hints, assemble
-from encoder.checkpoint.tensors.keys import parameter_name
 from encoder.checkpoint.tensors.mlx_quantized import mlx_quantized
 from encoder.checkpoint.tensors.weights import StoredArray, Weights
 from encoder.errors import CheckpointError
@@ -82,11 +81,16 @@ def _open_tensors(layers: list[Layer], request: Request) -> Checkpoint:
     for layer in blobs:
         header = read_header(layer.blob)
         for array in header.arrays:
-            key = _mlx_key(layer.name if array.key == _SINGLE_KEY else array.key)
+            own_key = layer.name if array.key == _SINGLE_KEY else array.key
+            key = _mlx_key(own_key.removeprefix(component))  # newer blobs leave the component out
             named.append((key, array))
             bits |= _declared_bits(key, array.key, header.metadata)
-    weights = Weights(assemble(named, (mlx_quantized,), Hints(dims=config, bits=bits)), check_file=check_digest)
-    return describe(request.name, config, weights, _open_tokenizer(files, request))
+    assembled = assemble(named, (mlx_quantized,), Hints(dims=config, bits=bits), request.name, None)
+    tokenizer = _open_tokenizer(files, request)
+    config_from = f"{component}config.json of {request.name}"
+    origin = Origin("Ollama's tensors", config_from, config_from, tokenizer.source)
+    weights = Weights(assembled.tensors, check_file=check_digest)
+    return describe(request.name, config, weights, tokenizer, origin, assembled.warnings)
 
 
 def _mlx_key(key: str) -> str:
@@ -96,11 +100,10 @@ def _mlx_key(key: str) -> str:
 
 
 def _declared_bits(key: str, own_key: str, metadata: dict[str, str]) -> dict[str, int]:
-    """The bits of a weight by the path of its module, where the blob names its type; else empty."""
+    """The bits of a weight by the path of its module in the file, where the blob names its type; else empty."""
     quant_type = metadata.get(f"{own_key}.quant_type") or metadata.get("quant_type") or ""
-    name = parameter_name(key)
     bits = _BITS.get(quant_type.lower())
-    return {name.removesuffix(".weight"): bits} if bits and name and name.endswith(".weight") else {}
+    return {key.removesuffix(".weight"): bits} if bits and key.endswith(".weight") else {}
 
 
 def _open_tokenizer(files: dict[str, Path], request: Request) -> Tokenizer:

@@ -10,8 +10,10 @@ from encoder.checkpoint.readers import comfyui, demo, gguf, huggingface, ollama
 from encoder.checkpoint.readers.loras import merge_loras
 from encoder.checkpoint.readers.reader import Reader
 from encoder.checkpoint.request import Request
+from encoder.checkpoint.tensors.expected import check_tensors
 from encoder.errors import CheckpointError
 from encoder.options import ModelOptions
+from encoder.qwen3.depth import choose_depth
 
 log = logging.getLogger(__name__)
 
@@ -21,17 +23,25 @@ READERS: tuple[Reader, ...] = (demo, huggingface, comfyui, gguf, ollama)
 
 
 def open_checkpoint(options: ModelOptions) -> Checkpoint:
-    """Describe the checkpoint that `options.model` names. Reads headers, no tensors; downloads what is on the hub.
+    """Describe the checkpoint that `options.model` names, and log its warnings.
+
+    Reads headers, no tensors; downloads what is on the hub. All that the options ask for is there: no tensor of the
+    layers to load is missing, misshapen or too much.
 
     Errors: CheckpointError saying what was looked for, or what is wrong with what was found.
     """
     request = Request(options.model, options)
     try:
-        checkpoint = merge_loras(_open(request), options.loras, options.cache_dir)
+        checkpoint = _open(request)
+        depth = choose_depth(checkpoint.config, options.num_layers, options.presets)
+        check_tensors(
+            checkpoint.weights.tensors, checkpoint.config, depth.layers, options.model, checkpoint.origin.config
+        )
+        checkpoint = merge_loras(checkpoint, options.loras, options.cache_dir)
     except OSError as error:
         raise CheckpointError(f"{options.model}: cannot be read: {error}") from error
-    if checkpoint.random_weights:
-        log.warning("%s: the weights of this checkpoint are RANDOM; its hidden states mean nothing.", options.model)
+    for warning in checkpoint.warnings:
+        log.warning("%s: %s", options.model, warning)
     return checkpoint
 
 
@@ -52,7 +62,7 @@ def _find_reader(request: Request) -> Reader | None:
 
 def _open_from_hub(request: Request) -> Checkpoint:
     hub_id = _parse_hub_id(request)
-    snapshot = fetch(hub_id, request.options.cache_dir)
+    snapshot = fetch(hub_id, request.options.cache_dir, request.options.component)
     fetched = replace(request, source=str(snapshot / hub_id.path))
     reader = _find_reader(fetched)
     if reader is None:

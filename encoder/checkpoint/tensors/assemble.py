@@ -5,19 +5,20 @@ module, takes out those of its own quantization, and returns the tensor that the
 must be plain floats.
 """
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from encoder.checkpoint.tensors.encodings import FLOATS, Plain
-from encoder.checkpoint.tensors.keys import parameter_name
+from encoder.checkpoint.tensors.keys import EncoderKeys, find_encoder
 from encoder.checkpoint.tensors.weights import StoredArray, StoredTensor
 from encoder.errors import CheckpointError
 from encoder.qwen3.config import Qwen3Config
 
-log = logging.getLogger(__name__)
+_INTEGERS = ("BOOL", "I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64")
+_PARAMETERS = ("weight", "bias", "sinks")
+_BUFFERS = ("position_ids", "cache_position", "causal_mask", "attn_mask", "masked_bias")
 
 # The arrays of one module, by the last part of their name: "weight", "bias", "scales", "weight.absmax", ...
 Parts = dict[str, StoredArray]
@@ -31,19 +32,28 @@ class Hints:
         config: the parsed config.json, empty where there is none.
         metadata: the metadata in the files' headers.
         dims: the dims that config.json says; None where there is none.
-        bits: bits of a quantized number, by the path of the module, where the format says it.
-        notices: what schemes have met and read in a way that the user should know of, and how often. `assemble` logs
-            it as warnings.
+        bits: bits of a quantized number, by the module's path with its prefix, where the format says it.
+        prefix: of the keys, which descriptions of single modules in `config` and `metadata` may have, too.
+        notices: what schemes have met and read in a way that the user should know of, and how often.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     dims: Qwen3Config | None = None
     bits: Mapping[str, int] = field(default_factory=dict)
+    prefix: str = ""
     notices: Counter[str] = field(default_factory=Counter)
 
 
 Scheme = Callable[[str, Parts, Hints], StoredTensor | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """The encoder's tensors by parameter name, and what the user should know about the others."""
+
+    tensors: dict[str, StoredTensor]
+    warnings: tuple[str, ...]
 
 
 def by_key(arrays: Iterable[StoredArray]) -> list[tuple[str, StoredArray]]:
@@ -52,25 +62,34 @@ def by_key(arrays: Iterable[StoredArray]) -> list[tuple[str, StoredArray]]:
 
 
 def assemble(
-    named: Iterable[tuple[str, StoredArray]], schemes: Sequence[Scheme], hints: Hints
-) -> dict[str, StoredTensor]:
-    """The encoder's tensors, by parameter name.
+    named: Sequence[tuple[str, StoredArray]],
+    schemes: Sequence[Scheme],
+    hints: Hints,
+    where: str,
+    component: str | None = None,
+) -> Assembled:
+    """The encoder's tensors.
 
     Args:
-        named: the arrays, each under a key that `parameter_name` understands.
+        named: all arrays of a checkpoint, which may hold other models, each under its key.
         schemes: the quantizations that the format can hold. They are asked in this order.
-        hints: for the schemes.
-    Errors: CheckpointError for two arrays of one parameter, and for an array that no scheme takes and that is not
-        plain floats.
+        hints: for the schemes; the prefix is filled in here.
+        where: the file or folder, for messages.
+        component: as of `find_encoder`.
+    Errors: CheckpointError for no Qwen3 or several, for two arrays of one parameter, and for an array that no scheme
+        takes and that is not plain floats.
     """
+    keys = find_encoder([key for key, _ in named], where, component)
+    _check_tied(keys, hints, where)
+    hints = replace(hints, prefix=keys.prefix)
     tensors: dict[str, StoredTensor] = {}
-    for path, parts in _modules(named).items():
+    buffers: list[str] = []
+    for path, parts in _modules(named, keys).items():
         found = (scheme(path, parts, hints) for scheme in schemes)
-        for tensor in [tensor for tensor in found if tensor is not None] + _plain(path, parts):
+        for tensor in [tensor for tensor in found if tensor is not None] + _plain(path, parts, buffers):
             tensors[tensor.name] = tensor
-    for notice, count in hints.notices.items():
-        log.warning("%d x %s", count, notice)
-    return tensors
+    unread = replace(keys, unneeded=(*keys.unneeded, *buffers)).warnings
+    return Assembled(tensors, (*unread, *(f"{count:,} x {notice}" for notice, count in hints.notices.items())))
 
 
 def take(parts: Parts, *names: str) -> Parts:
@@ -78,19 +97,36 @@ def take(parts: Parts, *names: str) -> Parts:
     return {name: parts.pop(name) for name in names if name in parts}
 
 
-def _modules(named: Iterable[tuple[str, StoredArray]]) -> dict[str, Parts]:
+def is_buffer(part: str, parts: Parts) -> bool:
+    """Whether an array of a module is integers that PyTorch kept beside the parameters, which say nothing of them."""
+    plain = "weight" in parts and parts["weight"].dtype in FLOATS
+    return parts[part].dtype in _INTEGERS and part not in _PARAMETERS and (plain or part in _BUFFERS)
+
+
+def _check_tied(keys: EncoderKeys, hints: Hints, where: str) -> None:
+    head = next(
+        (key for key, name in keys.names.items() if name.startswith("embed_tokens.") and "lm_head" in key), None
+    )
+    if head is not None and hints.dims is not None and not hints.dims.tie_word_embeddings:
+        raise CheckpointError(
+            f"{where}: has no embed_tokens, and its {head} is another matrix, since tie_word_embeddings is false. "
+            f"Is the checkpoint complete?"
+        )
+
+
+def _modules(named: Iterable[tuple[str, StoredArray]], keys: EncoderKeys) -> dict[str, Parts]:
     """The encoder's arrays, by the path of their module."""
     modules: dict[str, Parts] = {}
     for key, array in named:
-        name = parameter_name(key)
+        name = keys.names.get(key)
         if name is None:
             continue
         path, part = _split(name)
         first = modules.setdefault(path, {}).setdefault(part, array)
         if first is not array:
             raise CheckpointError(
-                f"{array.file.name}: {array.key} is the parameter {name}, "
-                f"which {first.file.name} already has as {first.key}. Remove one of the two."
+                f"{array.file}: {array.key} is the parameter {name}, which {first.file.name} already has as "
+                f"{first.key}. Are these two variants of one model? Give the file to serve as --model, or remove one."
             )
     return modules
 
@@ -104,12 +140,16 @@ def _split(name: str) -> tuple[str, str]:
     return path, part
 
 
-def _plain(path: str, parts: Parts) -> list[StoredTensor]:
+def _plain(path: str, parts: Parts, buffers: list[str]) -> list[StoredTensor]:
+    """The tensors of the arrays that no scheme has taken. Integers that are no parameter are added to `buffers`."""
     tensors = []
     for part, array in parts.items():
+        if is_buffer(part, parts):
+            buffers.append(array.key)
+            continue
         if array.dtype not in FLOATS:
             raise CheckpointError(
-                f"{array.file.name}: {array.key} has dtype {array.dtype}, expected {', '.join(FLOATS)}, "
+                f"{array.file}: {array.key} has dtype {array.dtype}, expected {', '.join(FLOATS)}, "
                 f"or scales beside it that say how it is quantized."
             )
         name = f"{path}.{part}" if path else part

@@ -1,39 +1,152 @@
-"""From a checkpoint's key to the parameter's name. The key's prefix depends on the class that was saved.
+"""Which of a checkpoint's keys are the encoder's, and the parameters' names.
+
+A key is a prefix and a name. The prefix depends on the class that was saved and on what was wrapped around it:
 
 Qwen3ForCausalLM                  model.layers.…
 Qwen3Model, Qwen3VLTextModel      layers.…
 Qwen3VLForConditionalGeneration   model.language_model.layers.…, model.visual.…
-Qwen3VLModel                      language_model.layers.…, visual.…
 mlx-lm, qwen3_vl                  language_model.model.layers.…, vision_tower.…
+torch.compile, DDP, PEFT          _orig_mod.model.layers.…, module.model.layers.…, base_model.model.model.layers.…
 Ollama's image models             text_encoder/model.layers.…
 ComfyUI, all models in one file   text_encoders.qwen3_4b.transformer.model.layers.…, model.diffusion_model.…, vae.…
+
+So no prefix is listed here: it is what stands before `layers.0.self_attn.q_norm.weight`.
 """
 
 import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 
-_COMPONENT = re.compile(r"text_encoder/|(?:(?:text_encoders|cond_stage_model)\.)?\w+\.transformer\.")
-_PREFIXES = (  # longest first
-    "model.language_model.model.",
-    "model.language_model.",
-    "language_model.model.",
-    "language_model.",
-    "model.",
+from encoder.errors import CheckpointError
+
+_ANCHOR = re.compile(r"(?P<prefix>(?:.*[./])?)layers\.\d+\.self_attn\.q_norm\.weight", re.DOTALL)
+_OWN = ("embed_tokens.", "layers.", "norm.")  # what stands below the prefix of a Qwen3
+_HEAD = "lm_head."
+_EMBEDDING = "embed_tokens."
+_ADAPTER = re.compile(r"\blora_\w+|\b(hada|lokr)_\w+|\.(alpha|dora_scale)$")
+_EXPECTED_BESIDE = re.compile(  # other parts of a whole model, and other models in one file; said by no log
+    r"(^|[./])(lm_head|visual|vision_\w+|audio_\w+|multi_modal_projector|diffusion_model|vae|first_stage_model|"
+    r"text_encoders|cond_stage_model|logit_scale|tokenizer_json|scaled_fp8|mtp|rotary_emb)([./]|$)"
 )
-_OTHER_MODELS = ("visual.", "vision_tower.", "lm_head.", "diffusion_model.", "vae.", "first_stage_model.")
 _NO_PARAMETERS = (
     "rotary_emb.inv_freq",  # RoPE frequencies, which follow from rope_theta
     "scaled_fp8",  # ComfyUI's mark on a file with scale_weight
     ".input_scale",  # of activations, for products in float8
     ".scale_input",
-    "logit_scale",
-    "tokenizer_json",
+    ".output_scale",
+    *(f".{which}_scale" for which in ("k", "v", "kv", "q")),  # of the key-value cache, and of attention in float8
 )
+_MAX_SHOWN = 3
 
 
-def parameter_name(key: str) -> str | None:
-    """The name of the parameter in `Qwen3`; None for a tensor that the encoder never needs."""
-    component = _COMPONENT.match(key)
-    name = key[component.end() :] if component else key
-    prefix = next((prefix for prefix in _PREFIXES if name.startswith(prefix)), "")
-    name = name.removeprefix(prefix)
-    return None if name.startswith(_OTHER_MODELS) or name.endswith(_NO_PARAMETERS) else name
+@dataclass(frozen=True, slots=True)
+class EncoderKeys:
+    """The keys of one text encoder among all keys of a checkpoint.
+
+    Attributes:
+        prefix: what stands before the parameters' names.
+        names: from each key of the encoder to the parameter's name.
+        unneeded: keys that nobody expects beside a text encoder, and that are not read.
+        adapter: keys of a LoRA beside the model, which are not read either.
+    """
+
+    prefix: str
+    names: Mapping[str, str]
+    unneeded: tuple[str, ...] = ()
+    adapter: tuple[str, ...] = ()
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a user should know about the keys that are not read."""
+        said = []
+        if self.adapter:
+            said.append(
+                f"{_counted(self.adapter, 'tensor')} of a LoRA are not applied; where they are trained and not "
+                f"merged yet, give the LoRA with --lora"
+            )
+        if self.unneeded:
+            said.append(f"{_counted(self.unneeded, 'tensor')} that a text encoder does not need are not read")
+        return said
+
+
+def find_encoder(keys: Iterable[str], where: str, component: str | None = None) -> EncoderKeys:
+    """The keys of the Qwen3 among `keys`.
+
+    Args:
+        keys: of all tensors of a checkpoint, which may hold other models.
+        where: the file or folder, for messages.
+        component: which Qwen3 to take where there are several: a part of its prefix; None expects one.
+    Errors: CheckpointError when there is no Qwen3, or several to choose from.
+    """
+    keys = list(keys)
+    prefix = _choose_prefix(keys, where, component)
+    names = {key: name for key in keys if (name := _name_below(prefix, key)) is not None}
+    if not any(name.startswith(_EMBEDDING) for name in names.values()):
+        names |= _tied_embedding(keys, prefix)
+    others = [key for key in keys if key not in names and not key.endswith(_NO_PARAMETERS)]
+    adapter = [key for key in others if _ADAPTER.search(key)]
+    unneeded = [key for key in others if not _EXPECTED_BESIDE.search(key) and not _ADAPTER.search(key)]
+    return EncoderKeys(prefix, names, tuple(unneeded), tuple(adapter))
+
+
+def _name_below(prefix: str, key: str) -> str | None:
+    """The parameter's name; None for a key that is not the encoder's, or that the encoder never needs."""
+    name = key[len(prefix) :] if key.startswith(prefix) else ""
+    return None if not name.startswith(_OWN) or name.endswith(_NO_PARAMETERS) or _ADAPTER.search(name) else name
+
+
+def _tied_embedding(keys: Collection[str], prefix: str) -> dict[str, str]:
+    """A head that stands for the embedding: of two tied weights, some writers keep the head alone."""
+    parent = prefix.removesuffix("model.")
+    heads = {f"{parent}{_HEAD}", f"{prefix}{_HEAD}"}
+    found = {key: head for key in keys for head in heads if key.startswith(head)}
+    return {key: _EMBEDDING + key.removeprefix(head) for key, head in found.items()}
+
+
+def _choose_prefix(keys: Collection[str], where: str, component: str | None) -> str:
+    prefixes = sorted({match["prefix"] for key in keys if (match := _ANCHOR.fullmatch(key))})
+    if len(prefixes) > 1:  # a draft or MTP head has layers and no embedding
+        whole = [prefix for prefix in prefixes if any(key.startswith(prefix + _EMBEDDING) for key in keys)]
+        prefixes = whole or prefixes
+    if component is not None:
+        named = [prefix for prefix in prefixes if _has_part(prefix, component)]
+        if len(named) != 1 and len(prefixes) != 1:
+            raise CheckpointError(f"{where}: --component {component} {_listed(prefixes)}")
+        prefixes = named or prefixes
+    if not prefixes:
+        raise CheckpointError(f"{where}: {_explain_no_qwen3(keys)}")
+    if len(prefixes) > 1:
+        raise CheckpointError(f"{where}: holds several Qwen3 models; choose one: --component {_listed(prefixes)}")
+    return prefixes[0]
+
+
+def _has_part(prefix: str, component: str) -> bool:
+    """Whether the component is the prefix, or whole parts of it."""
+    separated = "." + re.sub(r"[./]+", ".", prefix).strip(".") + "."
+    return "." + re.sub(r"[./]+", ".", component).strip(".") + "." in separated
+
+
+def _listed(prefixes: list[str]) -> str:
+    """The components, each by the parts that tell it from the others."""
+    parts = [[part for part in re.split(r"[./]", prefix) if part] for prefix in prefixes]
+    common = set.intersection(*map(set, parts)) if parts else set()
+    own = [".".join(part for part in one if part not in common) or ".".join(one) or "''" for one in parts]
+    return f"is one of {', '.join(own)}."
+
+
+def _explain_no_qwen3(keys: Collection[str]) -> str:
+    if any(_ADAPTER.search(key) for key in keys):
+        return (
+            "holds a LoRA adapter and no model. Give the model that it was trained on as --model, and this as --lora."
+        )
+    shown = ", ".join(f"{key:.80}" for key in list(keys)[:_MAX_SHOWN]) or "no tensor"
+    return (
+        f"holds no Qwen3: no key ends in layers.0.self_attn.q_norm.weight; its {len(keys):,} tensors begin with "
+        f"{shown}. Give a checkpoint of Qwen3 or of Qwen3-VL."
+    )
+
+
+def _counted(keys: Collection[str], noun: str) -> str:
+    shown = ", ".join(f"{key:.80}" for key in list(keys)[:_MAX_SHOWN])
+    more = ", …" if len(keys) > _MAX_SHOWN else ""
+    return f"{len(keys):,} {noun}{'s' if len(keys) > 1 else ''} ({shown}{more})"

@@ -52,12 +52,14 @@ def _described(path: str, arrays: dict[str, StoredArray], hints: Hints) -> Quant
     """The quantization that config.json says, else that which follows from the stated bits and the shapes."""
     described = hints.config.get("quantization") or hints.config.get("quantization_config")
     if isinstance(described, dict):
-        own = next((described[key] for prefix in _PATH_PREFIXES if (key := prefix + path) in described), None)
+        own = next(
+            (described[key] for prefix in (hints.prefix, *_PATH_PREFIXES) if (key := prefix + path) in described), None
+        )
         fields = own if isinstance(own, dict) else described
         where = "config.json: quantization" + (f" of {path}" if own is not None else "")
         return Quantization.from_fields(fields, where)
     level = hints.metadata.get("quantization_level", "")
-    bits = hints.bits.get(path) or (int(level) if level.isdecimal() else None)
+    bits = hints.bits.get(hints.prefix + path) or (int(level) if level.isdecimal() else None)
     columns = columns_of(hints.dims, path) if hints.dims is not None else None
     return infer_quantization(arrays, bits, columns)
 

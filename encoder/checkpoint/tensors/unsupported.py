@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from encoder.checkpoint.tensors.assemble import Hints, Parts
+from encoder.checkpoint.tensors.assemble import Hints, Parts, is_buffer
 from encoder.checkpoint.tensors.encodings import FLOATS
 from encoder.checkpoint.tensors.quantization_config import quantization_config, text_of
 from encoder.errors import CheckpointError
@@ -58,8 +58,9 @@ def unsupported(path: str, parts: Parts, hints: Hints) -> None:
     Errors: CheckpointError for an array that is not floats, and for one that floats do not have beside them.
     """
     name = next((_BY_ARRAYS[part] for part in parts if part in _BY_ARRAYS), None)
-    array = next((array for array in parts.values() if array.dtype not in FLOATS), next(iter(parts.values()), None))
-    if array is None or (name is None and array.dtype in FLOATS):
+    strange = [array for part, array in parts.items() if array.dtype not in FLOATS and not is_buffer(part, parts)]
+    array = next(iter(strange or (parts.values() if name is not None else ())), None)
+    if array is None:
         return
     name = _described(quantization_config(hints)) or name or "a quantization of which nothing is known here"
     raise CheckpointError(

@@ -26,11 +26,13 @@ def write_gguf(
     architecture: str = "qwen3",
     part_tensors: int = 0,
     extra: Mapping[str, Array] | None = None,
+    prefix: str | None = None,
     **metadata: Any,
 ) -> dict[str, Array]:
     """Write the weights, the matrices among them as `kind`; what they stand for, by parameter name.
 
-    With `part_tensors` in several files of so many tensors. `extra` are tensors under keys of their own.
+    With `part_tensors` in several files of so many tensors; with a `prefix` under Hugging Face's names behind it.
+    `extra` are tensors under keys of their own.
     """
     writer = gguf.GGUFWriter(file, architecture, split_max_tensors=part_tensors)
     fields = {"embedding_length": 256, "feed_forward_length": 256, "block_count": 2, "context_length": 4096}
@@ -45,7 +47,7 @@ def write_gguf(
     write_tokens(writer, **(tokens or demo_tokens()))
     decoded = {}
     for name, weight in weights.items():
-        key = NAMES.get_name(f"model.{name}", (".weight", ".bias"))
+        key = f"{prefix}{name}" if prefix else NAMES.get_name(f"model.{name}", (".weight", ".bias"))
         assert key is not None
         stored, decoded[name] = encode_matrix(weight, kind) if weight.ndim == 2 else (weight, weight)
         writer.add_tensor(key, stored, raw_dtype=KINDS[kind] if weight.ndim == 2 and kind != "F32" else None)

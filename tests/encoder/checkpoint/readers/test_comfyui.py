@@ -197,12 +197,14 @@ def test_all_else_in_the_file_is_left_alone(tmp_path: Path, weights: Stored) -> 
     assert_same_hidden_states(file, tmp_path / "plain")
 
 
-def test_two_encoders_in_one_file_are_refused(tmp_path: Path, weights: Stored) -> None:
+def test_one_of_two_encoders_in_a_file_is_chosen(tmp_path: Path, weights: Stored) -> None:
     """Nothing says which of them is meant."""
     file = write_file(tmp_path, {f"{name}.{key}": weights[key] for key in weights for name in ("a", "b")})
 
-    with pytest.raises(CheckpointError, match=r"several Qwen3 models, under a., b., expected one"):
+    with pytest.raises(CheckpointError, match=r"several Qwen3 models; choose one: --component is one of a, b"):
         open_checkpoint(ModelOptions(str(file)))
+    checkpoint = open_checkpoint(ModelOptions(str(file), component="b"))
+    assert {tensor.key.partition(".")[0] for tensor in checkpoint.weights.tensors.values()} == {"b"}
 
 
 @pytest.mark.parametrize("gone", ["embed_tokens.weight", "layers.0.self_attn.q_norm.weight"])

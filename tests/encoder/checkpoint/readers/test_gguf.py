@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import struct
 import time
 from collections.abc import Callable
@@ -197,7 +198,7 @@ def test_damaged_file_is_named_at_once(
     file.write_bytes(damage(file.read_bytes()))
     started = time.process_time()
 
-    with pytest.raises(CheckpointError, match=r"model.gguf: cannot be read as GGUF"):
+    with pytest.raises(CheckpointError, match=r"model.gguf: (cannot be read as GGUF|is empty)"):
         open_checkpoint(ModelOptions(str(file)))
     assert time.process_time() - started < 1
 
@@ -270,7 +271,7 @@ def test_parts_that_do_not_make_a_model_are_named(
 
 
 def test_folder_of_gguf_files_asks_for_one_of_them(parts: list[Path]) -> None:
-    with pytest.raises(CheckpointError, match=r"holds GGUF files. Name one of them: model-00001-of-00003.gguf"):
+    with pytest.raises(CheckpointError, match=r"several GGUF.*: model-00001-of-00003.gguf, other-00001-of-00003.gguf"):
         open_checkpoint(ModelOptions(str(parts[0].parent)))
 
 
@@ -348,3 +349,22 @@ def test_factors_on_the_frequencies_are_refused_unless_they_are_one(tmp_path: Pa
     assert encode(tmp_path / "ones.gguf")
     with pytest.raises(CheckpointError, match=r"others.gguf: rope_freqs.weight changes RoPE's frequencies"):
         encode(tmp_path / "others.gguf")
+
+
+def test_folder_of_one_gguf_model_is_opened(tmp_path: Path, parts: list[Path]) -> None:
+    """As LM Studio keeps it, perhaps beside the file of its vision tower."""
+    for part in parts:
+        shutil.copy(part, tmp_path / part.name)
+    (tmp_path / "mmproj-F16.gguf").write_bytes(b"GGUF")
+    (tmp_path / "._model.gguf").write_bytes(b"junk")
+
+    assert open_checkpoint(ModelOptions(str(tmp_path))).weights.tensors["norm.weight"].file.parent == tmp_path
+
+
+def test_hugging_faces_names_are_read(tmp_path: Path, weights: dict[str, Any]) -> None:
+    """ComfyUI's tools keep the keys of the safetensors file that they are given, and an architecture of their own."""
+    for architecture, names in (("qwen3", None), ("cow", "model.")):
+        write_gguf(tmp_path / f"{architecture}.gguf", weights, architecture=architecture, prefix=names)
+    named, plain = (open_checkpoint(ModelOptions(str(tmp_path / f"{name}.gguf"))) for name in ("cow", "qwen3"))
+
+    assert named.fingerprint == plain.fingerprint

@@ -1,10 +1,13 @@
 """Every key form that people's files have, down to one name."""
 
+import re
+
 import pytest
 
-from encoder.checkpoint.tensors.keys import parameter_name
+from encoder.checkpoint.tensors.keys import find_encoder
+from encoder.errors import CheckpointError
 
-NAME = "layers.3.self_attn.q_norm.weight"
+NAMES = ["embed_tokens.weight", "layers.0.self_attn.q_norm.weight", "layers.3.mlp.up_proj.weight", "norm.weight"]
 
 
 @pytest.mark.parametrize(
@@ -20,11 +23,20 @@ NAME = "layers.3.self_attn.q_norm.weight"
         pytest.param("text_encoder/", id="ollama-bare"),
         pytest.param("text_encoders.qwen3_4b.transformer.model.", id="comfyui-all-in-one"),
         pytest.param("qwen3_8b.transformer.model.", id="comfyui-saved-clip"),
+        pytest.param("_orig_mod.model.", id="torch-compile"),
+        pytest.param("module._orig_mod.model.", id="data-parallel-of-compiled"),
+        pytest.param("base_model.model.model.", id="peft"),
+        pytest.param("text_encoder.model.language_model.", id="trainer"),
+        pytest.param("thinker.model.", id="unheard-of"),
     ],
 )
-def test_prefix_is_stripped(prefix: str) -> None:
-    """The prefix says which class was saved, nothing about the weights."""
-    assert parameter_name(prefix + NAME) == NAME
+def test_prefix_is_what_stands_before_the_layers(prefix: str) -> None:
+    """It says which class was saved and what wrapped it, nothing about the weights."""
+    found = find_encoder([prefix + name for name in NAMES], "file")
+
+    assert found.prefix == prefix
+    assert found.names == {prefix + name: name for name in NAMES}
+    assert found.warnings == []
 
 
 @pytest.mark.parametrize(
@@ -43,9 +55,80 @@ def test_prefix_is_stripped(prefix: str) -> None:
         "scaled_fp8",
         "model.layers.0.mlp.up_proj.input_scale",
         "model.layers.0.mlp.up_proj.scale_input",
+        "model.layers.0.self_attn.k_proj.k_scale",
+        "model.layers.0.self_attn.v_scale",
         "text_encoders.qwen3_4b.logit_scale",
+        "mtp.layers.0.self_attn.q_norm.weight",
     ],
 )
-def test_tensor_that_the_encoder_never_needs_has_no_name(key: str) -> None:
+def test_tensor_that_is_usual_beside_an_encoder_is_left_out(key: str) -> None:
     """Heads and vision towers may be gigabytes."""
-    assert parameter_name(key) is None
+    found = find_encoder([f"model.{name}" for name in NAMES] + [key], "file")
+
+    assert key not in found.names
+    assert found.warnings == []
+
+
+def test_tensors_that_nobody_expects_are_counted() -> None:
+    """They are left out too, and the user hears of it."""
+    more = ["score.weight", "v_head.summary.weight", "v_head.summary.bias", "model.extra.weight"]
+    found = find_encoder([f"model.{name}" for name in NAMES] + more, "file")
+
+    assert set(found.names.values()) == set(NAMES)
+    [warning] = found.warnings
+    assert "4 tensors (score.weight, v_head.summary.weight, v_head.summary.bias, …)" in warning
+
+
+def test_unknown_tensor_inside_the_model_is_kept() -> None:
+    """So that the comparison with the dims refuses it."""
+    key = "model.layers.0.self_attn.q_proj.mystery"
+    assert key in find_encoder([*(f"model.{name}" for name in NAMES), key], "file").names
+
+
+def test_adapter_beside_a_whole_model_is_left_out_with_a_word() -> None:
+    """It may be a leftover of merging, or the reason why the file exists."""
+    key = "model.layers.0.self_attn.q_proj.lora_A.default.weight"
+    found = find_encoder([f"model.{name}" for name in NAMES] + [key], "file")
+
+    assert key not in found.names
+    assert "--lora" in found.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "head"), [("model.", "lm_head."), ("language_model.model.", "language_model.lm_head.")]
+)
+def test_tied_head_stands_for_the_embedding(prefix: str, head: str) -> None:
+    """Of two names for one tensor, safetensors' writers keep one."""
+    keys = [prefix + name for name in NAMES[1:]] + [f"{head}weight", f"{head}scales"]
+    found = find_encoder(keys, "file")
+
+    assert found.names[f"{head}weight"] == "embed_tokens.weight"
+    assert found.names[f"{head}scales"] == "embed_tokens.scales"
+
+
+def test_several_models_are_listed_and_one_is_chosen() -> None:
+    """As in ACE-Step's file for ComfyUI."""
+    small, large = "text_encoders.qwen3_06b.transformer.model.", "text_encoders.qwen3_2b.transformer.model."
+    keys = [prefix + name for prefix in (small, large) for name in NAMES]
+
+    with pytest.raises(CheckpointError, match=r"several Qwen3 .*--component is one of qwen3_06b, qwen3_2b"):
+        find_encoder(keys, "file")
+    assert find_encoder(keys, "file", "qwen3_2b").prefix == large
+    assert find_encoder(keys, "file", small).prefix == small
+    with pytest.raises(CheckpointError, match="--component qwen3 is one of qwen3_06b, qwen3_2b"):
+        find_encoder(keys, "file", "qwen3")
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        pytest.param([], "begin with no tensor", id="empty"),
+        pytest.param(["model.layers.0.self_attn.q_proj.weight"], "holds no Qwen3", id="other-model"),
+        pytest.param(["base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"], "holds a LoRA", id="adapter"),
+        pytest.param(["x" * 10_000], re.escape("x" * 80 + ". Give"), id="long-key"),
+    ],
+)
+def test_no_model_is_explained_by_what_is_there(keys: list[str], message: str) -> None:
+    """Without an echo of long names."""
+    with pytest.raises(CheckpointError, match=message):
+        find_encoder(keys, "file")

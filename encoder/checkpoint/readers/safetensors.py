@@ -1,0 +1,112 @@
+"""Describes a model in safetensors files, whoever wrote them: what a folder's reader and a single file's share."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tokenizers
+
+from encoder.checkpoint.checkpoint import Checkpoint, Origin, describe
+from encoder.checkpoint.files.json_file import read_json_object
+from encoder.checkpoint.files.safetensors_header import Header
+from encoder.checkpoint.files.tokenizer_files import find_tokenizer, warn_of_larger_vocabulary
+from encoder.checkpoint.request import Request
+from encoder.checkpoint.tensors.assemble import Hints, assemble, by_key
+from encoder.checkpoint.tensors.dims import config_from_shapes
+from encoder.checkpoint.tensors.families import QWEN3_THETA, QWEN3_VL_THETA
+from encoder.checkpoint.tensors.schemes import SCHEMES
+from encoder.checkpoint.tensors.weights import StoredArray, Weights
+from encoder.errors import CheckpointError
+from encoder.pipeline.tokenizer import Tokenizer
+from encoder.qwen3.config import Qwen3Config
+
+_VISION_KEYS = re.compile(r"(^|\.)(visual|language_model)\.")
+_VISION_FILE_NAME = re.compile(r"(^|[^a-z])vl([^a-z]|$)|qwen_?-?3_?-?vl", re.IGNORECASE)
+_MAX_TOKENIZER_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """The files of one model.
+
+    Attributes:
+        where: the file or folder that was opened, for messages.
+        headers: of all its safetensors files.
+        config_file: its config.json; None where there is none.
+        tokenizers: folders in which its tokenizer may be, best first.
+        component: which Qwen3 of several in the files; None where there is one.
+        format: what the files are, for people.
+        warnings: of whoever chose the files.
+    """
+
+    where: Path
+    headers: Sequence[Header]
+    config_file: Path | None
+    tokenizers: Sequence[Path]
+    component: str | None
+    format: str
+    warnings: tuple[str, ...] = ()
+
+
+def open_files(files: Files, request: Request) -> Checkpoint:
+    """The checkpoint in these files. The dims follow from the tensors' shapes where there is no config.json.
+
+    Errors: CheckpointError naming the file and what is wrong with it.
+    """
+    arrays = [array for header in files.headers for array in header.arrays]
+    metadata = {key: value for header in files.headers for key, value in header.metadata.items()}
+    raw_config = read_json_object(files.config_file) if files.config_file is not None else {}
+    dims = Qwen3Config.from_dict(raw_config, str(files.config_file)) if raw_config else None
+    hints = Hints(raw_config, metadata, dims)
+    assembled = assemble(by_key(arrays), SCHEMES, hints, str(files.where), files.component)
+    theta, theta_from = _assume_rope_theta(files, arrays)
+    config = dims or config_from_shapes(assembled.tensors, str(files.where), theta)
+    warnings = [*files.warnings, *assembled.warnings, *([] if dims else [f"rope_theta is {theta:g}, {theta_from}"])]
+    random_weights = raw_config.get("random_weights") is True
+    if random_weights:
+        warnings.append("its weights are RANDOM; its hidden states mean nothing")
+    tokenizer = _tokenizer(files, arrays, config, request)
+    warn_of_larger_vocabulary(tokenizer, config.vocab_size)
+    origin = Origin(
+        format=files.format,
+        config=str(files.config_file or "the tensors' shapes; rms_norm_eps is Qwen3's"),
+        rope_theta="config.json" if dims else theta_from,
+        tokenizer=tokenizer.source,
+    )
+    return describe(
+        request.name,
+        config,
+        Weights(assembled.tensors),
+        tokenizer,
+        origin,
+        warnings,
+        random_weights=random_weights,
+    )
+
+
+def _tokenizer(files: Files, arrays: Iterable[StoredArray], config: Qwen3Config, request: Request) -> Tokenizer:
+    """The tokenizer that the user named, else the one in the files, else the one beside them, else Qwen3's own."""
+    embedded = _embedded_tokenizer(arrays) if request.options.tokenizer is None else None
+    return embedded or find_tokenizer(request, files.tokenizers, config.vocab_size)
+
+
+def _embedded_tokenizer(arrays: Iterable[StoredArray]) -> Tokenizer | None:
+    """The tokenizer.json that some files hold as a tensor of bytes, None for the others."""
+    for array in arrays:
+        if array.key == "tokenizer_json" and array.nbytes <= _MAX_TOKENIZER_BYTES:
+            try:
+                library = tokenizers.Tokenizer.from_buffer(array.read_bytes(_MAX_TOKENIZER_BYTES))
+            except Exception as error:  # the library raises nothing narrower
+                raise CheckpointError(f"{array.file}: tokenizer_json cannot be read: {error}") from error
+            return Tokenizer(library, source=f"tokenizer_json in {array.file}")
+    return None
+
+
+def _assume_rope_theta(files: Files, arrays: Iterable[StoredArray]) -> tuple[float, str]:
+    vision = any(map(_VISION_KEYS.search, (array.key for array in arrays))) or _VISION_FILE_NAME.search(
+        files.where.name
+    )
+    if vision:
+        return QWEN3_VL_THETA, "as in Qwen3-VL, since a key or the file's name says VL"
+    return QWEN3_THETA, "as in Qwen3, since nothing says VL"
