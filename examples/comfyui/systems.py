@@ -44,6 +44,7 @@ SYSTEMS: dict[str, System] = {
         empty="<|im_end|>\n<|im_start|>assistant\n",
     ),
     "ideogram-4": System("ideogram4.py", whole_templates=True),  # as its text-only checkpoint: layer 35 is un-normed
+    "comfyui/ideogram-4": System("ideogram4.py", whole_templates=True),  # as with a whole Qwen3-VL-8B
     "boogu": System("boogu.py", whole_templates=True),
     "mage-flow": System("mage_flow.py", attention_mask=False, whole_templates=True, dropped=True),
     "joyimage-edit": System("joyimage.py", whole_templates=True, dropped=True),

@@ -7,7 +7,9 @@ source leaves open. The lines are those of
     diffusers       0.42.1, under src/diffusers
     ollama          0e2e34aa8; the presets under ollama/ are those of its image generation, which differs from the
                     reference
-    ComfyUI         d7593f48
+    ComfyUI         d7593f48 for boogu.py, 0f548d22 for ideogram4.py
+    HDM             de8e1c9b
+    JoyAI-Image     043ea4e4
     LingBot-Video   f348dca
     Mage            8c94a0a
     SD.Next         058a7f0c
@@ -17,9 +19,10 @@ A field that is not given has the default of `Preset`. tests/parity/presets comp
 """
 
 from encoder.presets.built_in.ace_step import ACE_STEP, ACE_STEP_LYRICS
-from encoder.presets.built_in.bare_prompt import ANIMA, LAST_HIDDEN_STATE, MINIMAX_H3, PRX_PIXEL
+from encoder.presets.built_in.bare_prompt import ANIMA, HDM, LAST_HIDDEN_STATE, MINIMAX_H3, PRX_PIXEL
 from encoder.presets.built_in.chat_template import (
     BOOGU,
+    COMFYUI_IDEOGRAM_4,
     FIBO_2,
     IDEOGRAM_4,
     LINGBOT_VIDEO,
@@ -34,7 +37,9 @@ from encoder.presets.built_in.qwen_image import (
     DREAMLITE_NEGATIVE,
     DREAMLITE_PRENORM,
     DREAMLITE_PRENORM_NEGATIVE,
+    JOYAI_VIDEO,
     JOYIMAGE_EDIT,
+    JOYIMAGE_EDIT_PLUS,
     KREA_2,
     MAGE_FLOW,
 )
@@ -63,8 +68,11 @@ PRESETS: tuple[Preset, ...] = (  # in the order in which GET /presets and docs/p
     DREAMLITE_PRENORM_NEGATIVE,
     MAGE_FLOW,
     JOYIMAGE_EDIT,
+    JOYIMAGE_EDIT_PLUS,
+    JOYAI_VIDEO,
     OVIS_IMAGE,
     IDEOGRAM_4,
+    COMFYUI_IDEOGRAM_4,
     NUCLEUS_IMAGE,
     QWEN_IMAGE_2_1,
     FIBO_2,
@@ -73,6 +81,7 @@ PRESETS: tuple[Preset, ...] = (  # in the order in which GET /presets and docs/p
     LINGBOT_VIDEO,
     PRX_PIXEL,
     ANIMA,
+    HDM,
     MINIMAX_H3,
     ACE_STEP,
     ACE_STEP_LYRICS,

@@ -52,3 +52,15 @@ MINIMAX_H3 = Preset(
     layers=(49,),  # 35, 99: hidden_states[50]. By layer, since a checkpoint cut to 50 layers has its norm there (69)
     negative_prompt=None,
 )
+
+HDM = Preset(
+    name="hdm",
+    description="HDM, Home-made Diffusion Model (Qwen3-0.6B).",
+    source="HDM: src/hdm/pipeline.py, __call__",
+    max_sequence_length=512,  # ours: the pipeline has no limit; it was trained with 256 tokens
+    overlong="refused",
+    padding="longest",  # 82
+    padding_rows="live",  # 91-94: all rows are taken; 132: the transformer gets them without a mask
+    hidden_states=(-1,),  # 94: last_hidden_state
+    negative_prompt=None,  # ours: 55 is an empty one, on which the model fails
+)

@@ -3,6 +3,8 @@
 How to read the numbers beside the fields: see the package's docstring.
 """
 
+from dataclasses import replace
+
 from encoder.presets.built_in.templates import ASSISTANT, END, NO_THINKING, USER
 from encoder.presets.preset import Preset
 
@@ -38,6 +40,16 @@ IDEOGRAM_4 = Preset(
     layers=(0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 33, 35),  # 51, 330: the outputs of these decoder layers
     combine="interleave",  # 386: (13, B, L, D) -> (B, L, D * 13), the layers side by side for each feature
     negative_prompt=None,  # 345: the unconditional branch gets zeros
+)
+
+COMFYUI_IDEOGRAM_4 = replace(  # all else is as in diffusers, except that ComfyUI has no window
+    IDEOGRAM_4,
+    name="comfyui/ideogram-4",
+    description="Ideogram 4 as ComfyUI encodes it with a whole Qwen3-VL-8B: the last layer is normed.",
+    source="ComfyUI: comfy/text_encoders/ideogram4.py, Ideogram4Qwen3VLTEModel.encode_token_weights",
+    layers=None,
+    hidden_states=(1, 4, 7, 10, 13, 16, 19, 22, 25, 28, 31, 34, 36),  # IDEOGRAM4_TAP_LAYERS; llama.py, Llama2_.forward,
+    # applies the final norm before it takes state 36. The text-only checkpoint has no norm there, as in diffusers.
 )
 
 NUCLEUS_IMAGE = Preset(

@@ -1,4 +1,4 @@
-"""The systems that took over Qwen-Image's system turn: Krea 2, DreamLite, Mage-Flow and JoyImage-Edit.
+"""The systems that took over Qwen-Image's system turn: Krea 2, DreamLite, Mage-Flow, JoyImage-Edit and JoyAI-Image.
 
 How to read the numbers beside the fields: see the package's docstring.
 """
@@ -88,8 +88,9 @@ MAGE_FLOW = Preset(  # ComfyUI's mage_flow.py and ai-toolkit agree, but ComfyUI 
 
 JOYIMAGE_EDIT = Preset(
     name="joyimage-edit",
-    description="JoyImage-Edit without an input image (Qwen3-VL-8B).",
+    description="JoyImage-Edit without an input image, and JoyAI-Image (Qwen3-VL-8B).",
     source="diffusers: pipelines/joyimage/pipeline_joyimage_edit.py, _get_qwen_prompt_embeds",
+    aliases=("joyai-image",),  # JoyAI-Image: src/modules/models/pipeline.py, the template "image"
     prefix=DESCRIBE.replace("system\n", "system\n \\n"),  # 156-160: a blank, a backslash and an n
     suffix=ASSISTANT,  # 159
     max_sequence_length=2082,  # 121, 255: 2048 + 34
@@ -99,4 +100,31 @@ JOYIMAGE_EDIT = Preset(
     layers=(-1,),  # 202, 261: a hook takes the last layer's output, before the final norm
     dropped_rows=34,  # 169, 269: of the prefix's 36 tokens
     negative_prompt="",  # 751
+)
+
+JOYIMAGE_EDIT_PLUS = replace(  # 184-186: its template "multiple_images" has no user mark, which 587 adds
+    JOYIMAGE_EDIT,
+    name="joyimage-edit-plus",
+    description="JoyImage-Edit-Plus without input images (Qwen3-VL-8B).",
+    source="diffusers: pipelines/joyimage/pipeline_joyimage_edit_plus.py, encode_prompt_multiple_images",
+    aliases=(),
+    max_sequence_length=4130,  # 467, 257: 4096 + 34
+    overlong="refused",  # ours: 258 keeps the last rows
+    negative_prompt=" ",  # 610
+)
+
+JOYAI_VIDEO = replace(  # 758: its template "video", for several frames
+    JOYIMAGE_EDIT,
+    name="joyai-video",
+    description="JoyAI-Image's pipeline for several frames (Qwen3-VL-8B).",
+    source="JoyAI-Image: src/modules/models/pipeline.py, _get_qwen_prompt_embeds",
+    aliases=(),
+    prefix="<|im_start|>system\n \\nDescribe the video by detailing the following aspects:\n1. The main content and "
+    "theme of the video.\n2. The color, shape, size, texture, quantity, text, and spatial relationships of the objects."
+    "\n3. Actions, events, behaviors temporal relationships, physical movement changes of the objects.\n4. background "
+    "environment, light, style and atmosphere.\n5. camera angles, movements, and transitions used in the video:"
+    + END
+    + USER,  # 170
+    max_sequence_length=2139,  # 205: 2048 + 91, with text_token_max_length of src/infer_runtime/infer_config.py
+    dropped_rows=91,  # 178, 215: of the prefix's 94 tokens
 )

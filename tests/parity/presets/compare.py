@@ -1,7 +1,7 @@
 """The prompts that every preset is tried with, and what equal means."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from app.reply.reply import collate
 from encoder import Preset, TextEncoder, get_preset
 from tests.reference import relative_error
+
+T = TypeVar("T")
 
 # Both sides round in float32, in another order, over 28 to 51 layers: up to 3e-5 here. What is wrong in a template, a
 # layer or a norm is off by 1e-2 and more.
@@ -59,3 +61,17 @@ def assert_real_rows_equal(ours: Any, our_mask: Any, theirs: Any, their_mask: An
     assert our_mask.sum(axis=1).tolist() == their_mask.sum(axis=1).tolist()
     assert relative_error(ours[our_mask], theirs[their_mask]) < CLOSE
     assert not ours[~our_mask].any()
+
+
+def last_layer(language_model: Any, encode: Callable[[], T]) -> T:
+    """What code that asks for hidden_states[-1] gets where that is un-normed, as it was in transformers 4.57.
+
+    Args:
+        language_model: whose final norm is left out.
+        encode: the code.
+    """
+    handle = language_model.norm.register_forward_hook(lambda module, arguments, output: arguments[0])
+    try:
+        return encode()
+    finally:
+        handle.remove()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from encoder import Preset, TextEncoder, get_preset
-from tests.parity.presets.compare import OVERLONG, PROMPTS, assert_equal, encode
+from tests.parity.presets.compare import OVERLONG, PROMPTS, assert_equal, assert_real_rows_equal, encode, last_layer
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: make test-parity")
 pytest.importorskip("diffusers", minversion="0.42.1", reason="needs diffusers 0.42.1: make test-parity")
@@ -33,17 +33,20 @@ def joyimage_edit(build: Callable[..., Any], qwen3_vl_model: Any, qwen3_vl_token
 
 
 @pytest.fixture(scope="module")
+def joyimage_edit_plus(
+    build: Callable[..., Any], qwen3_vl_model: Any, qwen3_vl_tokenizer: Any, qwen3_vl_processor: Any
+) -> Any:
+    return build(
+        "JoyImageEditPlusPipeline",
+        text_encoder=qwen3_vl_model,
+        tokenizer=qwen3_vl_tokenizer,
+        processor=qwen3_vl_processor,
+    )
+
+
+@pytest.fixture(scope="module")
 def qwen_image_2_1(build: Callable[..., Any], qwen3_vl_model: Any, qwen3_vl_processor: Any) -> Any:
     return build("QwenImage21Pipeline", text_encoder=qwen3_vl_model, processor=qwen3_vl_processor)
-
-
-def last_layer(model: Any, pipeline_encode: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any]:
-    """What a pipeline that asks for hidden_states[-1] gets where that is un-normed, as it was in transformers 4.57."""
-    handle = model.model.language_model.norm.register_forward_hook(lambda module, arguments, output: arguments[0])
-    try:
-        return pipeline_encode()
-    finally:
-        handle.remove()
 
 
 @pytest.mark.parametrize("window", [200, 20])
@@ -80,7 +83,7 @@ def test_dreamlite_prenorm_equals_the_pipelines_before_transformers_5(
 ) -> None:
     """hidden_states[-1] was the last layer without the norm there."""
     theirs, their_mask = last_layer(
-        qwen3_vl_model,
+        qwen3_vl_model.model.language_model,
         lambda: dreamlite.encode_prompt("generate", [mark + prompt for prompt in prompts], CPU, torch.float32),
     )
     ours, mask = encode(qwen3_vl, prompts, preset)
@@ -102,6 +105,19 @@ def test_joyimage_edit_equals_the_pipelines(
 
     np.testing.assert_array_equal(mask, their_mask.bool())
     assert_equal(ours, theirs, mask)
+
+
+@pytest.mark.parametrize("prompts", [*PROMPTS, pytest.param(OVERLONG, id="long")])
+def test_joyimage_edit_plus_equals_the_pipelines(
+    qwen3_vl: TextEncoder, joyimage_edit_plus: Any, prompts: list[str]
+) -> None:
+    """Every real row, in the turn that `__call__` writes around a prompt without images."""
+    turns = [f"<|im_start|>user\n{prompt}<|im_end|>\n" for prompt in prompts]
+    theirs, their_mask = joyimage_edit_plus.encode_prompt_multiple_images(turns, CPU)
+    ours, mask = encode(qwen3_vl, prompts, "joyimage-edit-plus")
+
+    np.testing.assert_array_equal(mask, their_mask.bool())
+    assert_real_rows_equal(ours, mask, theirs, their_mask)
 
 
 @pytest.mark.parametrize("prompts", [*PROMPTS, pytest.param(OVERLONG, id="long")])

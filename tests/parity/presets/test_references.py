@@ -11,7 +11,7 @@ import pytest
 
 from encoder import TextEncoder, get_preset
 from encoder.errors import InvalidField
-from tests.parity.presets.compare import OVERLONG, PROMPTS, assert_equal, encode
+from tests.parity.presets.compare import OVERLONG, PROMPTS, assert_equal, encode, last_layer
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: make test-parity")
 
@@ -91,6 +91,69 @@ def test_mage_flow_equals_its_reference(
 
     assert preset.max_sequence_length == 2048 + 34
     assert_equal(ours, theirs)
+
+
+JOYAI_VIDEO = (
+    "<|im_start|>system\n \\nDescribe the video by detailing the following aspects:\n"
+    "1. The main content and theme of the video.\n"
+    "2. The color, shape, size, texture, quantity, text, and spatial relationships of the objects.\n"
+    "3. Actions, events, behaviors temporal relationships, physical movement changes of the objects.\n"
+    "4. background environment, light, style and atmosphere.\n"
+    "5. camera angles, movements, and transitions used in the video:<|im_end|>\n"
+    "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+)
+
+
+@pytest.mark.parametrize("window", [2048, 30])
+@pytest.mark.parametrize("prompt", EACH)
+def test_joyai_video_equals_its_reference(
+    qwen3_vl: TextEncoder, qwen3_vl_model: Any, qwen3_vl_tokenizer: Any, prompt: str, window: int
+) -> None:
+    """JoyAI-Image, _get_qwen_prompt_embeds with transformers 4.57, which it asks for: the last layer un-normed."""
+    preset = get_preset("joyai-video")
+    inputs = qwen3_vl_tokenizer(
+        JOYAI_VIDEO.format(prompt), max_length=window + 91, truncation=True, return_tensors="pt"
+    )
+    ours, _ = encode(qwen3_vl, [prompt], replace(preset, max_sequence_length=window + 91))
+    theirs = last_layer(qwen3_vl_model.model.language_model, lambda: qwen3_vl_model.model(**inputs).last_hidden_state)
+
+    assert preset.max_sequence_length == 2048 + 91
+    assert_equal(ours, theirs[:, 91:])
+
+
+@pytest.mark.parametrize("prompts", PROMPTS)
+def test_ideogram_4_equals_comfyui_with_a_whole_qwen3_vl(
+    qwen3_vl: TextEncoder, qwen3_vl_model: Any, qwen3_vl_tokenizer: Any, prompts: list[str]
+) -> None:
+    """Ideogram4Qwen3VLTEModel.encode_token_weights: 13 states side by side for each feature, the last one normed."""
+    for prompt in prompts:
+        states = qwen3_vl_model.model(
+            **qwen3_vl_tokenizer(USER.format(prompt), return_tensors="pt"), output_hidden_states=True
+        ).hidden_states
+        theirs = torch.stack([states[index] for index in (*range(1, 35, 3), 36)], dim=1).permute(0, 2, 3, 1).flatten(2)
+        ours, _ = encode(qwen3_vl, [prompt], "comfyui/ideogram-4")
+
+        assert_equal(ours, theirs)
+
+
+def test_ideogram_4_of_comfyui_differs_in_the_last_layer_only() -> None:
+    """Whatever else changes in the reference changes here."""
+    ours, reference = get_preset("comfyui/ideogram-4"), get_preset("ideogram-4")
+    kept = ("name", "description", "source", "layers", "hidden_states")
+
+    assert replace(ours, **{field: getattr(reference, field) for field in kept}) == reference
+    assert [tap.depth for tap in ours.taps(36)] == [tap.depth for tap in reference.taps(36)]
+
+
+@pytest.mark.parametrize("prompts", [["a fox 🦊\n"], ["a cat", "a much longer prompt about a dog", " "]])
+def test_hdm_equals_its_reference(
+    qwen3: TextEncoder, qwen3_model: Any, qwen3_tokenizer_of_transformers: Any, prompts: list[str]
+) -> None:
+    """HDMXUTPipeline.__call__: every row, since the transformer sees the padding."""
+    inputs = qwen3_tokenizer_of_transformers(prompts, padding="longest", return_tensors="pt")
+    ours, _ = encode(qwen3, prompts, "hdm")
+
+    assert_equal(ours, qwen3_model(**inputs).last_hidden_state)
 
 
 LINGBOT_VIDEO = (

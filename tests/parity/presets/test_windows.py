@@ -21,6 +21,7 @@ pytestmark = pytest.mark.parity
         ("ovis-image", "OvisImagePipeline", "max_sequence_length", 28),
         ("krea-2", "Krea2Pipeline", "max_sequence_length", 34),
         ("ideogram-4", "Ideogram4Pipeline", "max_sequence_length", 0),
+        ("joyimage-edit-plus", "JoyImageEditPlusPipeline", "max_sequence_length", 34),
         ("dreamlite", "DreamLitePipeline", "max_sequence_length", 34),
         ("dreamlite", "DreamLiteMobilePipeline", "max_sequence_length", 34),
         ("ace-step", "AceStepPipeline", "max_text_length", 0),
