@@ -3,6 +3,7 @@
 Knows nothing of padding, see plan.py. No call changes the state, so one tokenizer serves all threads.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -117,6 +118,8 @@ def _template(prompt: str, preset: Preset) -> tuple[str, str, str]:
 
 
 def _tokenize_one(tokenizer: Tokenizer, prompt: str, preset: Preset) -> TokenizedPrompt:
+    if preset.overlong == "cut_prompt":
+        return _tokenize_apart(tokenizer, prompt, preset)
     text = "".join(_template(prompt, preset))
     window = preset.max_sequence_length
     tail: tuple[int, ...] = ()
@@ -130,6 +133,21 @@ def _tokenize_one(tokenizer: Tokenizer, prompt: str, preset: Preset) -> Tokenize
     if truncated and preset.overlong == "refused":
         raise InvalidField("prompts", f"one has more than {window} tokens, which {preset.name} refuses. Shorten it.")
     return TokenizedPrompt(text + preset.tail, input_ids + tail, truncated, len(tail))
+
+
+def _tokenize_apart(tokenizer: Tokenizer, prompt: str, preset: Preset) -> TokenizedPrompt:
+    """The prompt and the parts of the template tokenized one by one, and the prompt alone cut."""
+    parts = (*_template(prompt, preset), preset.tail)
+    prefix, text, suffix, tail = (
+        tokenizer.tokenize(part, max_length=sys.maxsize, add_special_tokens=False)[0] for part in parts
+    )
+    room = preset.max_sequence_length - len(prefix) - len(suffix) - len(tail)
+    if room < 1 or preset.max_sequence_length <= preset.dropped_rows:
+        raise InvalidField(
+            "max_sequence_length", f"{preset.max_sequence_length} leaves no token of the prompt of {preset.name}."
+        )
+    input_ids = (*prefix, *text[:room], *suffix, *tail)
+    return TokenizedPrompt("".join(parts), input_ids, len(text) > room, len(tail))
 
 
 def _added_ids(tokenizer: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:

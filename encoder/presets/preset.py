@@ -26,7 +26,8 @@ class Preset:
         empty_prompt: the text that replaces an empty prompt.
         add_special_tokens: whether the tokenizer's post-processor runs. Plain Qwen3 has none that adds tokens.
         max_sequence_length: the window: the maximum number of tokens, template and tail included.
-        overlong: a prompt longer than the window is "cut" on the right, or its request is "refused".
+        overlong: a prompt longer than the window is "cut" on the right together with its template, or its request is
+            "refused"; "cut_prompt" cuts the prompt alone, and therefore tokenizes it apart from its template.
         padding: "max_length" pads to the window, "longest" to the longest prompt of the request, "own" pads each
             prompt by itself, by the two fields that follow, and never beyond the window.
         pad_to_multiple_of: the padded length is rounded up to a multiple of this, in tokens.
@@ -59,7 +60,7 @@ class Preset:
     empty_prompt: str = ""
     add_special_tokens: bool = True
     max_sequence_length: int = 512
-    overlong: Literal["cut", "refused"] = "cut"
+    overlong: Literal["cut", "cut_prompt", "refused"] = "cut"
     padding: Literal["longest", "max_length", "own"] = "longest"
     pad_to_multiple_of: int = 1
     min_length: int = 0

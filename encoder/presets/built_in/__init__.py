@@ -9,11 +9,12 @@ source leaves open. The lines are those of
                     reference
     ComfyUI         d7593f48 for boogu.py, 0f548d22 for ideogram4.py
     HDM             de8e1c9b
+    Iris-3B         df42d8ff of geelen/iris-3b, a copy
     JoyAI-Image     043ea4e4
     LingBot-Video   f348dca
     Mage            8c94a0a
     SD.Next         058a7f0c
-    T2I-L2P         a99d361f
+    T2I-L2P         a99d361f of vinx6903/T2I-L2P, a copy
 
 A field that is not given has the default of `Preset`. tests/parity/presets compares each preset with its pipeline.
 """
@@ -37,6 +38,7 @@ from encoder.presets.built_in.qwen_image import (
     DREAMLITE_NEGATIVE,
     DREAMLITE_PRENORM,
     DREAMLITE_PRENORM_NEGATIVE,
+    IRIS_3B,
     JOYAI_VIDEO,
     JOYIMAGE_EDIT,
     JOYIMAGE_EDIT_PLUS,
@@ -62,6 +64,7 @@ PRESETS: tuple[Preset, ...] = (  # in the order in which GET /presets and docs/p
     ZETA_CHROMA,
     OLLAMA_Z_IMAGE,
     KREA_2,
+    IRIS_3B,
     DREAMLITE,
     DREAMLITE_NEGATIVE,
     DREAMLITE_PRENORM,

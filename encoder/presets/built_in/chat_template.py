@@ -94,7 +94,7 @@ SEFI_IMAGE = Preset(  # stable-diffusion.cpp's conditioner.hpp agrees: template,
     max_sequence_length=1024,  # 125, 353
     overlong="cut",  # 352
     padding="max_length",  # 351
-    padding_rows="live",  # 379: all rows are returned; 649: the transformer gets them without a mask
+    padding_rows="live",  # 379: all rows are returned; 640: the transformer gets them without a mask
     # Padding rows go on counting positions, as with transformers 5; transformers 4.57 put them all at position 1.
     hidden_states=(9, 18, 27),  # 124, 375
     combine="concat",  # 378: (B, 3, L, D) -> (B, L, 3 * D)

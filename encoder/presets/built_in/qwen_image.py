@@ -1,4 +1,4 @@
-"""The systems that took over Qwen-Image's system turn: Krea 2, DreamLite, Mage-Flow, JoyImage-Edit and JoyAI-Image.
+"""The systems that took over Qwen-Image's system turn: Krea 2, Iris-3B, DreamLite, Mage-Flow, JoyAI-Image.
 
 How to read the numbers beside the fields: see the package's docstring.
 """
@@ -28,6 +28,23 @@ KREA_2 = Preset(
     combine="stack_rows",  # 257: dim=2 -> (B, L, 12, D)
     dropped_rows=34,  # 211, 259
     negative_prompt="",  # 584
+)
+
+IRIS_3B = Preset(  # mflux's prompt_encoder.py agrees
+    name="iris-3b",
+    description="Iris-3B and Iris-3B Turbo (Qwen3-VL-4B): 12 hidden states stacked behind the rows.",
+    source="Iris-3B: src/iris3b/text/qwen3_vl.py, Qwen3VLTextEncoder._run",
+    aliases=("iris",),
+    prefix=DESCRIBE,  # 14-19
+    suffix=ASSISTANT,  # 20
+    max_sequence_length=334,  # 155: 300, max_length of config.py, and the 34 of the prefix
+    overlong="cut_prompt",  # 55-56, 116, 160-163: ids are joined, and the caption alone is cut
+    padding="max_length",  # 156
+    padding_rows="zero",  # 183: multiplied by the mask; only the first blocks have a mask, then the zeros count
+    hidden_states=(2, 5, 8, 11, 14, 17, 20, 23, 26, 29, 32, 35),  # hidden_layers of config.py, 180
+    combine="stack_rows",  # 181: dim=2 -> (B, L, 12, D)
+    dropped_rows=34,  # 180
+    negative_prompt="",  # 194: null
 )
 
 DREAMLITE = Preset(

@@ -34,7 +34,7 @@ Z_IMAGE_L2P = replace(  # ai-toolkit: extensions_built_in/diffusion_models/z_ima
     Z_IMAGE,
     name="z-image-l2p",
     description="Z-Image L2P, in pixels (Qwen3-4B).",
-    source="T2I-L2P: diffsynth/pipelines/z_image_L2P.py, encode_prompt",  # 171-216: line by line that of Z-Image
+    source="T2I-L2P: diffsynth/pipelines/z_image_L2P.py, encode_prompt",  # line by line that of Z-Image
     aliases=("l2p",),
 )
 

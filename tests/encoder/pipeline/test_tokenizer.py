@@ -223,6 +223,34 @@ def test_a_prompt_that_is_too_long_is_refused_where_the_preset_says_so(
         tokenize(tokenizer, ["abcd", "abcde"], refusing)
 
 
+@pytest.mark.parametrize(("tail", "end"), [("", ">"), ("!", ">!")])
+def test_a_prompt_alone_may_be_cut(tokenizer: Tokenizer, tail: str, end: str) -> None:
+    """Iris-3B keeps both ends of its template, which every prompt of its training had."""
+    cutting = preset(prefix="<|im_start|>", suffix=">", tail=tail, max_sequence_length=6, overlong="cut_prompt")
+    fits, long = tokenize(tokenizer, ["abcd"[: 5 - len(end)], "abcdef"], cutting)
+
+    assert not fits.truncated and long.truncated
+    assert fits.input_ids == long.input_ids == (IM_START, *byte_ids("abcd"[: 5 - len(end)] + end))
+    assert fits.tail_tokens == len(tail)
+
+
+def test_a_prompt_that_alone_is_cut_shares_no_token_with_its_template() -> None:
+    """Its tokens are joined to those of the template, and a newline in front stays a token of its own."""
+    tokenizer = Tokenizer(with_merges())
+    [apart] = tokenize(tokenizer, ["\n"], preset(prefix="user\n", suffix="\n", overlong="cut_prompt"))
+    [whole] = tokenize(tokenizer, ["\n"], preset(prefix="user\n", suffix="\n"))
+    joined = [tokenizer.tokenize(part, max_length=8)[0] for part in ("user\n", "\n", "\n")]
+
+    assert apart.input_ids == tuple(token for part in joined for token in part) != whole.input_ids
+    assert apart.text == whole.text
+
+
+def test_a_window_without_room_for_the_prompt_beside_its_template_is_refused(tokenizer: Tokenizer) -> None:
+    """Nothing of the prompt would be left."""
+    with pytest.raises(InvalidField, match="max_sequence_length: 2 leaves no token of the prompt of x"):
+        tokenize(tokenizer, ["abc"], preset(prefix="<", suffix=">", max_sequence_length=2, overlong="cut_prompt"))
+
+
 def test_an_empty_prompt_may_be_another_text(tokenizer: Tokenizer) -> None:
     """Qwen-Image-2.1 encodes a blank instead of nothing; a prompt of blanks is as it is."""
     empty, blanks = tokenize(tokenizer, ["", "  "], preset(prefix="<", suffix=">", empty_prompt=" "))

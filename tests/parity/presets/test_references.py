@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from encoder import TextEncoder, get_preset
@@ -70,6 +71,37 @@ def test_sefi_image_equals_its_reference(
 
     assert preset.max_sequence_length == 1024
     assert_equal(ours, theirs)
+
+
+def iris(model: Any, tokenizer: Any, prompts: Sequence[str], window: int) -> tuple[Any, Any]:
+    """Iris-3B, Qwen3VLTextEncoder._run: embeddings (B, window, 12, D) and their mask."""
+    start, end = DESCRIBE.split("{}")
+    prefix, suffix = (tokenizer.encode(part, add_special_tokens=False) for part in (start, end))
+    length = len(prefix) + window
+    ids = torch.full((len(prompts), length), tokenizer.pad_token_id)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        caption = tokenizer(prompt, add_special_tokens=False).input_ids[: window - len(suffix)]
+        real = torch.tensor(prefix + caption + suffix)
+        ids[row, : len(real)], mask[row, : len(real)] = real, 1
+    states = model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
+    stacked = torch.stack([states[index][:, len(prefix) :] for index in range(2, 36, 3)], dim=2)
+    return stacked * mask[:, len(prefix) :, None, None], mask[:, len(prefix) :]
+
+
+@pytest.mark.parametrize("window", [300, 20])
+@pytest.mark.parametrize("prompts", [*PROMPTS, pytest.param(OVERLONG, id="longer-than-the-window")])
+def test_iris_3b_equals_its_reference(
+    qwen3_vl: TextEncoder, qwen3_vl_model: Any, qwen3_vl_tokenizer: Any, prompts: list[str], window: int
+) -> None:
+    """Every row and the mask. A newline in front shares no token with the template, whose end is never cut."""
+    preset = get_preset("iris-3b")
+    theirs, their_mask = iris(qwen3_vl_model.model, qwen3_vl_tokenizer, prompts, window)
+    ours, mask = encode(qwen3_vl, prompts, replace(preset, max_sequence_length=window + 34))
+
+    assert preset.max_sequence_length == 300 + 34
+    np.testing.assert_array_equal(mask, their_mask.bool())
+    assert_equal(ours, theirs, mask)
 
 
 DESCRIBE = (
