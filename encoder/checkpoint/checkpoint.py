@@ -43,7 +43,8 @@ class Checkpoint:
         quantization: of the stored weights; None where they are plain floats.
         fingerprint: of the weights' content. It does not depend on where they are stored, nor in how many files.
         revision: commit of the hub repository; None for a local checkpoint.
-        dtype: the checkpoint's own compute dtype: that of most stored bytes, where quantized numbers count as bfloat16.
+        dtype: the checkpoint's own compute dtype: as stated, else that of most stored bytes, where quantized numbers
+            count as bfloat16.
         random_weights: True where the weights are not trained, so that the hidden states mean nothing.
         loras: that are merged into the weights, in this order.
         origin: where its parts came from.
@@ -78,6 +79,7 @@ def describe(
     warnings: Sequence[str] = (),
     *,
     random_weights: bool = False,
+    dtype: DType | None = None,
 ) -> Checkpoint:
     """The checkpoint made of these parts. Quantization, fingerprint and dtype follow from the stored tensors.
 
@@ -89,6 +91,7 @@ def describe(
         origin: where these parts came from.
         warnings: what was assumed or left out.
         random_weights: whether the weights are not trained.
+        dtype: the compute dtype, where the checkpoint states it.
     Errors: CheckpointError when there are fewer tensors than layers.
     """
     # Else all the layers that config.json claims would be built, for hours, before their tensors are found missing.
@@ -105,7 +108,7 @@ def describe(
         quantization=_quantization(weights),
         fingerprint=fingerprint(config, weights.tensors),
         revision=None,
-        dtype=_compute_dtype(weights),
+        dtype=dtype or _compute_dtype(weights),
         random_weights=random_weights,
         origin=origin,
         warnings=tuple(warnings),

@@ -1,4 +1,8 @@
-"""Writes any checkpoint as a folder in MLX's format, with the encoder's tensors alone, quantized or not."""
+"""Writes any checkpoint as a folder in MLX's format, with the encoder's tensors alone, quantized or not.
+
+No stored number is rounded unless the user asks for it: floats keep their dtype, and the scales of a quantization that
+MLX has, and the weights of one that it has not, are written in the narrowest dtype that holds each of their numbers.
+"""
 
 import json
 import logging
@@ -6,7 +10,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,8 @@ import mlx.core as mx
 from encoder.checkpoint.checkpoint import Checkpoint
 from encoder.checkpoint.loading.parameters import Progress, read_parameters
 from encoder.checkpoint.loading.residency import Resident, new_quantization, plan_residents
+from encoder.checkpoint.tensors.encodings import Plain
+from encoder.checkpoint.tensors.lora import Merged
 from encoder.errors import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -31,19 +37,14 @@ def convert_checkpoint(
     Args:
         checkpoint: as opened.
         folder: the new folder; it appears when it is complete.
-        quantize: "keep" and "auto" keep the quantizations that MLX has too, "none" writes floats, and anything else
-            is as in ModelOptions.
+        quantize: "keep" and "auto" keep the quantizations that MLX has too, "none" writes floats of the checkpoint's
+            dtype, and anything else is as in ModelOptions.
         progress: called after each tensor.
     Errors: CheckpointError when the folder exists, the disk is too small, or a tensor cannot be read.
     """
     if folder.exists():
         raise CheckpointError(f"{folder}: exists already, expected the name of a new folder.")
-    residents = plan_residents(
-        checkpoint.weights.tensors.values(),
-        _DTYPES[checkpoint.dtype],
-        new_quantization(quantize),
-        keep=quantize != "none",
-    )
+    residents = _plan(checkpoint, quantize)
     folder.parent.mkdir(parents=True, exist_ok=True)
     _check_disk(folder.parent, sum(resident.nbytes for resident in residents.values()))
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
@@ -57,6 +58,35 @@ def convert_checkpoint(
     log.info("%s: written to %s", checkpoint.name, folder)
 
 
+def _plan(checkpoint: Checkpoint, quantize: str) -> dict[str, Resident]:
+    """The form in which each tensor is written. Floats of float32 are then narrowed, see `_narrowed`."""
+    keep, dtype = quantize != "none", _DTYPES[checkpoint.dtype]
+    planned = plan_residents(checkpoint.weights.tensors.values(), dtype, new_quantization(quantize), keep=keep)
+    residents = {name: replace(resident, dtype=_dtype(resident, dtype, keep)) for name, resident in planned.items()}
+    decoded = [
+        resident
+        for resident in residents.values()
+        if resident.stored.encoding.quantized and resident.quantization is None and resident.dtype == mx.float32
+    ]
+    if keep and decoded:
+        log.warning(
+            "%s: MLX has no form for %d of %d tensors (%s). They are written as floats, of 32 bits where %s would "
+            "round them; --quantize none writes %s",
+            *(checkpoint.name, len(decoded), len(residents), checkpoint.quantization),
+            *(checkpoint.dtype, checkpoint.dtype),
+        )
+    return residents
+
+
+def _dtype(resident: Resident, dtype: mx.Dtype, keep: bool) -> mx.Dtype:
+    """Of the floats that are written: the stored one; that of the checkpoint for what is new; else float32."""
+    encoding = resident.stored.encoding
+    if isinstance(encoding, Plain) and resident.quantization is None:
+        return _DTYPES[encoding.label]
+    is_new = not keep or isinstance(encoding, Merged) or resident.quantization != encoding.mlx_quantization
+    return dtype if is_new else mx.float32
+
+
 def _check_disk(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -66,9 +96,21 @@ def _check_disk(folder: Path, needed: int) -> None:
 def _named(
     checkpoint: Checkpoint, residents: Mapping[str, Resident], progress: Progress | None
 ) -> Iterator[tuple[str, mx.array]]:
+    plain = {name for name, resident in residents.items() if isinstance(resident.stored.encoding, Plain)}
     for parameters in read_parameters(checkpoint, residents, progress):
-        for name, array in parameters.items():
+        written = parameters if plain.issuperset(parameters) else _narrowed(parameters)
+        for name, array in written.items():
             yield f"model.{name}", array
+
+
+def _narrowed(parameters: Mapping[str, mx.array]) -> dict[str, mx.array]:
+    """The parameters of one tensor, with those of float32 in the narrowest dtype that holds all of their numbers."""
+    floats = {name: array for name, array in parameters.items() if array.dtype == mx.float32}
+    for dtype in (mx.bfloat16, mx.float16):
+        narrow = {name: array.astype(dtype) for name, array in floats.items()}
+        if all(mx.array_equal(narrow[name].astype(mx.float32), floats[name]) for name in floats):
+            return {**parameters, **narrow}
+    return dict(parameters)
 
 
 def _write_weights(folder: Path, named: Iterator[tuple[str, mx.array]]) -> None:
@@ -104,6 +146,7 @@ def _config(checkpoint: Checkpoint, residents: Mapping[str, Resident]) -> dict[s
         "model_type": "qwen3",
         "tie_word_embeddings": True,  # no head is written
         "torch_dtype": checkpoint.dtype,
+        "compute_dtype": checkpoint.dtype,  # which the written floats may not show
     }
     if checkpoint.random_weights:
         config["random_weights"] = True

@@ -14,6 +14,7 @@ from encoder.checkpoint.files.tokenizer_files import find_tokenizer, warn_of_lar
 from encoder.checkpoint.request import Request
 from encoder.checkpoint.tensors.assemble import Hints, assemble, by_key
 from encoder.checkpoint.tensors.dims import config_from_shapes
+from encoder.checkpoint.tensors.encodings import FLOATS
 from encoder.checkpoint.tensors.families import QWEN3_THETA, QWEN3_VL_THETA
 from encoder.checkpoint.tensors.schemes import SCHEMES
 from encoder.checkpoint.tensors.weights import StoredArray, Weights
@@ -63,7 +64,8 @@ def open_files(files: Files, request: Request) -> Checkpoint:
     theta, theta_from = _assume_rope_theta(files, arrays)
     config = dims or config_from_shapes(assembled.tensors, str(files.where), theta)
     warnings = [*files.warnings, *assembled.warnings, *([] if dims else [f"rope_theta is {theta:g}, {theta_from}"])]
-    random_weights = raw_config.get("random_weights") is True
+    # Two fields that only this package writes, see loading/convert.py.
+    random_weights, dtype = raw_config.get("random_weights") is True, raw_config.get("compute_dtype")
     if random_weights:
         warnings.append("its weights are RANDOM; its hidden states mean nothing")
     tokenizer = _tokenizer(files, arrays, config, request)
@@ -82,6 +84,7 @@ def open_files(files: Files, request: Request) -> Checkpoint:
         origin,
         warnings,
         random_weights=random_weights,
+        dtype=dtype if dtype in FLOATS.values() else None,
     )
 
 

@@ -30,6 +30,10 @@ _BY_ARRAYS = {  # an array beside a weight, or in place of one, that no other qu
     "weight_scales": "EETQ",
     "wscales": "Nunchaku",
 }
+_BY_DTYPE = {  # which no config tells from the float8 that is read
+    "F8_E4M3FNUZ": "float8 of AMD's older GPUs (e4m3fnuz)",
+    "F8_E5M2FNUZ": "float8 of AMD's older GPUs (e5m2fnuz)",
+}
 _NAMES = {  # by quant_method; others are called as the config calls them
     "aqlm": "AQLM",
     "auto-round": "AutoRound",
@@ -62,7 +66,12 @@ def unsupported(path: str, parts: Parts, hints: Hints) -> None:
     array = next(iter(strange or (parts.values() if name is not None else ())), None)
     if array is None:
         return
-    name = _described(quantization_config(hints)) or name or "a quantization of which nothing is known here"
+    name = (
+        _BY_DTYPE.get(array.dtype)
+        or _described(quantization_config(hints))
+        or name
+        or "a quantization of which nothing is known here"
+    )
     raise CheckpointError(
         f"{array.file.name}: {array.key} ({array.dtype} {array.shape}) is quantized by {name}, which is not read. Take "
         f"the model as it was before, or a file in MLX's format, GGUF or float8; --quantize 4 saves as much memory."

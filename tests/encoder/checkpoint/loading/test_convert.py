@@ -1,20 +1,27 @@
 """Writing a checkpoint in MLX's format: the copy gives the same hidden states as the original."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import mlx.core as mx
 import numpy as np
 import pytest
 
 from encoder import LAST_HIDDEN_STATE, TextEncoder
 from encoder.checkpoint import convert_checkpoint, open_checkpoint
+from encoder.checkpoint.files.safetensors_header import read_header
 from encoder.checkpoint.loading import convert
 from encoder.errors import CheckpointError
 from encoder.options import ModelOptions
-from tests.checkpoints import Array, write_checkpoint
+from tests.checkpoints import Array, quantize_with_mlx, write_checkpoint, write_json, write_tensors
+from tests.encoder.checkpoint.comfyui_files import Quantize, Stored, block_float8, float8, mxfp8, nvfp4, write_file
+from tests.encoder.checkpoint.comfyui_transformed import int8_convrot
 from tests.encoder.checkpoint.gguf_files import write_gguf
+
+Write = Callable[[Path], Path]  # writes a checkpoint, and returns what opens it
 
 DIMS = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64}
 
@@ -56,34 +63,107 @@ def test_converting_and_quantizing_on_load_are_the_same(tmp_path: Path, quantize
         np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
-def test_quantization_that_mlx_has_is_kept(tmp_path: Path) -> None:
-    """Q8_0 becomes 8-bit affine; its scales are rounded from float16 to bfloat16."""
-    weights = write_checkpoint(tmp_path / "a", **DIMS)
-    write_gguf(tmp_path / "model.gguf", weights, "Q8_0")
-    convert_checkpoint(open_checkpoint(ModelOptions(str(tmp_path / "model.gguf"))), tmp_path / "b")
+def mlx(bits: int, dtype: str, mode: str = "affine") -> Write:
+    """MLX's format, scales and biases stored in `dtype` with more digits than bfloat16 has."""
 
-    assert open_checkpoint(ModelOptions(str(tmp_path / "b"))).quantization == "affine 8-bit in groups of 32"
-    for ours, expected in zip(encode(tmp_path / "b"), encode(tmp_path / "model.gguf"), strict=True):
-        np.testing.assert_allclose(ours, expected, atol=0.1)
+    def write(folder: Path) -> Path:
+        weights = write_checkpoint(folder / "plain", **DIMS)
+        stored, _ = quantize_with_mlx(weights, {"bits": bits, "mode": mode})
+        for key in [key for key in stored if key.endswith(("scales", "biases")) and mode == "affine"]:
+            digits = 1 + np.random.default_rng(0).uniform(0, 0.01, stored[key].shape)
+            stored[key] = (stored[key].astype(np.float32) * digits).astype(dtype)
+        write_tensors(folder / "plain", {f"model.{key}": array for key, array in stored.items()})
+        config = json.loads((folder / "plain" / "config.json").read_text())
+        write_json(folder / "plain" / "config.json", config | {"quantization": {"bits": bits, "mode": mode}})
+        return folder / "plain"
+
+    return write
+
+
+def gguf(kind: str) -> Write:
+    def write(folder: Path) -> Path:
+        write_gguf(folder / "model.gguf", write_checkpoint(folder / "plain", **DIMS), kind)
+        return folder / "model.gguf"
+
+    return write
+
+
+def comfyui(quantize: Quantize) -> Write:
+    """A file whose matrices are quantized and whose norms are float32."""
+
+    def write(folder: Path) -> Path:
+        tensors: Stored = {}
+        for name, weight in write_checkpoint(folder / "plain", **DIMS).items():
+            path = f"model.{name.removesuffix('.weight')}"
+            tensors |= quantize(path, weight)[0] if "proj" in name else {f"model.{name}": weight}
+        return write_file(folder, tensors)
+
+    return write
+
+
+EXACT = [
+    pytest.param(mlx(4, "float32"), "affine 4-bit in groups of 64", id="mlx-float32"),
+    pytest.param(mlx(8, "float16"), "affine 8-bit in groups of 64", id="mlx-float16"),
+    pytest.param(mlx(4, "bfloat16"), "affine 4-bit in groups of 64", id="mlx-bfloat16"),
+    pytest.param(mlx(8, "", "mxfp8"), "mxfp8", id="mlx-mxfp8"),
+    pytest.param(gguf("Q8_0"), "affine 8-bit in groups of 32", id="Q8_0"),
+    pytest.param(gguf("Q4_0"), "affine 4-bit in groups of 32", id="Q4_0"),
+    pytest.param(gguf("Q4_1"), "affine 4-bit in groups of 32", id="Q4_1"),
+    pytest.param(gguf("Q4_K"), None, id="Q4_K"),
+    pytest.param(comfyui(mxfp8), "mxfp8", id="comfyui-mxfp8"),
+    pytest.param(comfyui(nvfp4), None, id="comfyui-nvfp4"),
+    pytest.param(comfyui(int8_convrot()), None, id="int8-convrot"),
+    pytest.param(comfyui(float8(ml_dtypes.float8_e4m3fn, 448, False, ("weight_scale",))), None, id="float8-scaled"),
+    pytest.param(comfyui(float8(ml_dtypes.float8_e4m3fn, 448, False, ())), None, id="float8-cast"),
+    pytest.param(comfyui(block_float8), None, id="float8-blocks"),
+]
+
+
+@pytest.mark.parametrize(("write", "kept"), EXACT)
+def test_copy_gives_the_hidden_states_of_the_original(tmp_path: Path, write: Write, kept: str | None) -> None:
+    """Bit for bit in float32, whatever the stored quantization and the dtype of its scales."""
+    source = write(tmp_path)
+    original = open_checkpoint(ModelOptions(str(source)))
+    convert_checkpoint(original, tmp_path / "copy")
+    copy = open_checkpoint(ModelOptions(str(tmp_path / "copy")))
+
+    assert copy.quantization == kept
+    assert copy.dtype == original.dtype
+    for ours, expected in zip(encode(tmp_path / "copy"), encode(source), strict=True):
+        np.testing.assert_array_equal(ours, expected)
 
 
 @pytest.mark.parametrize(
-    "scaling",
+    ("write", "suffix", "dtype"),
     [
-        {"rope_type": "linear", "factor": 2.0},
-        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "attention_factor": 1.5},
+        pytest.param(mlx(4, "float32"), "up_proj.scales", "F32", id="float32-scales"),
+        pytest.param(gguf("Q8_0"), "up_proj.scales", "F16", id="gguf-scales"),
+        pytest.param(comfyui(float8(ml_dtypes.float8_e4m3fn, 448, False, ())), "up_proj.weight", "BF16", id="float8"),
+        pytest.param(comfyui(int8_convrot()), "up_proj.weight", "F32", id="int8-convrot"),
+        pytest.param(comfyui(int8_convrot()), "norm.weight", "F32", id="norms"),
     ],
 )
-def test_scaled_rope_stays(tmp_path: Path, scaling: dict[str, Any]) -> None:
-    """Without it the copy would be another model."""
-    write_checkpoint(tmp_path / "a", rope="rope_theta")
-    config = json.loads((tmp_path / "a" / "config.json").read_text()) | {"rope_scaling": scaling}
-    (tmp_path / "a" / "config.json").write_text(json.dumps(config))
-    original = open_checkpoint(ModelOptions(str(tmp_path / "a")))
-    convert_checkpoint(original, tmp_path / "b")
+def test_floats_are_written_as_narrow_as_they_are(tmp_path: Path, write: Write, suffix: str, dtype: str) -> None:
+    """float32 where it is needed, and only there."""
+    convert_checkpoint(open_checkpoint(ModelOptions(str(write(tmp_path)))), tmp_path / "copy")
+    header = read_header(tmp_path / "copy" / "model.safetensors")
 
-    assert open_checkpoint(ModelOptions(str(tmp_path / "b"))).config.rope == original.config.rope
-    assert json.loads((tmp_path / "b" / "config.json").read_text())["rope_scaling"].items() >= scaling.items()
+    assert {array.dtype for array in header.arrays if array.key.endswith(suffix)} == {dtype}
+
+
+def test_decoded_weights_can_be_rounded_to_the_checkpoints_dtype(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Half the size. The log says so where nothing is rounded."""
+    checkpoint = open_checkpoint(ModelOptions(str(comfyui(int8_convrot())(tmp_path))))
+    convert_checkpoint(checkpoint, tmp_path / "exact")
+    convert_checkpoint(checkpoint, tmp_path / "rounded", "none")
+    header = read_header(tmp_path / "rounded" / "model.safetensors")
+
+    assert {array.dtype for array in header.arrays if "proj" in array.key} == {"BF16"}
+    [warning] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "MLX has no form for 14 of 24 tensors" in warning
+    assert "--quantize none writes bfloat16" in warning
 
 
 def test_random_weights_stay_marked(tmp_path: Path) -> None:
