@@ -38,8 +38,8 @@ class Transformed:
 
     @property
     def label(self) -> str:
-        rotated = f", rotated in blocks of {self.rotation}" if self.rotation else ""
-        return self.inner.label + rotated + (", columns scaled" if self.columns_are_scaled else "")
+        rotated = f" rotated in blocks of {self.rotation}" if self.rotation else ""
+        return self.inner.label + rotated + (" with scaled columns" if self.columns_are_scaled else "")
 
     def decode(self, arrays: Arrays, dtype: mx.Dtype) -> mx.array:
         own = (ROW_SCALE, COLUMN_SCALE)

@@ -56,30 +56,30 @@ def quantized(weights: Stored, quantize: Quantize, part: str = "proj") -> tuple[
 
 
 ROUNDED_ONCE = [
-    pytest.param(int8_convrot(), "int8, rotated in blocks of 256", id="int8-convrot"),
-    pytest.param(int8_convrot(64), "int8, rotated in blocks of 64", id="int8-convrot-64"),
-    pytest.param(int8_convrot(4, whole=True), "int8, rotated in blocks of 4", id="int8-convrot-one-scale"),
-    pytest.param(int8_convrot(dtype=np.float16), "int8, rotated in blocks of 256", id="int8-convrot-float16-scales"),
-    pytest.param(int8_convrot(convrot=True), "int8, rotated in blocks of 256", id="int8-convrot-256-by-default"),
+    pytest.param(int8_convrot(), "int8 rotated in blocks of 256", id="int8-convrot"),
+    pytest.param(int8_convrot(64), "int8 rotated in blocks of 64", id="int8-convrot-64"),
+    pytest.param(int8_convrot(4, whole=True), "int8 rotated in blocks of 4", id="int8-convrot-one-scale"),
+    pytest.param(int8_convrot(dtype=np.float16), "int8 rotated in blocks of 256", id="int8-convrot-float16-scales"),
+    pytest.param(int8_convrot(convrot=True), "int8 rotated in blocks of 256", id="int8-convrot-256-by-default"),
     pytest.param(
         int8_convrot(16, params={"convrot": True, "convrot_groupsize": 16}),
-        "int8, rotated in blocks of 16",
+        "int8 rotated in blocks of 16",
         id="int8-convrot-by-params",
     ),
     pytest.param(
-        int8_convrot(format=None, convrot=True, per_row=True), "int8, rotated in blocks of 256", id="int8-fast"
+        int8_convrot(format=None, convrot=True, per_row=True), "int8 rotated in blocks of 256", id="int8-fast"
     ),
-    pytest.param(convrot_w4a4, "int4, rotated in blocks of 64", id="w4a4"),
-    pytest.param(w4a8(), "w4a8 in groups of 16, rotated in blocks of 16", id="w4a8"),
-    pytest.param(w4a8(codebook=False), "w4a8 in groups of 16, rotated in blocks of 16", id="w4a8-uniform"),
-    pytest.param(w4a8(group_size=64, float8=False), "w4a8 in groups of 64, rotated in blocks of 16", id="w4a8-64"),
-    pytest.param(w4a8(bits=6, codebook=False), "w6a8 in groups of 16, rotated in blocks of 16", id="w6a8"),
+    pytest.param(convrot_w4a4, "int4 rotated in blocks of 64", id="w4a4"),
+    pytest.param(w4a8(), "w4a8 in groups of 16 rotated in blocks of 16", id="w4a8"),
+    pytest.param(w4a8(codebook=False), "w4a8 in groups of 16 rotated in blocks of 16", id="w4a8-uniform"),
+    pytest.param(w4a8(group_size=64, float8=False), "w4a8 in groups of 64 rotated in blocks of 16", id="w4a8-64"),
+    pytest.param(w4a8(bits=6, codebook=False), "w6a8 in groups of 16 rotated in blocks of 16", id="w6a8"),
 ]
 ROUNDED_IN_STEPS = [
-    pytest.param(w4a8(correction=True), "w4a8 in groups of 16, rotated in blocks of 16", id="w4a8-asymmetric"),
+    pytest.param(w4a8(correction=True), "w4a8 in groups of 16 rotated in blocks of 16", id="w4a8-asymmetric"),
     pytest.param(awq_w4a16, "awq_w4a16 in groups of 64", id="awq"),
-    pytest.param(nvfp4_awq(), "nvfp4, columns scaled", id="nvfp4-awq"),
-    pytest.param(nvfp4_awq(16), "nvfp4, rotated in blocks of 16, columns scaled", id="nvfp4-awq-convrot"),
+    pytest.param(nvfp4_awq(), "nvfp4 with scaled columns", id="nvfp4-awq"),
+    pytest.param(nvfp4_awq(16), "nvfp4 rotated in blocks of 16 with scaled columns", id="nvfp4-awq-convrot"),
 ]
 SCALED = [
     pytest.param(float8_blocks("float8_e4m3fn_rowwise", None), "float8_e4m3fn", id="rows"),
