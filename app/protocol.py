@@ -1,4 +1,4 @@
-"""HTTP/1 on one connection: uvicorn's protocol, right for two kinds of clients that it fails.
+"""HTTP/1 on one connection: uvicorn's protocol, right in three situations that it leaves to the system.
 
 - **Upgrade.** A client may ask to go on in another protocol, as Java's HttpClient and `curl --http2` ask for h2c. The
   service ignores that (RFC 9110, section 7.8) and answers the request. httptools would stop after its head and take its
@@ -6,6 +6,7 @@
 - **Close.** A client that is refused may still be sending its body. If the socket were closed then, the kernel would
   answer the rest with a reset, and the client would lose the reply that it has not read yet. So the sending half is
   closed first, and what still comes is dropped for a while (RFC 9112, section 9.6).
+- **Too many connections** for the files that the process may open are answered with 503; those before them go on.
 """
 
 import asyncio
@@ -13,10 +14,15 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from app import open_files
+from app.errors import error_response
+from encoder import Overloaded
 
 LINGER_S = 10.0
 MAX_LINGER_BYTES = 256 * 1024 * 1024  # dropped as they come, so they take no memory
+RETRY_AFTER_S = 1
 INVALID = "Invalid HTTP request received."
 
 
@@ -28,6 +34,19 @@ class Protocol(HttpToolsProtocol):
         self._invalid = False
         self._closing = LingeringTransport(transport, self._is_receiving)
         super().connection_made(cast(asyncio.Transport, self._closing))
+        allowed = open_files.max_connections()
+        if allowed is not None and len(self.connections) > allowed:
+            self._refuse(allowed)
+
+    def _refuse(self, allowed: int) -> None:
+        """Answer before a request is read. No lingering, which would keep the file open."""
+        open_files.warn(f"connection refused, {allowed:,} are open")
+        error = Overloaded(f"The service has {allowed:,} connections open and takes no more.", RETRY_AFTER_S)
+        response = error_response(error)
+        headers = [*response.raw_headers, (b"connection", b"close")]
+        head = [STATUS_LINE[response.status_code], *(b"%b: %b\r\n" % header for header in headers), b"\r\n"]
+        self.transport.write(b"".join(head) + response.body)
+        self.transport.close()
 
     def _is_receiving(self) -> bool:
         """Whether the client may still be sending a request."""

@@ -2,15 +2,18 @@
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import socket
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
+from app import open_files
 from app.listen import curl_line, listening_socket
 from app.main import create_app
 from app.process import tune_process
@@ -61,6 +64,7 @@ class Server(uvicorn.Server):
         """Accept requests, then watch the model load."""
         await super().startup(sockets)
         self._loop = asyncio.get_running_loop()
+        self._loop.set_exception_handler(_on_loop_error)
         self._tasks.append(asyncio.create_task(self._watch_loading()))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  # the signature of a signal handler
@@ -96,11 +100,21 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
+def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log an error of the event loop; that no file can be opened in one line."""
+    error = context.get("exception")
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        open_files.warn("connection not accepted")
+    else:
+        loop.default_exception_handler(context)
+
+
 def serve(settings: Settings) -> int:
     """Serve until a signal arrives. Returns the exit code of the process.
 
     Errors: SettingsError if the address is taken.
     """
+    open_files.raise_limit()
     with listening_socket(settings) as sock:
         server = Server(create_app(settings), sock, when_loaded=tune_process)
         with contextlib.suppress(KeyboardInterrupt):

@@ -4,13 +4,14 @@ JSON is UTF-8 (RFC 8259, section 8.1). Tools on Windows also write UTF-16, put a
 older charset.
 """
 
+import codecs
 import json
 
 from app.errors import MalformedBody, UnsupportedMediaType
 
 # Names as clients spell them, without hyphens and underscores. A fixed table: Python's own lookup keeps every name that
 # it is asked for, and knows codecs that are no charsets.
-UTF_8 = "utf-8-sig"  # with or without a byte order mark
+UTF_8 = "utf-8"
 WIDE = "utf-16 or utf-32"  # the bytes themselves say which of the two, and in which order
 CHARSETS = {
     **dict.fromkeys(("", "utf8"), UTF_8),
@@ -19,6 +20,8 @@ CHARSETS = {
     **dict.fromkeys(("iso88591", "latin1"), "iso-8859-1"),
     **dict.fromkeys(("windows1252", "cp1252"), "windows-1252"),
 }
+for _codec in (*{*CHARSETS.values()} - {WIDE}, "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"):
+    codecs.lookup(_codec)  # Python reads a codec's file at its first use, when the service may have no file to spare
 NAMES = "utf-8, utf-16, utf-32, iso-8859-1, windows-1252, us-ascii"
 
 
@@ -47,6 +50,7 @@ def decode(body: bytes, charset: str) -> str:
         charset: from `charset_of`.
     Errors: MalformedBody.
     """
+    body = body.removeprefix(codecs.BOM_UTF8)
     # JSON begins with ASCII, so zeros among its first bytes tell UTF-16 and UTF-32 from UTF-8. The function is what
     # json.loads uses for bytes.
     detected = json.detect_encoding(body)
@@ -54,6 +58,6 @@ def decode(body: bytes, charset: str) -> str:
     try:
         return body.decode(encoding)
     except UnicodeDecodeError as error:
-        found = f"it is {detected.upper()}" if "utf-8" not in detected else f"{error.reason} at byte {error.start}"
+        found = f"it is {detected.upper()}" if detected != UTF_8 else f"{error.reason} at byte {error.start}"
         hint = "Send UTF-8, or name the charset: 'content-type: application/json; charset=windows-1252'."
-        raise MalformedBody(f"The body is not {encoding.removesuffix('-sig').upper()}: {found}.", hint) from error
+        raise MalformedBody(f"The body is not {encoding.upper()}: {found}.", hint) from error
