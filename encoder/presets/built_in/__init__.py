@@ -4,22 +4,24 @@ Each preset names the file and the function that it reproduces in `source`. The 
 that file which says the field's value; a name behind it is a definition in that file, and "ours" marks what the
 source leaves open. The lines are those of
 
-    diffusers       0.42.1, under src/diffusers
-    ollama          0e2e34aa8; the presets under ollama/ are those of its image generation, which differs from the
-                    reference
-    ComfyUI         d7593f48 for boogu.py, 0f548d22 for ideogram4.py
-    HDM             de8e1c9b
-    Iris-3B         df42d8ff of geelen/iris-3b, a copy
-    JoyAI-Image     043ea4e4
-    LingBot-Video   f348dca
-    Mage            8c94a0a
-    SD.Next         058a7f0c
-    T2I-L2P         a99d361f of vinx6903/T2I-L2P, a copy
+    diffusers         0.42.1, under src/diffusers
+    ollama            0e2e34aa8; the presets under ollama/ are those of its image generation, which differs from the
+                      reference
+    ComfyUI           d7593f48 for boogu.py, 0f548d22 for ideogram4.py; those under comfyui/ differ from the reference too
+    DiffSynth-Studio  2.1.12
+    HDM               de8e1c91
+    Iris-3B           df42d8ff of geelen/iris-3b, a copy
+    JoyAI-Image       043ea4e4
+    LingBot-Video     f348dca4
+    Mage              8c94a0ac
+    SD.Next           058a7f0c
+    T2I-L2P           a99d361f of vinx6903/T2I-L2P, a copy
 
-A field that is not given has the default of `Preset`. tests/parity/presets compares each preset with its pipeline.
+A field that is not given has the default of `Preset`. tests/parity/presets compares each preset with its pipeline, or
+with a reference written from it where it does not run there.
 """
 
-from encoder.presets.built_in.ace_step import ACE_STEP, ACE_STEP_LYRICS
+from encoder.presets.built_in.ace_step import ACE_STEP, ACE_STEP_LYRICS, DIFFSYNTH_MUSIC, DIFFSYNTH_MUSIC_LYRICS
 from encoder.presets.built_in.bare_prompt import ANIMA, HDM, LAST_HIDDEN_STATE, MINIMAX_H3, PRX_PIXEL
 from encoder.presets.built_in.chat_template import (
     BOOGU,
@@ -88,6 +90,8 @@ PRESETS: tuple[Preset, ...] = (  # in the order in which GET /presets and docs/p
     MINIMAX_H3,
     ACE_STEP,
     ACE_STEP_LYRICS,
+    DIFFSYNTH_MUSIC,
+    DIFFSYNTH_MUSIC_LYRICS,
 )
 
 BUILT_IN = Catalog(PRESETS, default=LAST_HIDDEN_STATE.name)

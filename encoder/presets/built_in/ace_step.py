@@ -1,4 +1,6 @@
-"""ACE-Step 1.5, text to music. How to read the numbers beside the fields: see the package's docstring."""
+"""ACE-Step 1.5, text to music, and what shares its encoder. How to read the numbers beside the fields: see the package's docstring."""
+
+from dataclasses import replace
 
 from encoder.presets.preset import Preset
 
@@ -30,4 +32,22 @@ ACE_STEP_LYRICS = Preset(
     padding_rows="cut",  # 494
     hidden_states=(0,),  # 501-502: the embedding layer alone
     negative_prompt=None,
+)
+
+DIFFSYNTH_MUSIC = replace(
+    ACE_STEP,
+    name="diffsynth-music",
+    description="DiffSynth-Music (Qwen3-Embedding-0.6B), 160 seconds and the metas that its pipeline assumes.",
+    source="DiffSynth-Studio: diffsynth/pipelines/diffsynth_music.py, process",
+    suffix="\n\n# Metas\n"  # 239; the prefix is 233-236
+    "- bpm: 100\n- timesignature: 4\n- keyscale: B minor\n- duration: 160 seconds\n"  # 228-230, 124
+    "<|endoftext|>",  # 244-245: stripped, so no newline follows. For other metas a request gives its own suffix.
+)  # 202-212, 246: the rest is as in ACE-Step
+
+DIFFSYNTH_MUSIC_LYRICS = replace(  # 214-224, 249: the rest is as in ACE-Step
+    ACE_STEP_LYRICS,
+    name="diffsynth-music-lyrics",
+    description="The lyrics of DiffSynth-Music, no language given: rows of the embedding table.",
+    source="DiffSynth-Studio: diffsynth/pipelines/diffsynth_music.py, process",
+    prefix="# Languages\nN/A\n\n# Lyric\n",  # 190, 247-248
 )

@@ -172,3 +172,43 @@ def test_ace_step_lyrics_equal_the_pipelines(embedding: TextEncoder, ace_step: A
     assert preset.max_sequence_length == 2048
     np.testing.assert_array_equal(mask, their_mask)
     assert_real_rows_equal(ours, mask, theirs, their_mask)
+
+
+DIFFSYNTH_MUSIC = """
+# Instruction
+Fill the audio semantic mask based on the given conditions:
+
+# Caption
+{}
+
+# Metas
+- bpm: 100
+- timesignature: 4
+- keyscale: B minor
+- duration: 160 seconds
+<|endoftext|>
+"""
+
+
+@pytest.mark.parametrize("prompt", [*(prompt for case in PROMPTS for prompt in case.values[0]), OVERLONG[0]])
+def test_diffsynth_music_equals_its_reference(
+    embedding: TextEncoder, qwen3_model: Any, ace_step: Any, prompt: str
+) -> None:
+    """DiffSynth-Studio, DiffSynthMusic_PromptEmbedder.process: its text is stripped, unlike ACE-Step's."""
+    text = DIFFSYNTH_MUSIC.format(prompt).strip()
+    inputs = ace_step.tokenizer(text, max_length=256, truncation=True, return_tensors="pt")
+    ours, _ = encode(embedding, [prompt], "diffsynth-music")
+
+    assert_equal(ours, qwen3_model(**inputs).last_hidden_state)
+
+
+@pytest.mark.parametrize("lyrics", [*LYRICS, "snow is falling on the town, " * 300])
+def test_diffsynth_musics_lyrics_equal_their_reference(
+    embedding: TextEncoder, qwen3_model: Any, ace_step: Any, lyrics: str
+) -> None:
+    """The same function: rows of the embedding table."""
+    text = f"# Languages\nN/A\n\n# Lyric\n{lyrics}<|endoftext|>"
+    inputs = ace_step.tokenizer(text, max_length=2048, truncation=True, return_tensors="pt")
+    ours, _ = encode(embedding, [lyrics], "diffsynth-music-lyrics")
+
+    assert_equal(ours, qwen3_model.embed_tokens(inputs.input_ids))
