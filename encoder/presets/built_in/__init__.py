@@ -7,7 +7,7 @@ source leaves open. The lines are those of
     diffusers         0.42.1, under src/diffusers
     ollama            0e2e34aa8; the presets under ollama/ are those of its image generation, which differs from the
                       reference
-    ComfyUI           d7593f48 for boogu.py, 0f548d22 for ideogram4.py; those under comfyui/ differ from the reference too
+    ComfyUI           d7593f48 for boogu.py, 0f548d22 for ideogram4.py; presets under comfyui/ differ from the reference
     DiffSynth-Studio  2.1.12
     HDM               de8e1c91
     Iris-3B           df42d8ff of geelen/iris-3b, a copy

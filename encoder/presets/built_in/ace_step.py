@@ -1,4 +1,7 @@
-"""ACE-Step 1.5, text to music, and what shares its encoder. How to read the numbers beside the fields: see the package's docstring."""
+"""ACE-Step 1.5 and DiffSynth-Music, text to music.
+
+How to read the numbers beside the fields: see the package's docstring.
+"""
 
 from dataclasses import replace
 
