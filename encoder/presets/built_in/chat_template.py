@@ -105,6 +105,7 @@ LINGBOT_VIDEO = Preset(  # SGLang, vllm-omni, DiffSynth-Studio and stable-diffus
     name="lingbot-video",
     description="LingBot-Video, text to video (Qwen3-VL-4B). Trained on JSON captions.",
     source="LingBot-Video: lingbot_video/pipeline_lingbot_video.py, encode_prompt",
+    aliases=("lingbot",),
     prefix="<|im_start|>system\nGiven a user input that may include a text prompt alone, a text prompt with an image "
     'reference, or a text prompt with a video reference or a video reference alone, generate an "Enhanced prompt" '
     "that provides detailed visual descriptions suitable for video generation. Evaluate the level of detail in the "
@@ -148,7 +149,7 @@ FIBO_2 = Preset(
     '"photographic_characteristics":{},"style_medium":"","context":"","artistic_style":""}',  # 48-52
 )
 
-BOOGU = Preset(
+BOOGU = Preset(  # SD.Next's copy of Boogu's own pipeline, pipelines/boogu/pipeline_boogu.py, agrees, as does vllm-omni
     name="boogu",
     description="Boogu-Image, text to image (Qwen3-VL-8B).",
     source="ComfyUI: comfy/text_encoders/boogu.py",

@@ -43,7 +43,7 @@ ZETA_CHROMA = replace(  # ai-toolkit: extensions_built_in/diffusion_models/zeta_
     name="zeta-chroma",
     description="Zeta-Chroma, in pixels (Qwen3-4B of Z-Image).",
     source="SD.Next: pipelines/zetachroma/pipeline.py, _encode_single_prompt",  # 139-162, 170: that of Z-Image
-    aliases=(),
+    aliases=("zetachroma",),
 )
 
 OLLAMA_Z_IMAGE = replace(
