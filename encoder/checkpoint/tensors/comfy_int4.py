@@ -18,6 +18,7 @@ import mlx.core as mx
 from encoder.checkpoint.tensors.assemble import Parts, take
 from encoder.checkpoint.tensors.comfy_note import Note
 from encoder.checkpoint.tensors.encodings import FLOATS
+from encoder.checkpoint.tensors.grouped import Grouped, Groups, unpack_bits
 from encoder.checkpoint.tensors.quantization import Quantization
 from encoder.checkpoint.tensors.transformed import ROW_SCALE
 from encoder.checkpoint.tensors.weights import Arrays, StoredArray, StoredTensor
@@ -33,7 +34,7 @@ class SignedInt4:
     mlx_quantization: Quantization | None = None
 
     def decode(self, arrays: Arrays, dtype: mx.Dtype) -> mx.array:
-        codes = _halves(arrays["weight"])
+        codes = unpack_bits(arrays["weight"], 4)
         return ((codes ^ 8).astype(mx.float32) - 8).astype(dtype)  # two's complement
 
     def pack(self, arrays: Arrays) -> dict[str, mx.array]:
@@ -78,44 +79,15 @@ class GroupedCodes:
 
     def _levels(self, arrays: Arrays) -> mx.array:
         """The level of each code, (rows, columns) float32."""
-        stored = arrays["weight"].view(mx.uint8)
+        stored = arrays["weight"]
         if self.bits == 4:
-            codes = _halves(stored)
+            codes = unpack_bits(stored, 4)
         else:
-            low = stored.shape[1] * 2 // 3  # two codes in a byte, then four of their upper bits in a byte
-            high = (stored[:, low:, None] >> mx.array([0, 2, 4, 6], mx.uint8)) & 3
-            codes = _halves(stored[:, :low]) | (high.reshape(stored.shape[0], -1) << 4)
+            low = stored.shape[1] * 2 // 3  # bytes with the lower four bits of two codes; the others have four twos
+            codes = unpack_bits(stored[:, :low], 4) | (unpack_bits(stored[:, low:], 2) << 4)
         if "codebook" in arrays:
             return mx.take(arrays["codebook"].astype(mx.float32), codes)
         return codes.astype(mx.float32) - float(1 << (self.bits - 1))
-
-
-@dataclass(frozen=True, slots=True)
-class AwqInt4:
-    """`(number - 8) * scale + zero`, in float32. Scales and zeros are transposed, (groups, rows)."""
-
-    group_size: int
-    quantized: bool = True
-    mlx_quantization: Quantization | None = None
-
-    @property
-    def label(self) -> str:
-        return f"awq_w4a16 in groups of {self.group_size}"
-
-    def decode(self, arrays: Arrays, dtype: mx.Dtype) -> mx.array:
-        codes = _halves(arrays["weight"])
-        scales, zeros = (arrays[role].astype(mx.float32).T[..., None] for role in ("scales", "zeros"))
-        groups = codes.astype(mx.float32).reshape(codes.shape[0], -1, self.group_size)
-        return ((groups - 8) * scales + zeros).reshape(codes.shape).astype(dtype)
-
-    def pack(self, arrays: Arrays) -> dict[str, mx.array]:
-        raise NotImplementedError(f"MLX has no layer for {self.label}")
-
-
-def _halves(stored: mx.array) -> mx.array:
-    """The lower and the upper half of each byte, in this order: (rows, bytes) to (rows, 2 * bytes) uint8."""
-    data = stored.view(mx.uint8)
-    return mx.stack([data & 15, data >> 4], axis=-1).reshape(data.shape[0], -1)
 
 
 def convrot_w4a4(path: str, parts: Parts, note: Note) -> StoredTensor:
@@ -153,7 +125,14 @@ def awq_w4a16(path: str, parts: Parts, note: Note) -> StoredTensor:
         _array(arrays, note, name, FLOATS, (columns // size, rows)) for name in ("weight_scale", "weight_zeros")
     )
     roles = {"weight": arrays["weight"], "scales": scales, "zeros": zeros}
-    return StoredTensor(f"{path}.weight", (rows, columns), AwqInt4(size), roles)
+    encoding = Grouped(f"awq_w4a16 in groups of {size}", _awq_groups)
+    return StoredTensor(f"{path}.weight", (rows, columns), encoding, roles)
+
+
+def _awq_groups(arrays: Arrays) -> Groups:
+    """Scales and zeros are stored transposed, (groups, rows)."""
+    numbers = unpack_bits(arrays["weight"], 4)
+    return Groups(numbers, arrays["scales"].T, zeros=mx.array([[8]]), offsets=arrays["zeros"].T)
 
 
 def _bits(arrays: Parts, group_size: int) -> Literal[4, 6]:
@@ -166,7 +145,8 @@ def _bits(arrays: Parts, group_size: int) -> Literal[4, 6]:
 def _shape(weight: StoredArray, note: Note, bits: int, group_size: int = 2) -> tuple[int, int]:
     """Rows and columns of the numbers in a weight's bytes."""
     shape = (weight.shape[0], weight.shape[1] * 8 // bits) if len(weight.shape) == 2 else (0, 0)
-    if weight.dtype not in ("I8", "U8") or not all(shape) or shape[1] % group_size or shape[1] * bits % 8:
+    whole = all(shape) and shape[1] % group_size == 0 and shape[1] * bits == weight.shape[1] * 8
+    if weight.dtype not in ("I8", "U8") or not whole:
         raise CheckpointError(
             f"{note.where} is {weight.dtype} {weight.shape}, expected bytes of {note.format} in groups of {group_size}."
         )

@@ -11,7 +11,7 @@ from encoder.checkpoint.tensors.comfy_blocks import mxfp8, nvfp4
 from encoder.checkpoint.tensors.comfy_int4 import awq_w4a16, convrot_w4a4, w4a8
 from encoder.checkpoint.tensors.comfy_note import Note, find_note
 from encoder.checkpoint.tensors.scaled import scaled_tensor
-from encoder.checkpoint.tensors.transformed import transformed
+from encoder.checkpoint.tensors.transformed import is_rotation, transformed
 from encoder.checkpoint.tensors.weights import StoredTensor
 from encoder.errors import CheckpointError
 
@@ -66,5 +66,18 @@ def comfy_quant(path: str, parts: Parts, hints: Hints) -> StoredTensor | None:
             f"{note.where} has ComfyUI's format {note.format!r:.80}, which is not read here, expected one of "
             f"{', '.join(_FORMATS)}. Take another file of this model."
         )
-    rotation = note.columns_rotated_together if read in _ALWAYS_ROTATED else note.rotation
-    return transformed(read(path, parts, note), parts, rotation)
+    tensor = read(path, parts, note)
+    rotation = note.columns_rotated_together if read in _ALWAYS_ROTATED else _rotation(note, tensor, hints)
+    return transformed(tensor, parts, rotation)
+
+
+def _rotation(note: Note, tensor: StoredTensor, hints: Hints) -> int | None:
+    """The columns that are rotated together. Some tools mark layers, too, that are too narrow for it."""
+    rotation = note.rotation
+    if rotation is None or not is_rotation(rotation) or tensor.shape[-1] % rotation == 0:
+        return rotation
+    hints.notices[
+        f"{tensor.file.name}: a layer is marked as rotated in blocks of {rotation:,} columns, which do not divide its "
+        f"columns; it is read as not rotated"
+    ] += 1
+    return None

@@ -138,7 +138,6 @@ def test_formats_may_stand_in_the_header(tmp_path: Path, weights: Stored) -> Non
     ("note", "message"),
     [
         pytest.param(b'{"format": "svdquant_w4a4"}', "format 'svdquant_w4a4', which is not read", id="unknown"),
-        pytest.param(b'{"format": "int8_tensorwise", "convrot": true}', "in blocks of 256 columns", id="rotated"),
         pytest.param(
             b'{"format": "int8_tensorwise", "params": {"convrot": true, "convrot_groupsize": 32}}',
             "in blocks of 32 columns, expected a power of 4",

@@ -195,8 +195,8 @@ REFUSED = [
         id="no-power-of-4",
     ),
     pytest.param(
-        int8_convrot(),
-        {"comfy_quant": note(format="int8_tensorwise", convrot=True, convrot_groupsize=1024)},
+        convrot_w4a4,
+        {"comfy_quant": note(format="convrot_w4a4", convrot_groupsize=1024)},
         "blocks of 1,024 columns, expected a power of 4 that divides",
         id="wider-than-the-rows",
     ),
@@ -316,6 +316,20 @@ def test_integers_that_the_header_leaves_out_are_refused(tmp_path: Path, weights
 
     with pytest.raises(CheckpointError, match="is I8 and has no entry in _quantization_metadata"):
         open_checkpoint(ModelOptions(str(file)))
+
+
+def test_layer_that_no_block_fits_is_not_rotated(
+    tmp_path: Path, weights: Stored, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Tools that leave narrow layers as they are may mark them all the same. It is a guess, so it is said."""
+    tensors, decoded = quantized(weights, int8)
+    write_tensors(tmp_path / "plain", decoded)
+    said = note(format="int8_tensorwise", convrot=True, convrot_groupsize=1024)
+    file = write_file(tmp_path, tensors | {key: said for key in tensors if key.endswith("comfy_quant")})
+
+    for ours, expected in zip(encode(file), encode(tmp_path / "plain"), strict=True):
+        np.testing.assert_array_equal(ours, expected)
+    assert any("14 x qwen_3_4b.safetensors: a layer is marked as rotated" in message for message in caplog.messages)
 
 
 def test_file_without_any_note_has_plain_integers(tmp_path: Path, weights: Stored) -> None:
