@@ -1,4 +1,4 @@
-"""Weights quantized by ComfyUI's own library: read here as it decodes them itself. Needs `pip install comfy-kitchen`."""
+"""Weights quantized by ComfyUI's own library, read as it decodes them itself. Needs `pip install comfy-kitchen`."""
 
 import json
 from pathlib import Path

@@ -28,13 +28,16 @@ _EXPECTED_BESIDE = re.compile(  # other parts of a whole model, and other models
     r"(^|[./])(lm_head|visual|vision_\w+|audio_\w+|multi_modal_projector|diffusion_model|vae|first_stage_model|"
     r"text_encoders|cond_stage_model|logit_scale|tokenizer_json|scaled_fp8|mtp|rotary_emb)([./]|$)"
 )
-_NO_PARAMETERS = (
-    "rotary_emb.inv_freq",  # RoPE frequencies, which follow from rope_theta
-    "scaled_fp8",  # ComfyUI's mark on a file with scale_weight
-    ".input_scale",  # of activations, for products in float8
-    ".scale_input",
-    ".output_scale",
-    *(f".{which}_scale" for which in ("k", "v", "kv", "q")),  # of the key-value cache, and of attention in float8
+# Of activations, for products in 8 bits and a cache of keys and values: ModelOpt, TensorRT-LLM, compressed-tensors,
+# Quark, vLLM, AutoFP8, quanto. A weight's own scales are called otherwise, and so is `pre_quant_scale`.
+_ACTIVATION = r"(input|output|act|activation|q|k|v|kv|qkv|kv_cache|prob|prob_output)"
+_NO_PARAMETERS = re.compile(
+    r"(rotary_emb\.inv_freq"  # RoPE frequencies, which follow from rope_theta
+    r"|scaled_fp8"  # ComfyUI's mark on a file with scale_weight
+    rf"|\.{_ACTIVATION}_(scale|scale_inv|global_scale|zero_point|amax|scaling_factor)"
+    r"|\.scale_input"
+    r"|\.(input|output|softmax|[qkv]_bmm)_quantizer\._amax"
+    r")$"
 )
 _MAX_SHOWN = 3
 
@@ -83,7 +86,7 @@ def find_encoder(keys: Iterable[str], where: str, component: str | None = None) 
     names = {key: name for key in keys if (name := _name_below(prefix, key)) is not None}
     if not any(name.startswith(_EMBEDDING) for name in names.values()):
         names |= _tied_embedding(keys, prefix)
-    others = [key for key in keys if key not in names and not key.endswith(_NO_PARAMETERS)]
+    others = [key for key in keys if key not in names and not _NO_PARAMETERS.search(key)]
     adapter = [key for key in others if _ADAPTER.search(key)]
     unneeded = [key for key in others if not _EXPECTED_BESIDE.search(key) and not _ADAPTER.search(key)]
     return EncoderKeys(prefix, names, tuple(unneeded), tuple(adapter))
@@ -92,7 +95,7 @@ def find_encoder(keys: Iterable[str], where: str, component: str | None = None) 
 def _name_below(prefix: str, key: str) -> str | None:
     """The parameter's name; None for a key that is not the encoder's, or that the encoder never needs."""
     name = key[len(prefix) :] if key.startswith(prefix) else ""
-    return None if not name.startswith(_OWN) or name.endswith(_NO_PARAMETERS) or _ADAPTER.search(name) else name
+    return None if not name.startswith(_OWN) or _NO_PARAMETERS.search(name) or _ADAPTER.search(name) else name
 
 
 def _tied_embedding(keys: Collection[str], prefix: str) -> dict[str, str]:

@@ -69,6 +69,51 @@ def test_tensor_that_is_usual_beside_an_encoder_is_left_out(key: str) -> None:
     assert found.warnings == []
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        pytest.param("input_scale", id="ModelOpt"),
+        pytest.param("output_scale", id="quanto"),
+        pytest.param("k_scale", id="vLLM-keys"),
+        pytest.param("v_scale", id="vLLM-values"),
+        pytest.param("kv_scale", id="AutoFP8"),
+        pytest.param("act_scale", id="AutoFP8-activations"),
+        pytest.param("q_scale", id="vLLM-queries"),
+        pytest.param("prob_scale", id="vLLM-probabilities"),
+        pytest.param("prob_output_scale", id="Quark"),
+        pytest.param("input_zero_point", id="compressed-tensors"),
+        pytest.param("k_zero_point", id="compressed-tensors-keys"),
+        pytest.param("input_global_scale", id="compressed-tensors-nvfp4"),
+        pytest.param("input_amax", id="amax"),
+        pytest.param("input_quantizer._amax", id="ModelOpt-state"),
+        pytest.param("k_bmm_quantizer._amax", id="ModelOpt-state-keys"),
+        pytest.param("activation_scaling_factor", id="TensorRT-LLM"),
+        pytest.param("kv_cache_scaling_factor", id="TensorRT-LLM-cache"),
+    ],
+)
+def test_scale_of_activations_is_left_out(part: str) -> None:
+    """In a module of the encoder. It is not even worth a warning."""
+    key = f"model.layers.0.self_attn.k_proj.{part}"
+    found = find_encoder([f"model.{name}" for name in NAMES] + [key], "file")
+
+    assert key not in found.names
+    assert found.warnings == []
+
+
+@pytest.mark.parametrize(
+    "part",
+    (
+        "weight_scale weight_scale_2 weight_scale_inv scale_weight weight_zero_point weight_global_scale scales scale "
+        "zero_point weight_s_rel weight_s_channel pre_quant_scale input_quantizer._pre_quant_scale "
+        "weights_scaling_factor prequant_scaling_factor weight_quantizer._amax"
+    ).split(),
+)
+def test_scale_of_a_weight_is_never_left_out(part: str) -> None:
+    """Whoever cannot use it has to refuse it."""
+    key = f"model.layers.0.self_attn.k_proj.{part}"
+    assert key in find_encoder([*(f"model.{name}" for name in NAMES), key], "file").names
+
+
 def test_tensors_that_nobody_expects_are_counted() -> None:
     """They are left out too, and the user hears of it."""
     more = ["score.weight", "v_head.summary.weight", "v_head.summary.bias", "model.extra.weight"]
