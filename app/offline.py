@@ -130,7 +130,7 @@ def _size(number: int) -> str:
 def _fit(preset: Preset, checkpoint: Checkpoint, depth: Depth) -> str:
     config = checkpoint.config
     try:
-        check_preset(preset, config.num_hidden_layers, config.hidden_size, depth.layers)
+        check_preset(preset, config.num_hidden_layers, config.hidden_size, depth.layers, checkpoint.tokenizer.has_token)
     except InvalidField as error:
         return f"does not fit: {error}"
     return "fits"

@@ -135,7 +135,7 @@ def load_encoder(folder: Path, threads: int, *, kernels: bool = True, plain: boo
     model = Qwen3(checkpoint.config)
     keep_bfloat16 = not plain and widens_bfloat16(checkpoint.config)
     load_weights(checkpoint, model, mx.float32, keep_bfloat16=keep_bfloat16)
-    forward: Forward = PlainForward(model, 0) if plain else choose_forward(model, 0, mx.float32)
+    forward: Forward = PlainForward(model) if plain else choose_forward(model, mx.float32)
     if isinstance(forward, CpuForward):
         forward.threads = threads
     tap = Tap(checkpoint.config.num_hidden_layers, normed=True)

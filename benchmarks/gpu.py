@@ -105,7 +105,7 @@ def load_encoder(folder: Path, plain: bool) -> Side:
         checkpoint = encoder.open_checkpoint(encoder.ModelOptions(str(folder)))
         model = Qwen3(checkpoint.config)
         load_weights(checkpoint, model, mx.bfloat16)
-        forward: Any = PlainForward(model, pad_token_id=0)
+        forward: Any = PlainForward(model)
     else:
         forward = encoder.TextEncoder.open(encoder.ModelOptions(str(folder))).forward
 

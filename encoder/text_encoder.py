@@ -18,7 +18,7 @@ from mlx.utils import tree_flatten
 from encoder.checkpoint import Checkpoint, load_weights, open_checkpoint
 from encoder.errors import CheckpointError, EncoderError
 from encoder.options import ModelOptions
-from encoder.pipeline.plan import plan_jobs
+from encoder.pipeline.plan import check_fit, plan_jobs
 from encoder.pipeline.selection import Outcome, Selection, export, select
 from encoder.pipeline.tokenizer import tokenize
 from encoder.presets.preset import Preset
@@ -106,7 +106,7 @@ class TextEncoder:
             keep_bfloat16=dtype == mx.float32 and widens_bfloat16(self.config),
         )
         self.parameter_bytes = sum(array.nbytes for array in dict(tree_flatten(self.model.parameters())).values())
-        self.forward = choose_forward(self.model, checkpoint.tokenizer.pad_token_id, dtype)
+        self.forward = choose_forward(self.model, dtype)
         self.measures_passes = False
 
     @classmethod
@@ -126,6 +126,10 @@ class TextEncoder:
                 raise result
         return embeds
 
+    def check(self, preset: Preset) -> None:
+        """Return if the preset fits the checkpoint. Safe on any thread. Errors: InvalidField."""
+        check_fit(preset, self.checkpoint.tokenizer, self.config, self.num_layers)
+
     def tokenize(self, prompts: Sequence[str], preset: Preset) -> list[TokenizedPrompt]:
         """Apply the template of a preset and tokenize. Safe on any thread. Errors: InvalidField."""
         return tokenize(self.checkpoint.tokenizer, prompts, preset)
@@ -135,7 +139,7 @@ class TextEncoder:
 
         Errors: InvalidField when the preset does not fit this checkpoint, or a token is outside its vocabulary.
         """
-        return plan_jobs(prompts, preset, dtype, self.config, self.num_layers)
+        return plan_jobs(prompts, preset, dtype, self.checkpoint.tokenizer, self.config, self.num_layers)
 
     def run(self, jobs: Sequence[Job]) -> list[Outcome]:
         """Compute one batch: each job's result in memory of its own, or the error that concerns the job alone.

@@ -66,6 +66,7 @@ class Job:
         dtype: of the result.
         tail_rows: real rows that are placed after the padding.
         pad_position: position of every padding row; None means consecutive positions.
+        pad_token_id: what computed padding rows hold; 0 where none is computed, so that equal results have equal jobs.
         unit_rms: scale each row of each hidden state to a root mean square of 1.
         bundle: number of consecutive hidden states that are concatenated on their features before `combine`.
     """
@@ -79,6 +80,7 @@ class Job:
     dtype: DType
     tail_rows: int = 0
     pad_position: int | None = None
+    pad_token_id: int = 0
     unit_rms: bool = False
     bundle: int = 1
 

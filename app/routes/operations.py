@@ -9,7 +9,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from app.routes.openapi import errors
 from app.service import ServiceDep
-from encoder import InvalidField, ModelInfo, Preset, check_preset
+from encoder import Engine, InvalidField, Preset
 
 probes = APIRouter(tags=["operations"])  # these two never ask for the API key
 router = APIRouter(tags=["operations"])
@@ -42,14 +42,14 @@ async def presets(service: ServiceDep) -> dict[str, Any]:
     engine, catalog = service.engine, service.catalog
     return {
         "default_preset": catalog.default,
-        "presets": [asdict(preset) | fit(preset, engine.info) for preset in catalog],
+        "presets": [asdict(preset) | fit(preset, engine) for preset in catalog],
     }
 
 
-def fit(preset: Preset, info: ModelInfo) -> dict[str, Any]:
+def fit(preset: Preset, engine: Engine) -> dict[str, Any]:
     """Whether a preset fits the loaded checkpoint, and why not."""
     try:
-        check_preset(preset, int(info.dims["num_hidden_layers"]), int(info.dims["hidden_size"]), info.num_layers)
+        engine.check(preset)
     except InvalidField as error:
         return {"fits": False, "reason": str(error)}
     return {"fits": True, "reason": None}

@@ -13,6 +13,8 @@ from encoder.pipeline.tokenizer import Tokenizer
 from encoder.qwen3.config import Qwen3Config
 from encoder.types import DType, MergedLora
 
+_PAD_TOKEN = "<|endoftext|>"  # of Qwen3, and of all built-in presets
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
@@ -92,7 +94,7 @@ def describe(
         warnings: what was assumed or left out.
         random_weights: whether the weights are not trained.
         dtype: the compute dtype, where the checkpoint states it.
-    Errors: CheckpointError when there are fewer tensors than layers.
+    Errors: CheckpointError when there are fewer tensors than layers, or more tokens than the vocabulary has.
     """
     # Else all the layers that config.json claims would be built, for hours, before their tensors are found missing.
     if config.num_hidden_layers > len(weights.tensors):
@@ -100,6 +102,7 @@ def describe(
             f"{name}: num_hidden_layers is {config.num_hidden_layers:,} in {origin.config}, but the files hold "
             f"{len(weights.tensors):,} tensors of the encoder in all. Is the checkpoint complete?"
         )
+    _check_tokenizer(name, config, tokenizer)
     return Checkpoint(
         name=name,
         config=config,
@@ -111,8 +114,25 @@ def describe(
         dtype=dtype or _compute_dtype(weights),
         random_weights=random_weights,
         origin=origin,
-        warnings=tuple(warnings),
+        warnings=(*warnings, *_padding_warnings(tokenizer)),
     )
+
+
+def _check_tokenizer(name: str, config: Qwen3Config, tokenizer: Tokenizer) -> None:
+    if tokenizer.vocab_size > config.vocab_size:
+        raise CheckpointError(
+            f"{name}: the tokenizer has {tokenizer.vocab_size:,} tokens, expected at most the {config.vocab_size:,} of "
+            f"the model's vocabulary. Give the tokenizer that belongs to the model with --tokenizer."
+        )
+
+
+def _padding_warnings(tokenizer: Tokenizer) -> list[str]:
+    """Presets pad with their own token, so a checkpoint's other one changes nothing."""
+    if tokenizer.pad_token in (None, _PAD_TOKEN):
+        return []
+    return [
+        f"its tokenizer names the padding token {tokenizer.pad_token!r:.80}; presets pad with their own, {_PAD_TOKEN}"
+    ]
 
 
 def _quantization(weights: Weights) -> str | None:

@@ -13,17 +13,18 @@ from encoder.errors import CheckpointError, InvalidField
 from encoder.presets.preset import Preset
 from encoder.types import TokenizedPrompt
 
-_DEFAULT_PAD_TOKEN = "<|endoftext|>"
 CACHED_WORDS = 1000  # of which the library keeps the tokens; by default ten times as many per thread, up to 4.5 MB
 
 
 class Tokenizer:
-    """A checkpoint's tokenizer.json, giving the ids that transformers gives.
+    """A checkpoint's tokenizer, giving the ids that transformers gives.
 
+    Args:
+        tokenizer: the library's. It gets no other user.
+        pad_token, source: as the attributes.
     Attributes:
         vocab_size: ids are below this.
-        pad_token_id: what fills padding rows that the model reads.
-        pad_token: its text.
+        pad_token: the padding token that the checkpoint names, None where it names none. Presets have their own.
         source: where it came from, for people.
     """
 
@@ -36,46 +37,47 @@ class Tokenizer:
         self.source = source
         self._before, self._after = _added_ids(tokenizer)
         self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-        self.pad_token_id = _pad_token_id(tokenizer, pad_token)
-        self.pad_token = str(tokenizer.id_to_token(self.pad_token_id))
+        self.pad_token = pad_token
 
-    @classmethod
-    def from_file(cls, file: Path, pad_token: str | None = None) -> "Tokenizer":
-        """The tokenizer in a tokenizer.json.
-
-        Args:
-            file: to read.
-            pad_token: as tokenizer_config.json names it; where it is None or unknown, `<|endoftext|>` pads.
-        Errors: CheckpointError when the file is damaged, or has no padding token.
-        """
-        try:
-            tokenizer = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises nothing narrower
-            raise CheckpointError(f"{file}: cannot be read as a tokenizer: {error}") from error
-        return cls(tokenizer, pad_token, str(file))
+    @property
+    def splits_special_tokens(self) -> bool:
+        """Whether special tokens in a text are read as ordinary text."""
+        return bool(self._tokenizer.encode_special_tokens)
 
     def save(self, file: Path) -> None:
         """Write it as a tokenizer.json."""
         self._tokenizer.save(str(file))
 
-    def tokenize(self, text: str, *, max_length: int, add_special_tokens: bool = True) -> tuple[tuple[int, ...], bool]:
+    def token_id(self, token: str) -> int | None:
+        """The id of a token as the vocabulary spells it, None where there is none."""
+        token_id: int | None = self._tokenizer.token_to_id(token)
+        return token_id
+
+    def has_token(self, token: str) -> bool:
+        """Whether the vocabulary or the added tokens have it."""
+        return self.token_id(token) is not None
+
+    def tokenize(
+        self, text: str, *, max_length: int, add_special_tokens: bool = True, closing_token: str | None = None
+    ) -> tuple[tuple[int, ...], bool]:
         """The ids of `text`, and whether it was cut.
 
-        Text that is too long loses its end, but not the tokens that the post-processor adds around it.
+        Text that is too long loses its end, but not the tokens that are added around it.
 
         Args:
             text: the whole string, template included: tokens can span the edge between template and prompt.
-            max_length: in tokens, including those that the post-processor adds.
-            add_special_tokens: whether the post-processor runs; plain Qwen3's adds no token.
-        Errors: InvalidField when the text is no valid Unicode, or max_length leaves no room for the text.
-        Source: transformers, PreTrainedTokenizerFast._encode_plus with truncation=True.
+            max_length: in tokens, including those that are added.
+            add_special_tokens, closing_token: what is added, as in `Preset`.
+        Errors: InvalidField when the text is no valid Unicode, max_length leaves no room for the text, or there is no
+            such closing token.
+        Source: transformers, TokenizersBackend._encode_plus with truncation=True.
         """
-        before, after = (self._before, self._after) if add_special_tokens else ((), ())
+        before, after = self._around(add_special_tokens, closing_token)
         room = max_length - len(before) - len(after)
         if room < 0:
             raise InvalidField(
                 "max_sequence_length",
-                f"{max_length} is less than the {len(before) + len(after)} tokens that the tokenizer itself adds.",
+                f"{max_length} is less than the {len(before) + len(after)} tokens that are added to every text.",
             )
         ids = self._encode(text)
         return (*before, *ids[:room], *after), len(ids) > room
@@ -83,6 +85,17 @@ class Tokenizer:
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """The vocabulary's spelling of each id, as in tokenizer.json: a byte-level BPE writes a blank as `Ġ`."""
         return [self._tokenizer.id_to_token(token_id) or "" for token_id in ids]
+
+    def _around(self, add_special_tokens: bool, closing_token: str | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The ids before and after every text."""
+        if closing_token is None:
+            return (self._before, self._after) if add_special_tokens else ((), ())
+        if not closing_token:
+            return (), ()
+        token_id = self.token_id(closing_token)
+        if token_id is None:
+            raise InvalidField("closing_token", f"{closing_token!r} is no token of the checkpoint's tokenizer.")
+        return (), (token_id,)
 
     def _encode(self, text: str) -> list[int]:
         try:
@@ -128,7 +141,10 @@ def _tokenize_one(tokenizer: Tokenizer, prompt: str, preset: Preset) -> Tokenize
     if window <= max(len(tail), preset.dropped_rows):
         raise InvalidField("max_sequence_length", f"{window} leaves no row of the prompt of {preset.name}.")
     input_ids, truncated = tokenizer.tokenize(
-        text, max_length=window - len(tail), add_special_tokens=preset.add_special_tokens
+        text,
+        max_length=window - len(tail),
+        add_special_tokens=preset.add_special_tokens,
+        closing_token=preset.closing_token,
     )
     if truncated and preset.overlong == "refused":
         raise InvalidField("prompts", f"one has more than {window} tokens, which {preset.name} refuses. Shorten it.")
@@ -157,14 +173,3 @@ def _added_ids(tokenizer: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[
     if not own:
         raise CheckpointError("tokenizer.json: the letter 'a' has no token. Is this a Qwen3 tokenizer?")
     return tuple(encoding.ids[: own[0]]), tuple(encoding.ids[own[-1] + 1 :])
-
-
-def _pad_token_id(tokenizer: tokenizers.Tokenizer, pad_token: str | None) -> int:
-    for token in (pad_token, _DEFAULT_PAD_TOKEN):
-        token_id = None if token is None else tokenizer.token_to_id(token)
-        if token_id is not None:
-            return token_id
-    raise CheckpointError(
-        f"tokenizer_config.json: pad_token is {pad_token!r}, which tokenizer.json does not have, nor does it have "
-        f"{_DEFAULT_PAD_TOKEN}. Name a padding token there."
-    )

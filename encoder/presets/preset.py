@@ -3,6 +3,7 @@
 The presets themselves are in built_in/.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -24,7 +25,9 @@ class Preset:
         tail: the end of the template where it is tokenized separately and placed behind the padding.
         empty_prefix: the prefix of a blank prompt; None if it is `prefix`.
         empty_prompt: the text that replaces an empty prompt.
-        add_special_tokens: whether the tokenizer's post-processor runs. Plain Qwen3 has none that adds tokens.
+        add_special_tokens: whether the checkpoint's tokenizer adds its own tokens; plain Qwen3's has none to add.
+        closing_token: the token that the system's own tokenizer adds behind every text, in place of what the
+            checkpoint's adds; "" if it adds none. None leaves it to the checkpoint's tokenizer.
         max_sequence_length: the window: the maximum number of tokens, template and tail included.
         overlong: a prompt longer than the window is "cut" on the right together with its template, or its request is
             "refused"; "cut_prompt" cuts the prompt alone, and therefore tokenizes it apart from its template.
@@ -34,6 +37,7 @@ class Preset:
         min_length: the minimum of the padded length, in tokens.
         padding_rows: what is delivered for padding: "cut" removes the rows, "zero" delivers zeros, "live" delivers
             the hidden states that the model computes there.
+        pad_token: the token of "live" padding rows, whatever padding token the checkpoint names.
         pad_position: the position of every padding row; None if positions continue. Only with "live" padding rows.
         layers: the outputs of these decoder layers, counted from 0, before the final norm. Negative indices count from
             the end. Exactly one of `layers` and `hidden_states` is given.
@@ -59,12 +63,14 @@ class Preset:
     empty_prefix: str | None = None
     empty_prompt: str = ""
     add_special_tokens: bool = True
+    closing_token: str | None = None
     max_sequence_length: int = 512
     overlong: Literal["cut", "cut_prompt", "refused"] = "cut"
     padding: Literal["longest", "max_length", "own"] = "longest"
     pad_to_multiple_of: int = 1
     min_length: int = 0
     padding_rows: PaddingRows = "cut"
+    pad_token: str = "<|endoftext|>"
     pad_position: int | None = None
     layers: tuple[int, ...] | None = None
     hidden_states: tuple[int, ...] | None = None
@@ -75,6 +81,11 @@ class Preset:
     negative_prompt: str | None = ""
     negative_preset: str | None = None
     hidden_size: int | None = None
+
+    def needed_tokens(self) -> dict[str, str]:
+        """The tokens that the tokenizer must have, by the field that names them."""
+        pad = {"pad_token": self.pad_token} if self.padding_rows == "live" else {}
+        return pad | ({"closing_token": self.closing_token} if self.closing_token else {})
 
     def taps(self, num_hidden_layers: int) -> tuple[Tap, ...]:
         """The places in a model of `num_hidden_layers` layers where this preset takes hidden states.
@@ -121,14 +132,21 @@ def _hidden_state_tap(index: int, num_hidden_layers: int) -> Tap:
     return Tap(depth=depth, normed=depth == num_hidden_layers)
 
 
-def check_preset(preset: Preset, num_hidden_layers: int, hidden_size: int, num_layers: int | None = None) -> None:
-    """Return if the preset fits a checkpoint of these dims.
+def check_preset(
+    preset: Preset,
+    num_hidden_layers: int,
+    hidden_size: int,
+    num_layers: int | None = None,
+    has_token: Callable[[str], bool] | None = None,
+) -> None:
+    """Return if the preset fits a checkpoint of these dims and tokens.
 
     Args:
         num_hidden_layers, hidden_size: the checkpoint's dims.
         num_layers: the number of decoder layers that are loaded; None if all are.
+        has_token: whether the checkpoint's tokenizer has a token; None leaves the tokens unchecked.
 
-    Errors: InvalidField naming the layer or the dim that does not fit.
+    Errors: InvalidField naming the layer, the dim or the token that does not fit.
     """
     depth = preset.depth(num_hidden_layers)
     if num_layers is not None and depth > num_layers:
@@ -143,3 +161,10 @@ def check_preset(preset: Preset, num_hidden_layers: int, hidden_size: int, num_l
             f"{preset.name} expects a checkpoint of hidden_size {preset.hidden_size}, this one has {hidden_size}. "
             f"Serve the checkpoint that belongs to it.",
         )
+    for field, token in preset.needed_tokens().items():
+        if has_token is not None and not has_token(token):
+            raise InvalidField(
+                field,
+                f"{preset.name} needs the token {token!r}, which the checkpoint's tokenizer does not have. "
+                f"Give the tokenizer that belongs to the preset with --tokenizer.",
+            )

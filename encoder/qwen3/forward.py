@@ -81,7 +81,7 @@ def cpu_kernels() -> Kernels | None:
         )
         return None
     for dtype in (mx.float32, mx.bfloat16):
-        error = largest_error(lambda model, pad: CpuForward(model, pad, kernels, available_cpus()), dtype)
+        error = largest_error(lambda model: CpuForward(model, kernels, available_cpus()), dtype)
         if not error < MAX_PROOF_ERROR:  # NaN too
             logger.error(
                 "the compiled kernels for %s differ from the reference by %.1e of a row, expected less than %.0e, with "
@@ -105,7 +105,7 @@ def _kernels_for(config: Qwen3Config) -> Kernels | None:
     return kernels if kernels and config.head_dim <= kernels.max_head_dim else None
 
 
-def choose_forward(model: Qwen3, pad_token_id: int, dtype: mx.Dtype) -> Forward:
+def choose_forward(model: Qwen3, dtype: mx.Dtype) -> Forward:
     """The fast forward pass where one supports the model, else the plain one.
 
     Args:
@@ -115,10 +115,10 @@ def choose_forward(model: Qwen3, pad_token_id: int, dtype: mx.Dtype) -> Forward:
     if mx.default_device().type == mx.DeviceType.cpu:
         if dtype == mx.float32 and _is_supported(model, {mx.float32, mx.bfloat16}):
             cpu = _kernels_for(model.config)
-            return CpuForward(model, pad_token_id, cpu, available_cpus()) if cpu else PlainForward(model, pad_token_id)
+            return CpuForward(model, cpu, available_cpus()) if cpu else PlainForward(model)
     elif mx.cuda.is_available() and _is_supported(model, {DTYPE}) and (cuda := build_kernels(model.config)):
-        return FusedForward(model, pad_token_id, cuda)
-    return PlainForward(model, pad_token_id)
+        return FusedForward(model, cuda)
+    return PlainForward(model)
 
 
 def _is_supported(model: Qwen3, dtypes: Set[mx.Dtype]) -> bool:

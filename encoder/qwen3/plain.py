@@ -29,12 +29,11 @@ class PlainForward:
 
     name = "plain"
 
-    def __init__(self, model: Qwen3, pad_token_id: int) -> None:
+    def __init__(self, model: Qwen3) -> None:
         self.model = model
-        self.pad_token_id = pad_token_id
 
     def __call__(self, jobs: Sequence[Job], taps: Sequence[Tap]) -> Mapping[Tap, Rows]:
-        input_ids, mask, position_ids = pad(jobs, self.pad_token_id)
+        input_ids, mask, position_ids = pad(jobs)
         hidden_states = self.model.hidden_states_at(taps, input_ids, mask=mask, position_ids=position_ids)
         return dict(zip(taps, hidden_states, strict=True))
 
@@ -55,12 +54,13 @@ def bucket_length(rows: int) -> int:
     return max(SHORTEST_BUCKET, -(-rows // step) * step)
 
 
-def pad(jobs: Sequence[Job], pad_token_id: int) -> ModelInput:
-    """One rectangle for all jobs of a batch."""
+def pad(jobs: Sequence[Job]) -> ModelInput:
+    """One rectangle for all jobs of a batch. Beyond the computed rows of a job it holds anything: nobody sees it."""
     length = bucket_length(max(job.computed_rows for job in jobs))
-    input_ids = np.full((len(jobs), length), pad_token_id, dtype=np.int32)
+    input_ids = np.zeros((len(jobs), length), dtype=np.int32)
     for row, job in zip(input_ids, jobs, strict=True):
         row[: len(job.input_ids)] = job.input_ids
+        row[len(job.input_ids) :] = job.pad_token_id
     if all(job.computed_rows == len(job.input_ids) for job in jobs):
         return ModelInput(mx.array(input_ids), "causal", None)
     lengths = mx.array([len(job.input_ids) for job in jobs])

@@ -34,7 +34,7 @@ class BatchRows:
     token_rows: int
 
 
-def pack(jobs: Sequence[Job], pad_token_id: int, *, tokens_first: bool) -> BatchRows:
+def pack(jobs: Sequence[Job], *, tokens_first: bool) -> BatchRows:
     """Concatenate the rows of all jobs.
 
     Args:
@@ -52,7 +52,7 @@ def pack(jobs: Sequence[Job], pad_token_id: int, *, tokens_first: bool) -> Batch
         position_ids += range(len(job.input_ids))
         stop, live = len(input_ids), first_live + len(live_ids)
         positions = range(len(job.input_ids), job.computed_rows)
-        live_ids += [pad_token_id] * len(positions)
+        live_ids += [job.pad_token_id] * len(positions)
         live_positions += positions if job.pad_position is None else [job.pad_position] * len(positions)
         spans.append(Span(start, stop, live, first_live + len(live_ids)))
     if tokens_first:

@@ -137,6 +137,10 @@ class Engine:
             **self._cache.stats(),
         )
 
+    def check(self, preset: Preset) -> None:
+        """Return if the preset fits what is loaded. Errors: NotReady, InvalidField."""
+        self._loaded().check(preset)
+
     def tokens(self, input_ids: Sequence[int]) -> list[str]:
         """Each token as the tokenizer writes it."""
         return self._loaded().checkpoint.tokenizer.tokens(input_ids)

@@ -31,9 +31,9 @@ def warm_up(encoder: TextEncoder, max_rows: int) -> None:
 
 
 def warmup_job(encoder: TextEncoder, rows: int) -> Job:
-    """A job of so many padding tokens, through all layers."""
+    """A job of so many tokens, through all layers."""
     return Job(
-        input_ids=(encoder.checkpoint.tokenizer.pad_token_id,) * rows,
+        input_ids=(0,) * rows,
         computed_rows=rows,
         delivered_rows=rows,
         dropped_rows=0,

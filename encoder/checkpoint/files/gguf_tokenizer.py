@@ -1,24 +1,25 @@
 """Builds the tokenizer that a GGUF file's metadata describe. Reads Qwen's byte-level BPE, and no other kind.
 
-Source: transformers, convert_slow_tokenizer.py:Qwen2Converter; llama.cpp, src/llama-vocab.cpp, PRE_TYPE_QWEN2.
+Source: llama.cpp, src/llama-vocab.cpp, llama_vocab::impl::load and PRE_TYPE_QWEN2.
 """
 
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, models
 
+from encoder.checkpoint.files.qwen2_tokenizer import add_around, qwen2_tokenizer
 from encoder.errors import CheckpointError
 from encoder.pipeline.tokenizer import Tokenizer
 
-_QWEN2_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 _CONTROL, _USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type: tokens that are matched whole in any text
 
 
 def tokenizer_from_metadata(metadata: dict[str, Any], where: str) -> Tokenizer:
-    """The tokenizer that the metadata describe. Errors: CheckpointError for none, or another kind."""
+    """The tokenizer that the metadata describe.
+
+    Errors: CheckpointError for none, for another kind, and for an added token that does not exist.
+    """
     kind = (metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre"))
     tokens, merges = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.merges", [])
     types = metadata.get("tokenizer.ggml.token_type", ())
@@ -28,10 +29,11 @@ def tokenizer_from_metadata(metadata: dict[str, Any], where: str) -> Tokenizer:
             f"Give the tokenizer with --tokenizer: a tokenizer.json, a folder, or a hub id."
         )
     assert isinstance(tokens, list)
-    pad = metadata.get("tokenizer.ggml.padding_token_id")
-    pad_token = tokens[pad] if isinstance(pad, int) and 0 <= pad < len(tokens) else None
+    before, after = (_added(metadata, tokens, end, where) for end in ("bos", "eos"))
     try:
-        return Tokenizer(_build(tokens, merges, types), pad_token, f"the metadata of {where}")
+        tokenizer = _build(tokens, merges, types)
+        add_around(tokenizer, before, after)
+        return Tokenizer(tokenizer, _named(metadata, tokens, "padding"), f"the metadata of {where}")
     except CheckpointError:
         raise
     except Exception as error:  # the library raises nothing narrower
@@ -41,19 +43,28 @@ def tokenizer_from_metadata(metadata: dict[str, Any], where: str) -> Tokenizer:
 def _build(tokens: list[str], merges: list[str], types: Any) -> tokenizers.Tokenizer:
     vocab = {token: token_id for token_id, token in enumerate(tokens)}
     pairs = [(first, second) for first, _, second in (merge.partition(" ") for merge in merges)]
-    tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=pairs, fuse_unk=False, byte_fallback=False))
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_QWEN2_WORDS), behavior="isolated", invert=False),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    tokenizer = qwen2_tokenizer(models.BPE(vocab=vocab, merges=pairs, fuse_unk=False, byte_fallback=False))
     added = [(token, kind) for token, kind in zip(tokens, types, strict=False) if kind in (_CONTROL, _USER_DEFINED)]
     tokenizer.add_tokens([AddedToken(token, normalized=False, special=kind == _CONTROL) for token, kind in added])
     return tokenizer
+
+
+def _added(metadata: dict[str, Any], tokens: list[str], end: str, where: str) -> list[str]:
+    """The token that llama.cpp adds at this end of a text, "bos" or "eos": only where a flag says so."""
+    if metadata.get(f"tokenizer.ggml.add_{end}_token") is not True:
+        return []
+    token = _named(metadata, tokens, end)
+    if token is None:
+        raise CheckpointError(
+            f"{where}: tokenizer.ggml.add_{end}_token is true, but {end}_token_id names none of the {len(tokens):,} "
+            f"tokens. Give the tokenizer with --tokenizer."
+        )
+    return [token]
+
+
+def _named(metadata: dict[str, Any], tokens: list[str], role: str) -> str | None:
+    token_id = metadata.get(f"tokenizer.ggml.{role}_token_id")
+    return tokens[token_id] if isinstance(token_id, int) and 0 <= token_id < len(tokens) else None
 
 
 def _are_texts(value: object) -> bool:

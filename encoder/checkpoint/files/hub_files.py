@@ -27,12 +27,14 @@ from encoder.checkpoint.files.layout import (
     ADAPTER_FILES,
     CONFIG_FILE,
     INDEX_FILE,
+    MERGES_FILE,
     MODEL_SUFFIXES,
     PIPELINE_FILE,
     TEXT_ENCODER_FOLDERS,
-    TOKENIZER_CONFIG_FILE,
     TOKENIZER_FILE,
+    TOKENIZER_FILES,
     TOKENIZER_FOLDERS,
+    VOCAB_FILE,
     WEIGHTS_FILE,
     find_layout,
     first_with_tokenizer,
@@ -47,16 +49,14 @@ _HUB_ID = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(?P<path>(/\w[\w.-]*)*
 _MAX_LISTED = 20
 
 _MODEL_FOLDERS = ("", *(f"{name}/" for name in TEXT_ENCODER_FOLDERS))
+_TOKENIZER_PLACES = (*_MODEL_FOLDERS, *(f"{name}/" for name in TOKENIZER_FOLDERS))
+_SLOW_FILES = (VOCAB_FILE, MERGES_FILE)  # of a tokenizer: 4 MB that most repositories have beside tokenizer.json
 
 # Of a single model and of a pipeline. A name that a repository does not have costs nothing.
 _SMALL_FILES = (
     PIPELINE_FILE,
     *(f"{folder}{name}" for folder in _MODEL_FOLDERS for name in (CONFIG_FILE, INDEX_FILE)),
-    *(
-        f"{folder}{name}"
-        for folder in (*_MODEL_FOLDERS, *(f"{name}/" for name in TOKENIZER_FOLDERS))
-        for name in (TOKENIZER_FILE, TOKENIZER_CONFIG_FILE)
-    ),
+    *(f"{folder}{name}" for folder in _TOKENIZER_PLACES for name in TOKENIZER_FILES if name not in _SLOW_FILES),
 )
 
 _WITH_QWEN3_TOKENIZER = (
@@ -107,8 +107,7 @@ def fetch(hub_id: HubId, cache_dir: Path | None, component: str | None = None) -
     Errors: CheckpointError when the repository or its files cannot be had, or the disk has no room for them.
     """
     log.info("looking for %s in the cache and on the hub", hub_id.repository)
-    small_files = _small_files(hub_id, component)
-    snapshot = _download(hub_id, cache_dir, small_files)
+    snapshot, small_files = _fetch_small_files(hub_id, cache_dir, component)
     at_commit = replace(hub_id, revision=snapshot.name)  # else a push between the two downloads would mix two revisions
     names = part_names(hub_id.path) if hub_id.is_file else _weight_files(snapshot, hub_id.path, component)
     missing = [name for name in names if not (snapshot / name).exists()]
@@ -129,7 +128,8 @@ def fetch_tokenizer(name: str, cache_dir: Path | None) -> Path | None:
     hub_id = HubId.parse(name)
     if hub_id is None:
         return None
-    folder = _download(hub_id, cache_dir, _small_files(hub_id)) / hub_id.path
+    snapshot, _ = _fetch_small_files(hub_id, cache_dir)
+    folder = snapshot / hub_id.path
     candidates = [folder, *(folder / inner for inner in (*TOKENIZER_FOLDERS, *TEXT_ENCODER_FOLDERS))]
     return first_with_tokenizer(candidates) or folder
 
@@ -161,13 +161,24 @@ def fetch_qwen3_tokenizer(cache_dir: Path | None) -> Path:
     return folder
 
 
-def _small_files(hub_id: HubId, component: str | None = None) -> list[str]:
-    """Names of the small files: at the root, in the folder that the id names, in the one above and in the component."""
+def _fetch_small_files(hub_id: HubId, cache_dir: Path | None, component: str | None = None) -> tuple[Path, list[str]]:
+    """The snapshot with all small files, and their names; a slow tokenizer's files where there is no tokenizer.json."""
+    names = _in_folders(hub_id, component, _SMALL_FILES)
+    snapshot = _download(hub_id, cache_dir, names)
+    if any((snapshot / name).exists() for name in names if PurePosixPath(name).name == TOKENIZER_FILE):
+        return snapshot, names
+    slow = [f"{place}{name}" for place in _TOKENIZER_PLACES for name in _SLOW_FILES]
+    names += _in_folders(hub_id, component, slow)
+    return _download(replace(hub_id, revision=snapshot.name), cache_dir, names), names
+
+
+def _in_folders(hub_id: HubId, component: str | None, names: Sequence[str]) -> list[str]:
+    """These names at the root, in the folder that the id names, in the one above and in the component."""
     path = PurePosixPath(hub_id.path)
     folders = {PurePosixPath("."), path, path.parent}
     if component is not None and component == PurePosixPath(component).name:
         folders.add(path / component)
-    return [str(folder / name) for folder in sorted(folders) for name in _SMALL_FILES]
+    return [str(folder / name) for folder in sorted(folders) for name in names]
 
 
 def _weight_files(snapshot: Path, path: str, component: str | None) -> list[str]:

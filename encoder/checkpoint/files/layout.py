@@ -17,6 +17,17 @@ WEIGHTS_FILE = "model.safetensors"  # where the weights are in one file
 INDEX_FILE = "model.safetensors.index.json"  # where they are in several
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+SPECIAL_TOKENS_MAP_FILE = "special_tokens_map.json"
+ADDED_TOKENS_FILE = "added_tokens.json"
+VOCAB_FILE, MERGES_FILE = "vocab.json", "merges.txt"  # of a slow tokenizer, in place of tokenizer.json
+TOKENIZER_FILES = (
+    TOKENIZER_FILE,
+    TOKENIZER_CONFIG_FILE,
+    SPECIAL_TOKENS_MAP_FILE,
+    ADDED_TOKENS_FILE,
+    VOCAB_FILE,
+    MERGES_FILE,
+)
 PIPELINE_FILE = "model_index.json"  # of a diffusers pipeline
 ADAPTER_CONFIG_FILE = (
     "adapter_config.json"  # of a LoRA in a folder, beside the first of the next or mlx-lm's, the second
@@ -126,12 +137,12 @@ def model_files(folder: Path, suffix: str) -> list[Path]:
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether there is a tokenizer.json in `folder`."""
-    return (folder / TOKENIZER_FILE).is_file()
+    """Whether there is a tokenizer in `folder`: a tokenizer.json, or the two files of a slow one."""
+    return (folder / TOKENIZER_FILE).is_file() or all((folder / name).is_file() for name in (VOCAB_FILE, MERGES_FILE))
 
 
 def first_with_tokenizer(folders: Sequence[Path]) -> Path | None:
-    """The first of `folders` that has a tokenizer.json, None if no folder has one."""
+    """The first of `folders` that has a tokenizer, None if no folder has one."""
     return next(filter(has_tokenizer, folders), None)
 
 

@@ -1,19 +1,22 @@
-"""Finds and opens the tokenizer that belongs to a checkpoint."""
+"""Finds the tokenizer that belongs to a checkpoint. `tokenizer_build` makes it from its files."""
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from encoder.checkpoint.files.hub_files import fetch_qwen3_tokenizer, fetch_tokenizer
-from encoder.checkpoint.files.json_file import read_json_object
 from encoder.checkpoint.files.layout import (
-    TOKENIZER_CONFIG_FILE,
+    CONFIG_FILE,
+    MERGES_FILE,
     TOKENIZER_FILE,
+    TOKENIZER_FILES,
     TOKENIZER_FOLDERS,
+    VOCAB_FILE,
     first_with_tokenizer,
     has_tokenizer,
 )
+from encoder.checkpoint.files.tokenizer_build import build_tokenizer
 from encoder.checkpoint.request import Request
 from encoder.errors import CheckpointError
 from encoder.pipeline.tokenizer import Tokenizer
@@ -26,14 +29,15 @@ QWEN3_TOKENS = 151_643  # in Qwen3's vocabulary, without the added tokens
 def open_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer in `folder`.
 
-    Errors: CheckpointError when tokenizer.json is missing or damaged, or no padding token is known.
+    Errors: CheckpointError when its files are missing or damaged.
     """
     if has_tokenizer(folder):
-        return Tokenizer.from_file(folder / TOKENIZER_FILE, read_pad_token(folder / TOKENIZER_CONFIG_FILE))
-    if (folder / "vocab.json").is_file():
+        return build_tokenizer(_files_in(folder))
+    half = next((name for name in (VOCAB_FILE, MERGES_FILE) if (folder / name).is_file()), None)
+    if half:
         raise CheckpointError(
-            f"{folder}: has vocab.json, but no {TOKENIZER_FILE}. Convert it once with transformers: "
-            f"AutoTokenizer.from_pretrained(folder).save_pretrained(folder)."
+            f"{folder}: has {half}, expected {TOKENIZER_FILE}, or both {VOCAB_FILE} and {MERGES_FILE}. "
+            f"Copy the other there from the model's repository."
         )
     raise CheckpointError(f"{folder}: has no {TOKENIZER_FILE}. Copy it there from the model's repository.")
 
@@ -45,7 +49,7 @@ def open_named_tokenizer(name: str, cache_dir: Path | None) -> Tokenizer:
     """
     path = Path(os.path.expanduser(name))
     if path.is_file():
-        return Tokenizer.from_file(path, read_pad_token(path.with_name(TOKENIZER_CONFIG_FILE)))
+        return build_tokenizer({**_files_in(path.parent), TOKENIZER_FILE: path})
     if path.is_dir():
         return open_tokenizer(first_with_tokenizer([path, *(path / inner for inner in TOKENIZER_FOLDERS)]) or path)
     folder = fetch_tokenizer(name, cache_dir)
@@ -76,24 +80,7 @@ def find_tokenizer(request: Request, folders: Sequence[Path], vocab_size: int) -
     return open_tokenizer(folder)
 
 
-def read_pad_token(config_file: Path) -> str | None:
-    """`pad_token` of a tokenizer_config.json: a string, or an object with the string as `content`.
-
-    Returns: None when the file does not exist, or names no padding token.
-    """
-    if not config_file.is_file():
-        return None
-    token = read_json_object(config_file).get("pad_token")
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else None
-
-
-def warn_of_larger_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
-    """Say in the log when the tokenizer has tokens that the model lacks."""
-    if tokenizer.vocab_size > vocab_size:
-        log.warning(
-            "the tokenizer has %d tokens, expected at most the %d of the model's vocabulary: prompts with tokens "
-            "beyond it will be refused. Are both from the same model?",
-            *(tokenizer.vocab_size, vocab_size),
-        )
+def _files_in(folder: Path) -> Mapping[str, Path]:
+    """The files of a folder that decide what its tokenizer is, by name."""
+    files = {name: folder / name for name in (*TOKENIZER_FILES, CONFIG_FILE)}
+    return {name: file for name, file in files.items() if file.is_file()}

@@ -22,6 +22,7 @@ from encoder.checkpoint.loading.residency import Resident, new_quantization, pla
 from encoder.checkpoint.tensors.encodings import Plain
 from encoder.checkpoint.tensors.lora import Merged
 from encoder.errors import CheckpointError
+from encoder.pipeline.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +54,16 @@ def convert_checkpoint(
         _write_weights(fresh, _named(checkpoint, residents, progress))
         _write_json(fresh / "config.json", _config(checkpoint, residents))
         checkpoint.tokenizer.save(fresh / "tokenizer.json")
-        _write_json(fresh / "tokenizer_config.json", {"pad_token": checkpoint.tokenizer.pad_token})
+        _write_json(fresh / "tokenizer_config.json", _tokenizer_config(checkpoint.tokenizer))
         fresh.rename(folder)
     log.info("%s: written to %s", checkpoint.name, folder)
+
+
+def _tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What tokenizer.json does not say; the class is the one that takes that file as it is."""
+    named = {} if tokenizer.pad_token is None else {"pad_token": tokenizer.pad_token}
+    splits = tokenizer.splits_special_tokens
+    return {"tokenizer_class": "PreTrainedTokenizerFast", "split_special_tokens": splits, **named}
 
 
 def _plan(checkpoint: Checkpoint, quantize: str) -> dict[str, Resident]:

@@ -15,7 +15,7 @@ from encoder.checkpoint.checkpoint import Checkpoint, Origin, describe
 from encoder.checkpoint.files.gguf_parts import read_gguf_headers
 from encoder.checkpoint.files.gguf_rope import check_frequency_factors, gguf_rope_scaling
 from encoder.checkpoint.files.gguf_tokenizer import tokenizer_from_metadata
-from encoder.checkpoint.files.tokenizer_files import find_tokenizer, warn_of_larger_vocabulary
+from encoder.checkpoint.files.tokenizer_files import find_tokenizer
 from encoder.checkpoint.request import Request
 from encoder.checkpoint.tensors.dims import config_from_shapes
 from encoder.checkpoint.tensors.encodings import FLOATS, Plain
@@ -81,7 +81,6 @@ def open_gguf(file: Path, request: Request) -> Checkpoint:
     config = _config(header.metadata, tensors, file, hugging_face_names="token_embd.weight" not in keys.names)
     check_frequency_factors(header.arrays, str(file))
     tokenizer = _tokenizer(header.metadata, config, file, request)
-    warn_of_larger_vocabulary(tokenizer, config.vocab_size)
     origin = Origin("GGUF", f"the metadata of {file}", f"the metadata of {file}", tokenizer.source)
     return describe(request.name, config, Weights(tensors), tokenizer, origin, keys.warnings)
 

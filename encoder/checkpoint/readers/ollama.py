@@ -15,9 +15,11 @@ from pathlib import Path
 
 from encoder.checkpoint.checkpoint import Checkpoint, Origin, describe
 from encoder.checkpoint.files.json_file import read_json_object
+from encoder.checkpoint.files.layout import TOKENIZER_FILE, TOKENIZER_FILES
 from encoder.checkpoint.files.ollama_store import GGUF, JSON, TENSOR, Layer, check_digest, manifest_file, read_layers
 from encoder.checkpoint.files.safetensors_header import read_header
-from encoder.checkpoint.files.tokenizer_files import open_named_tokenizer, read_pad_token
+from encoder.checkpoint.files.tokenizer_build import build_tokenizer
+from encoder.checkpoint.files.tokenizer_files import open_named_tokenizer
 from encoder.checkpoint.readers.gguf import open_gguf
 from encoder.checkpoint.request import Request
 from encoder.checkpoint.tensors.assemble import Hints, assemble
@@ -110,7 +112,7 @@ def _open_tokenizer(files: dict[str, Path], request: Request) -> Tokenizer:
     if request.options.tokenizer is not None:
         return open_named_tokenizer(request.options.tokenizer, request.options.cache_dir)
     for folder in ("tokenizer/", ""):
-        if f"{folder}tokenizer.json" in files:
-            settings = files.get(f"{folder}tokenizer_config.json")
-            return Tokenizer.from_file(files[f"{folder}tokenizer.json"], read_pad_token(settings) if settings else None)
+        if f"{folder}{TOKENIZER_FILE}" in files:
+            found = [name for name in TOKENIZER_FILES if f"{folder}{name}" in files]
+            return build_tokenizer({name: files[f"{folder}{name}"] for name in found})
     raise CheckpointError(f"{request.name}: has no tokenizer.json among its layers. Give one with --tokenizer.")

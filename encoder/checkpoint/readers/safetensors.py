@@ -10,7 +10,8 @@ import tokenizers
 from encoder.checkpoint.checkpoint import Checkpoint, Origin, describe
 from encoder.checkpoint.files.json_file import read_json_object
 from encoder.checkpoint.files.safetensors_header import Header
-from encoder.checkpoint.files.tokenizer_files import find_tokenizer, warn_of_larger_vocabulary
+from encoder.checkpoint.files.tokenizer_build import MAX_TOKENIZER_BYTES
+from encoder.checkpoint.files.tokenizer_files import find_tokenizer
 from encoder.checkpoint.request import Request
 from encoder.checkpoint.tensors.assemble import Hints, assemble, by_key
 from encoder.checkpoint.tensors.dims import config_from_shapes
@@ -24,7 +25,6 @@ from encoder.qwen3.config import Qwen3Config
 
 _VISION_KEYS = re.compile(r"(^|\.)(visual|language_model)\.")
 _VISION_FILE_NAME = re.compile(r"(^|[^a-z])vl([^a-z]|$)|qwen_?-?3_?-?vl", re.IGNORECASE)
-_MAX_TOKENIZER_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,6 @@ def open_files(files: Files, request: Request) -> Checkpoint:
     if random_weights:
         warnings.append("its weights are RANDOM; its hidden states mean nothing")
     tokenizer = _tokenizer(files, arrays, config, request)
-    warn_of_larger_vocabulary(tokenizer, config.vocab_size)
     origin = Origin(
         format=files.format,
         config=str(files.config_file or "the tensors' shapes; rms_norm_eps is Qwen3's"),
@@ -97,9 +96,9 @@ def _tokenizer(files: Files, arrays: Iterable[StoredArray], config: Qwen3Config,
 def _embedded_tokenizer(arrays: Iterable[StoredArray]) -> Tokenizer | None:
     """The tokenizer.json that some files hold as a tensor of bytes, None for the others."""
     for array in arrays:
-        if array.key == "tokenizer_json" and array.nbytes <= _MAX_TOKENIZER_BYTES:
+        if array.key == "tokenizer_json" and array.nbytes <= MAX_TOKENIZER_BYTES:
             try:
-                library = tokenizers.Tokenizer.from_buffer(array.read_bytes(_MAX_TOKENIZER_BYTES))
+                library = tokenizers.Tokenizer.from_buffer(array.read_bytes(MAX_TOKENIZER_BYTES))
             except Exception as error:  # the library raises nothing narrower
                 raise CheckpointError(f"{array.file}: tokenizer_json cannot be read: {error}") from error
             return Tokenizer(library, source=f"tokenizer_json in {array.file}")

@@ -17,8 +17,9 @@ source leaves open. The lines are those of
     SD.Next           058a7f0c
     T2I-L2P           a99d361f of vinx6903/T2I-L2P, a copy
 
-A field that is not given has the default of `Preset`. tests/parity/presets compares each preset with its pipeline, or
-with a reference written from it where it does not run there.
+closing_token="" says that the system's own tokenizer adds no token: Qwen3's and Qwen3-VL's. Those with
+add_special_tokens=False need not say it. A field that is not given has the default of `Preset`. tests/parity/presets
+compares each preset with its pipeline, or with a reference written from it where it does not run there.
 """
 
 from encoder.presets.built_in.ace_step import ACE_STEP, ACE_STEP_LYRICS, DIFFSYNTH_MUSIC, DIFFSYNTH_MUSIC_LYRICS

@@ -15,6 +15,8 @@ ACE_STEP = Preset(
     suffix="\n\n# Metas\n"  # 38
     "- bpm: N/A\n- timesignature: N/A\n- keyscale: N/A\n- duration: 60 seconds\n"  # 336-345, 407
     "<|endoftext|>\n",  # 38. For other metas a request gives its own prefix and suffix.
+    closing_token="<|endoftext|>",  # Qwen3-Embedding's tokenizer adds it; ComfyUI writes it: text_encoders/ace15.py,
+    # ACE15Tokenizer.tokenize_with_weights
     max_sequence_length=256,  # 412, 479
     overlong="cut",  # 478
     padding="longest",  # 477
@@ -29,6 +31,7 @@ ACE_STEP_LYRICS = Preset(
     source="diffusers: pipelines/ace_step/pipeline_ace_step.py, encode_prompt",
     prefix="# Languages\nen\n\n# Lyric\n",  # 397, 406
     suffix="<|endoftext|>",  # 397
+    closing_token="<|endoftext|>",  # as above
     max_sequence_length=2048,  # 413, 490
     overlong="cut",  # 489
     padding="longest",  # 488

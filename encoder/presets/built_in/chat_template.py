@@ -60,6 +60,7 @@ NUCLEUS_IMAGE = Preset(
     "attention to spatial layout: objects described as on the left must appear on the left, on the right on the right. "
     "Match exact object counts and assign colors to the correct objects." + END + USER,  # 41, 181-185
     suffix=ASSISTANT,  # 185: add_generation_prompt=True
+    closing_token="",
     max_sequence_length=1024,  # 175, 225
     overlong="cut",  # 226
     padding="longest",  # 223
@@ -75,6 +76,7 @@ QWEN_IMAGE_2_1 = Preset(
     source="diffusers: pipelines/qwenimage21/pipeline_qwenimage21.py, _get_qwen_prompt_embeds",
     prefix="<|im_start|>system\nComprehend and analyze the provided prompt." + END + USER,  # 212, 217-221
     suffix=ASSISTANT,  # 219-220
+    closing_token="",
     empty_prompt=" ",  # 249
     max_sequence_length=4096,  # ours: the pipeline has no limit
     overlong="refused",
@@ -137,6 +139,7 @@ FIBO_2 = Preset(
     source="diffusers: pipelines/bria_fibo2/pipeline_bria_fibo2.py, _get_qwen_prompt_embeds",
     prefix=USER,  # 58
     suffix=ASSISTANT,  # 58
+    closing_token="",
     max_sequence_length=4096,  # 309
     overlong="cut",  # 337
     padding="longest",  # 335
@@ -160,6 +163,7 @@ BOOGU = Preset(  # SD.Next's copy of Boogu's own pipeline, pipelines/boogu/pipel
     "new image that meets the user's requirements while maintaining consistency with the original input where "
     "appropriate." + END + USER,  # BOOGU_DROP_SYSTEM, for a blank prompt
     suffix=END,  # BooguTokenizer.llama_template: no generation prompt
+    closing_token="",
     max_sequence_length=4096,  # ours: ComfyUI has no limit
     overlong="refused",
     padding="longest",  # ours, to join prompts of one request: ComfyUI does not pad

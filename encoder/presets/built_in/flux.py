@@ -11,6 +11,7 @@ FLUX2_KLEIN = Preset(
     source="diffusers: pipelines/flux2/pipeline_flux2_klein.py, _get_qwen3_prompt_embeds",
     prefix=USER,  # 226-232: the chat template with add_generation_prompt=True
     suffix=ASSISTANT + NO_THINKING,  # 231: enable_thinking=False
+    closing_token="",
     max_sequence_length=512,  # 214, 238
     overlong="cut",  # 237
     padding="max_length",  # 236
@@ -48,6 +49,7 @@ FLUX3 = Preset(
     source="diffusers: modular_pipelines/flux3/encoders.py, _get_qwen3_vl_prompt_embeds",
     prefix=USER,  # 258-260: Qwen3-VL's chat template
     suffix=ASSISTANT,  # 259: add_generation_prompt=True; this template has no thinking
+    closing_token="",
     max_sequence_length=8192,  # 251
     overlong="cut",  # 262, 271
     padding="own",  # 233: one prompt per call, padded to its own length

@@ -12,6 +12,7 @@ Z_IMAGE = Preset(
     aliases=("z-image-turbo",),
     prefix=USER,  # 221-226: the chat template with add_generation_prompt=True
     suffix=ASSISTANT,  # 225: enable_thinking=True, for which the template adds nothing
+    closing_token="",
     max_sequence_length=512,  # 207, 232
     overlong="cut",  # 233
     padding="max_length",  # 231

@@ -28,14 +28,12 @@ class CpuForward:
 
     Args:
         model: loaded, as `CpuWeights` takes it.
-        pad_token_id: what live padding rows are made of.
         kernels: proven, see encoder/qwen3/proof.py.
         threads: of a pass, at most. Results do not depend on it.
     """
 
-    def __init__(self, model: Qwen3, pad_token_id: int, kernels: Kernels, threads: int) -> None:
+    def __init__(self, model: Qwen3, kernels: Kernels, threads: int) -> None:
         self.model = model
-        self.pad_token_id = pad_token_id
         self.kernels = kernels
         self.name = f"cpu kernels, {kernels.instruction_set}"
         self.threads = threads
@@ -47,7 +45,7 @@ class CpuForward:
 
         Errors: MemoryError.
         """
-        rows = pack(jobs, self.pad_token_id, tokens_first=True)
+        rows = pack(jobs, tokens_first=True)
         spans = np.array(rows.spans, np.int32)
         cos, sin = self.model.config.rope.cos_sin(np.array(rows.position_ids, np.float32))  # (T, d/2) each
         addresses = (array.ctypes.data for array in (spans, cos, sin))

@@ -58,16 +58,14 @@ class FusedForward:
 
     Args:
         model: loaded; no biases, no attention sinks, nothing quantized.
-        pad_token_id: the token of live padding rows.
         kernels: for the model's config and dtype.
     """
 
     name = "cuda kernels"
 
-    def __init__(self, model: Qwen3, pad_token_id: int, kernels: Kernels) -> None:
+    def __init__(self, model: Qwen3, kernels: Kernels) -> None:
         self.config = model.config
         self.model = model
-        self.pad_token_id = pad_token_id
         self.kernels = kernels
         self.layers: list[FusedLayer] = []
         self._layers_by_shape: dict[tuple[int, int], Callable[..., mx.array]] = {}  # by rows and query blocks
@@ -82,7 +80,7 @@ class FusedForward:
 
     def begin(self, jobs: Sequence[Job], taps: Sequence[Tap]) -> "FusedPass":
         """Hand the first LAYERS_BEGUN layers over to the GPU."""
-        begun = FusedPass(self, pack_and_fill(jobs, self.pad_token_id), taps)
+        begun = FusedPass(self, pack_and_fill(jobs), taps)
         begun.run_to(LAYERS_BEGUN)
         return begun
 

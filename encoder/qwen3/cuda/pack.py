@@ -43,9 +43,9 @@ def round_rows(rows: int) -> int:
     return max(MIN_ROWS, -(-rows // step) * step)
 
 
-def pack_and_fill(jobs: Sequence[Job], pad_token_id: int) -> Packed:
+def pack_and_fill(jobs: Sequence[Job]) -> Packed:
     """Concatenate the rows of all jobs, and fill up to the size of a pass."""
-    rows = pack(jobs, pad_token_id, tokens_first=False)
+    rows = pack(jobs, tokens_first=False)
     count = len(rows.input_ids)
     filler = round_rows(count) - count
     query_blocks: list[QueryBlock] = []
@@ -55,7 +55,7 @@ def pack_and_fill(jobs: Sequence[Job], pad_token_id: int) -> Packed:
     if len(query_blocks) > QUERY_BLOCKS_STEP:
         query_blocks += [(0, 0, 0, 0, 0)] * (-len(query_blocks) % QUERY_BLOCKS_STEP)
     return Packed(
-        mx.array(np.array(rows.input_ids + [pad_token_id] * filler, np.int32)),
+        mx.array(np.array(rows.input_ids + [0] * filler, np.int32)),
         mx.array(np.array(rows.position_ids + [0] * filler, np.int32)),
         mx.array(np.array(query_blocks, dtype=np.int32)),
         [slice(span.start, span.live_stop) for span in rows.spans],

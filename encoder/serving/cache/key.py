@@ -11,7 +11,7 @@ from encoder.text_encoder import TextEncoder
 from encoder.types import Job
 
 # Fields of ModelInfo that change no number: where the model is from, and how much of it is loaded.
-_IRRELEVANT = ("model", "revision", "parameter_bytes", "num_layers")
+_IRRELEVANT = ("model", "revision", "origin", "warnings", "parameter_bytes", "num_layers")
 
 
 def model_identity(encoder: TextEncoder) -> str:
@@ -31,7 +31,6 @@ def model_identity(encoder: TextEncoder) -> str:
     parts = {
         "loaded": loaded,
         "files": sorted((file.st_size, file.st_mtime_ns) for file in files),
-        "pad_token_id": checkpoint.tokenizer.pad_token_id,  # the token of live padding rows
         "tf32": os.environ.get("MLX_ENABLE_TF32"),  # MLX then computes float32 products with 10 bits of mantissa
         "code": _code_digest(),
     }

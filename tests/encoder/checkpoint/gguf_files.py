@@ -42,7 +42,9 @@ def write_gguf(
     writer.add_float32(f"{architecture}.attention.layer_norm_rms_epsilon", 1e-6)
     writer.add_float32(f"{architecture}.rope.freq_base", 1e6)
     for key, value in metadata.items():
-        add = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32}[type(value)]
+        add = {str: writer.add_string, bool: writer.add_bool, float: writer.add_float32, int: writer.add_uint32}[
+            type(value)
+        ]
         add(key.replace("__", "."), value)
     write_tokens(writer, **(tokens or demo_tokens()))
     decoded = {}

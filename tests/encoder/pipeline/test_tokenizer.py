@@ -18,7 +18,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, pro
 
 from encoder.checkpoint import open_checkpoint
 from encoder.checkpoint.files.demo_tokenizer import tokenizer_json
-from encoder.errors import CheckpointError, InvalidField
+from encoder.errors import InvalidField
 from encoder.options import ModelOptions
 from encoder.pipeline.tokenizer import Tokenizer, tokenize
 from encoder.presets.built_in import FLUX2_KLEIN, Z_IMAGE, get_preset
@@ -30,9 +30,9 @@ WORDS = Regex(
 )  # Qwen3's, shortened
 # Pages of memory taken by twenty thousand words that nobody has said before.
 NEW_WORDS = """
-import itertools, pathlib, sys
+import itertools, pathlib, sys, tokenizers
 from encoder.pipeline.tokenizer import Tokenizer
-tokenizer = Tokenizer.from_file(pathlib.Path(sys.argv[1]))
+tokenizer = Tokenizer(tokenizers.Tokenizer.from_file(sys.argv[1]))
 words = map("".join, itertools.product("abcdefghijklmnopqrst", repeat=4))
 def pages_after(count):
     for word in itertools.islice(words, count):
@@ -71,6 +71,10 @@ def write(tmp_path: Path) -> Callable[..., Path]:
         return file
 
     return write
+
+
+def read(file: Path) -> Tokenizer:
+    return Tokenizer(tokenizers.Tokenizer.from_file(str(file)))
 
 
 def ending(token: str, token_id: int) -> dict[str, Any]:
@@ -138,7 +142,7 @@ def test_text_that_just_fits_is_not_truncated(tokenizer: Tokenizer) -> None:
 
 def test_truncation_keeps_the_tokens_of_the_post_processor(write: Callable[..., Path]) -> None:
     """Qwen3-Embedding ends every text with <|endoftext|>, a cut one too."""
-    tokenizer = Tokenizer.from_file(write(post_processor=ending("<|endoftext|>", ENDOFTEXT)))
+    tokenizer = read(write(post_processor=ending("<|endoftext|>", ENDOFTEXT)))
 
     assert tokenizer.tokenize("abc", max_length=4) == ((*byte_ids("abc"), ENDOFTEXT), False)
     assert tokenizer.tokenize("abcd", max_length=4) == ((*byte_ids("abc"), ENDOFTEXT), True)
@@ -147,14 +151,14 @@ def test_truncation_keeps_the_tokens_of_the_post_processor(write: Callable[..., 
 
 def test_post_processor_can_be_left_out(write: Callable[..., Path]) -> None:
     """Some pipelines tokenize with add_special_tokens=False."""
-    tokenizer = Tokenizer.from_file(write(post_processor=ending("<|endoftext|>", ENDOFTEXT)))
+    tokenizer = read(write(post_processor=ending("<|endoftext|>", ENDOFTEXT)))
 
     assert tokenizer.tokenize("abcd", max_length=4, add_special_tokens=False) == (byte_ids("abcd"), False)
 
 
 def test_window_smaller_than_the_added_tokens_is_refused(write: Callable[..., Path]) -> None:
     """There is no right answer, so the caller hears about it."""
-    tokenizer = Tokenizer.from_file(write(post_processor=ending("<|endoftext|>", ENDOFTEXT)))
+    tokenizer = read(write(post_processor=ending("<|endoftext|>", ENDOFTEXT)))
 
     with pytest.raises(InvalidField, match="max_sequence_length: 0 is less than the 1 tokens"):
         tokenizer.tokenize("a", max_length=0)
@@ -174,7 +178,7 @@ def test_truncation_and_padding_stored_in_the_file_are_switched_off(write: Calla
         },
     )
 
-    assert Tokenizer.from_file(file).tokenize("abcd", max_length=100) == (byte_ids("abcd"), False)
+    assert read(file).tokenize("abcd", max_length=100) == (byte_ids("abcd"), False)
 
 
 def test_half_a_surrogate_pair_is_refused(tokenizer: Tokenizer) -> None:
@@ -291,7 +295,7 @@ def test_a_tail_is_tokenized_apart_and_never_cut() -> None:
 
 def test_a_tail_gets_no_token_of_the_post_processor(write: Callable[..., Path]) -> None:
     """One text has one end."""
-    tokenizer = Tokenizer.from_file(write(post_processor=ending("<|endoftext|>", ENDOFTEXT)))
+    tokenizer = read(write(post_processor=ending("<|endoftext|>", ENDOFTEXT)))
     [prompt] = tokenize(tokenizer, ["a"], preset(tail="b"))
 
     assert prompt.input_ids == (*byte_ids("a"), ENDOFTEXT, *byte_ids("b"))
@@ -338,31 +342,33 @@ def test_vocab_size_counts_the_added_tokens(tokenizer: Tokenizer) -> None:
     assert tokenizer.vocab_size == 256 + 26
 
 
-def test_padding_token_is_the_named_one_or_endoftext(write: Callable[..., Path]) -> None:
-    """tokenizer_config.json may be missing, or name a token that does not exist."""
-    file = write()
-
-    assert Tokenizer.from_file(file, "<|im_end|>").pad_token_id == IM_END
-    assert Tokenizer.from_file(file, "<|nothing|>").pad_token_id == ENDOFTEXT
-    assert Tokenizer.from_file(file).pad_token_id == ENDOFTEXT
+CLOSING = "<|endoftext|>"
 
 
-def test_tokenizer_without_a_padding_token_is_refused(write: Callable[..., Path]) -> None:
-    """Padding rows that the model reads must hold something."""
-    file = write(added_tokens=[])
+@pytest.mark.parametrize("adds_itself", [True, False])
+def test_a_presets_closing_token_ends_every_text_once(write: Callable[..., Path], adds_itself: bool) -> None:
+    """ACE-Step's tokenizer appends it; that of plain Qwen3 with the same weights does not."""
+    tokenizer = read(write(post_processor=ending(CLOSING, ENDOFTEXT)) if adds_itself else write())
+    closing = preset(suffix="!", closing_token=CLOSING, max_sequence_length=4)
+    short, long, written = tokenize(tokenizer, ["a", "abcdef", CLOSING], closing)
 
-    with pytest.raises(CheckpointError, match="pad_token is '<pad>'"):
-        Tokenizer.from_file(file, "<pad>")
+    assert short.input_ids == (*byte_ids("a!"), ENDOFTEXT)
+    assert long.input_ids == (*byte_ids("abc"), ENDOFTEXT) and long.truncated
+    assert written.input_ids == (ENDOFTEXT, *byte_ids("!"), ENDOFTEXT)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"version": "1.0"}'])
-def test_damaged_file_is_named(tmp_path: Path, content: str) -> None:
-    """The library's message does not say which file it was."""
-    file = tmp_path / "tokenizer.json"
-    file.write_text(content)
+def test_a_preset_may_say_that_nothing_is_added(write: Callable[..., Path]) -> None:
+    """Whatever tokenizer the weights come with."""
+    tokenizer = read(write(post_processor=ending(CLOSING, ENDOFTEXT)))
+    [own, none] = [tokenize(tokenizer, ["a"], preset(closing_token=closing))[0] for closing in (None, "")]
 
-    with pytest.raises(CheckpointError, match=r"tokenizer.json: cannot be read as a tokenizer"):
-        Tokenizer.from_file(file)
+    assert own.input_ids == (*byte_ids("a"), ENDOFTEXT)
+    assert none.input_ids == byte_ids("a")
+
+
+def test_a_closing_token_that_does_not_exist_is_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(InvalidField, match=r"closing_token: '<eot>' is no token"):
+        tokenize(tokenizer, ["a"], preset(closing_token="<eot>"))
 
 
 @pytest.mark.parity

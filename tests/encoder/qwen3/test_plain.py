@@ -20,6 +20,7 @@ def make_job(num_tokens: int, computed_rows: int | None = None) -> Job:
         taps=(Tap(1, False),),
         combine="concat",
         dtype="float32",
+        pad_token_id=PAD,
     )
 
 
@@ -43,32 +44,39 @@ def test_buckets_are_few_and_waste_little() -> None:
 def test_positions_run_on_unless_padding_has_its_own() -> None:
     """A job that gives its padding rows one position leaves its neighbours' alone."""
     one = replace(make_job(2, computed_rows=3), pad_position=1)
-    batch = pad([one, make_job(2, computed_rows=5)], PAD)
+    batch = pad([one, make_job(2, computed_rows=5)])
 
     assert batch.position_ids is not None
     assert batch.position_ids[:, :5].tolist() == [[0, 1, 1, 1, 1], [0, 1, 2, 3, 4]]
-    assert pad([make_job(2, computed_rows=5)], PAD).position_ids is None
+    assert pad([make_job(2, computed_rows=5)]).position_ids is None
 
 
 def test_a_tail_stands_right_behind_the_prompt_in_the_model() -> None:
     """Padding in the middle is put there afterwards: positions and attention do not count it."""
     job = replace(make_job(4), delivered_rows=10, tail_rows=2)
-    batch = pad([job], PAD)
+    batch = pad([job])
 
     assert batch.input_ids[0, :5].tolist() == [0, 1, 2, 3, PAD]
     assert batch.mask == "causal" and batch.position_ids is None
 
 
 def test_a_batch_without_live_padding_needs_no_mask_array() -> None:
-    batch = pad([make_job(3), make_job(20)], PAD)
+    batch = pad([make_job(3), make_job(20)])
 
     assert batch.mask == "causal"
     assert batch.input_ids.shape == (2, 32)
     assert batch.input_ids[0].tolist() == [0, 1, 2] + [PAD] * 29
 
 
+def test_jobs_of_one_batch_pad_with_their_own_tokens() -> None:
+    """Two presets share a batch."""
+    batch = pad([make_job(1, computed_rows=3), replace(make_job(2, computed_rows=3), pad_token_id=7)])
+
+    assert batch.input_ids[:, :3].tolist() == [[0, PAD, PAD], [0, 1, 7]]
+
+
 def test_live_padding_rows_see_the_prompt_alone() -> None:
-    batch = pad([make_job(2, computed_rows=16), make_job(16)], PAD)
+    batch = pad([make_job(2, computed_rows=16), make_job(16)])
 
     assert isinstance(batch.mask, mx.array)
     mask = np.array(batch.mask)

@@ -61,7 +61,7 @@ def test_kernels_that_differ_from_the_plain_pass_are_not_used(
     monkeypatch.setattr(Kernels, "run_layers", wrong)
 
     with caplog.at_level(logging.ERROR):
-        chosen = choose_forward(Qwen3(CONFIG), 0, mx.float32)
+        chosen = choose_forward(Qwen3(CONFIG), mx.float32)
 
     assert isinstance(chosen, PlainForward)
     assert "differ from the reference" in caplog.text
@@ -73,7 +73,7 @@ def test_without_compiled_kernels_the_plain_pass_serves_and_says_so(
     monkeypatch.setattr(forward, "load_kernels", lambda: None)
 
     with caplog.at_level(logging.WARNING):
-        chosen = choose_forward(Qwen3(CONFIG), 0, mx.float32)
+        chosen = choose_forward(Qwen3(CONFIG), mx.float32)
 
     assert isinstance(chosen, PlainForward)
     assert "no compiled kernels" in caplog.text

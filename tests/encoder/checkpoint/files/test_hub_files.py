@@ -97,6 +97,21 @@ def test_only_the_files_needed_are_fetched_and_none_twice(hub: HubServer, open_o
     assert again == opened
 
 
+def test_a_slow_tokenizers_files_are_fetched_where_there_is_no_other(
+    hub: HubServer, open_on_hub: Open, repository: Path
+) -> None:
+    """Most repositories have them beside tokenizer.json, where nobody needs them."""
+    vocabulary = json.loads(hub.files["tokenizer.json"])["model"]["vocab"]
+    hub.files |= {"vocab.json": json.dumps(vocabulary).encode(), "merges.txt": b"#version: 0.2\n"}
+    del hub.files["tokenizer.json"]
+
+    opened, again = open_on_hub("org/model", "org/model")
+
+    assert opened == again and opened["revision"] == COMMIT
+    assert {"vocab.json", "merges.txt"} < set(hub.fetched)
+    assert len(hub.fetched) == len(set(hub.fetched))
+
+
 def test_shard_without_a_tensor_of_the_encoder_is_not_fetched(
     hub: HubServer, open_on_hub: Open, repository: Path
 ) -> None:

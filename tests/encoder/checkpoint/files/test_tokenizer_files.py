@@ -1,5 +1,6 @@
-"""Which tokenizer weights without one get, and when the log says that it does not fit them."""
+"""Which tokenizer weights without one get, and which tokenizers do not fit."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -23,13 +24,26 @@ def test_qwen3s_tokenizer_is_for_models_with_all_of_its_tokens(tmp_path: Path, m
         tokenizer_files.find_tokenizer(request, [], 151_642)
 
 
-@pytest.mark.parametrize(("vocab_size", "warned"), [(281, True), (282, False), (300, False)])
-def test_tokenizer_with_more_tokens_than_the_model_is_named(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, vocab_size: int, warned: bool
-) -> None:
-    """Small test models come with the full tokenizer; only a prompt with a token beyond them must be refused."""
-    write_checkpoint(tmp_path, vocab_size=vocab_size)
-    open_checkpoint(ModelOptions(str(tmp_path)))
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path: Path) -> None:
+    """The embedding has no row for them; found at the start, not at the first prompt that has one."""
+    write_checkpoint(tmp_path, vocab_size=281)
 
-    message = f"the tokenizer has 282 tokens, expected at most the {vocab_size} of the model's vocabulary"
-    assert (message in caplog.text) == warned
+    with pytest.raises(CheckpointError, match=r"282 tokens, expected at most the 281 of the model's.*--tokenizer"):
+        open_checkpoint(ModelOptions(str(tmp_path)))
+
+
+@pytest.mark.parametrize("vocab_size", [282, 300])
+def test_a_model_may_have_rows_that_no_token_uses(tmp_path: Path, vocab_size: int) -> None:
+    write_checkpoint(tmp_path, vocab_size=vocab_size)
+
+    assert open_checkpoint(ModelOptions(str(tmp_path))).tokenizer.vocab_size == 282
+
+
+def test_the_tokenizer_that_was_named_is_held_to_the_vocabulary_too(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, vocab_size=300)
+    write_tokenizer(tmp_path / "larger")
+    extra = {"extra_special_tokens": [f"<x{number}>" for number in range(19)]}
+    (tmp_path / "larger" / "tokenizer_config.json").write_text(json.dumps(extra))
+
+    with pytest.raises(CheckpointError, match="301 tokens, expected at most the 300"):
+        open_checkpoint(ModelOptions(str(tmp_path), tokenizer=str(tmp_path / "larger")))

@@ -18,8 +18,10 @@ from encoder import LAST_HIDDEN_STATE, TextEncoder
 from encoder.checkpoint import open_checkpoint
 from encoder.errors import CheckpointError
 from encoder.options import ModelOptions
+from encoder.pipeline.tokenizer import tokenize
+from encoder.presets.built_in import get_preset
 from tests.checkpoints import Array, write_checkpoint, write_tensors
-from tests.encoder.checkpoint.gguf_files import DIMS, QUANTIZED, RANDOM, gguf_tokens, write_gguf
+from tests.encoder.checkpoint.gguf_files import DIMS, QUANTIZED, RANDOM, demo_tokens, gguf_tokens, write_gguf
 
 
 @pytest.fixture
@@ -67,7 +69,7 @@ def test_checkpoint_is_described(tmp_path: Path, weights: dict[str, Any]) -> Non
     assert checkpoint.quantization == "Q6_K"
     assert checkpoint.dtype == "bfloat16"
     assert (checkpoint.config.rope_theta, checkpoint.config.rms_norm_eps) == (1e6, 1e-6)
-    assert checkpoint.tokenizer.pad_token_id == 256
+    assert checkpoint.tokenizer.pad_token == "<|endoftext|>"
     assert checkpoint.fingerprint == open_checkpoint(ModelOptions(str(tmp_path / "renamed.gguf"))).fingerprint
 
 
@@ -100,6 +102,68 @@ def test_tokens_are_those_of_the_tokenizer_that_was_converted(tmp_path: Path, we
     assert len(tokens["merges"]) > 100
     for text in TEXTS:
         assert list(tokenizer.tokenize(text, max_length=10_000)[0]) == trained.encode(text).ids, text
+
+
+def tokens_around(file: Path) -> tuple[int, ...]:
+    """The ids that are added to a text of no letters."""
+    return open_checkpoint(ModelOptions(str(file))).tokenizer.tokenize("", max_length=9)[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        pytest.param({}, (), id="no-flag"),
+        pytest.param({"eos_token_id": 256}, (), id="id-without-a-flag"),
+        pytest.param({"add_eos_token": False, "eos_token_id": 256}, (), id="false"),
+        pytest.param({"add_eos_token": True, "eos_token_id": 256}, (256,), id="end-of-qwen3-embedding"),
+        pytest.param({"add_eos_token": True, "eos_token_id": 258}, (258,), id="another-end"),
+        pytest.param({"add_bos_token": True, "bos_token_id": 257}, (257,), id="beginning"),
+        pytest.param(
+            {"add_bos_token": True, "add_eos_token": True, "bos_token_id": 257, "eos_token_id": 257},
+            (257, 257),
+            id="both-the-same",
+        ),
+    ],
+)
+def test_tokens_are_added_around_a_text_as_the_flags_say(
+    tmp_path: Path, weights: dict[str, Any], flags: dict[str, Any], expected: tuple[int, ...]
+) -> None:
+    """As llama.cpp adds them. Qwen3-Embedding ends every text with <|endoftext|>."""
+    metadata = {f"tokenizer__ggml__{key}": value for key, value in flags.items()}
+    write_gguf(tmp_path / "model.gguf", weights, **metadata)
+
+    assert tokens_around(tmp_path / "model.gguf") == expected
+
+
+@pytest.mark.parametrize("ids", [{}, {"tokenizer__ggml__eos_token_id": 10_000}])
+def test_an_added_token_that_does_not_exist_is_refused(
+    tmp_path: Path, weights: dict[str, Any], ids: dict[str, int]
+) -> None:
+    write_gguf(tmp_path / "model.gguf", weights, tokenizer__ggml__add_eos_token=True, **ids)
+
+    with pytest.raises(CheckpointError, match=r"add_eos_token is true, but eos_token_id names none of the 282"):
+        open_checkpoint(ModelOptions(str(tmp_path / "model.gguf")))
+
+
+@pytest.mark.parametrize("ending", [{"add_eos_token": True, "eos_token_id": 256}, {"add_eos_token": False}])
+def test_ace_steps_closing_token_is_there_once_whatever_the_flags_say(
+    tmp_path: Path, weights: dict[str, Any], ending: dict[str, Any]
+) -> None:
+    """Its own tokenizer appends <|endoftext|>, those of many files with the same weights do not."""
+    write_gguf(tmp_path / "model.gguf", weights, **{f"tokenizer__ggml__{key}": value for key, value in ending.items()})
+    tokenizer = open_checkpoint(ModelOptions(str(tmp_path / "model.gguf"))).tokenizer
+    [prompt] = tokenize(tokenizer, ["a cat"], get_preset("ace-step"))
+
+    assert [index for index, token in enumerate(prompt.input_ids[::-1]) if token == 256] == [0, 2]  # the suffix has one
+
+
+@pytest.mark.parametrize("pad", [256, 257])
+def test_another_padding_token_is_a_warning(tmp_path: Path, weights: dict[str, Any], pad: int) -> None:
+    """Files made from a fine-tuning tool's folder name its token."""
+    write_gguf(tmp_path / "model.gguf", weights, tokens=demo_tokens() | {"pad": pad})
+    warnings = open_checkpoint(ModelOptions(str(tmp_path / "model.gguf"))).warnings
+
+    assert any("names the padding token '<|im_start|>'" in warning for warning in warnings) == (pad == 257)
 
 
 def train_tokenizer() -> tokenizers.Tokenizer:

@@ -216,29 +216,44 @@ def test_more_layers_than_tensors_are_refused(tmp_path: Path) -> None:
         open_checkpoint(ModelOptions(str(tmp_path)))
 
 
+def test_half_a_slow_tokenizer_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    """Old repositories have vocab.json and merges.txt only, and need both."""
+    write_checkpoint(tmp_path, tokenizer=False)
+    write_json(tmp_path / "vocab.json", {})
+
+    with pytest.raises(CheckpointError, match=r"has vocab.json, expected tokenizer.json, or both"):
+        open_checkpoint(ModelOptions(str(tmp_path), tokenizer=str(tmp_path)))
+
+
 @pytest.mark.parametrize(
     ("pad_token", "expected"),
     [
-        pytest.param("<|im_end|>", 258, id="string"),
-        pytest.param({"content": "<|im_end|>", "special": True}, 258, id="object"),
-        pytest.param(None, 256, id="null"),
-        pytest.param(7, 256, id="nonsense"),
+        pytest.param("<|im_end|>", "<|im_end|>", id="string"),
+        pytest.param({"content": "<|im_end|>", "special": True}, "<|im_end|>", id="object"),
+        pytest.param({"__type": "AddedToken", "content": "<|im_end|>"}, "<|im_end|>", id="typed-object"),
+        pytest.param("<|endoftext|>", "<|endoftext|>", id="qwen3s"),
+        pytest.param(None, None, id="null"),
     ],
 )
-def test_padding_token_is_read_from_the_tokenizer_config(tmp_path: Path, pad_token: object, expected: int) -> None:
-    """transformers has written it as a string and as an object."""
+def test_another_padding_token_is_a_warning(tmp_path: Path, pad_token: object, expected: str | None) -> None:
+    """Presets pad with their own, so what a fine-tuning tool wrote changes nothing; transformers has two spellings."""
     write_checkpoint(tmp_path)
     write_json(tmp_path / "tokenizer_config.json", {"pad_token": pad_token})
+    checkpoint = open_checkpoint(ModelOptions(str(tmp_path)))
 
-    assert open_checkpoint(ModelOptions(str(tmp_path))).tokenizer.pad_token_id == expected
+    assert checkpoint.tokenizer.pad_token == expected
+    warned = any("names the padding token '<|im_end|>'" in warning for warning in checkpoint.warnings)
+    assert warned == (expected == "<|im_end|>")
 
 
 def test_tokenizer_config_may_be_missing(tmp_path: Path) -> None:
-    """Only the padding token is read from it."""
+    """tokenizer.json has all that a text needs."""
     write_checkpoint(tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
 
-    assert open_checkpoint(ModelOptions(str(tmp_path))).tokenizer.pad_token_id == 256
+    tokenizer = open_checkpoint(ModelOptions(str(tmp_path))).tokenizer
+
+    assert tokenizer.tokenize("<|im_end|>", max_length=9) == ((258,), False)
 
 
 def test_opening_reads_no_tensor(tmp_path: Path, write_sparse: Callable[[Path], int]) -> None:

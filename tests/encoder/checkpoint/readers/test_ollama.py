@@ -12,7 +12,7 @@ from encoder.checkpoint.files.ollama_store import manifest_file
 from encoder.checkpoint.readers import ollama
 from encoder.errors import CheckpointError
 from encoder.options import ModelOptions
-from tests.checkpoints import Array, write_checkpoint
+from tests.checkpoints import Array, write_checkpoint, write_json
 from tests.encoder.checkpoint.gguf_files import write_gguf
 from tests.encoder.checkpoint.ollama_store import DIMS, TENSOR, TYPES, Store
 
@@ -55,6 +55,19 @@ def test_types_may_differ_from_tensor_to_tensor(store: Store) -> None:
 
     for ours, expected in zip(encode("z-image-turbo"), encode(str(store.plain)), strict=True):
         np.testing.assert_array_equal(ours, expected)
+
+
+def test_tokens_declared_beside_tokenizer_json_count(store: Store) -> None:
+    """As in a folder: its layers are the same files."""
+    store.weights = write_checkpoint(store.plain, **DIMS, vocab_size=283)
+    write_json(store.plain / "tokenizer_config.json", {"extra_special_tokens": ["<loc>"]})
+    store.add_json()
+    store.add_weights(lambda name: None, "one-blob")
+    store.write_manifest()
+
+    tokenizer = open_checkpoint(ModelOptions("ollama:z-image-turbo")).tokenizer
+
+    assert tokenizer.tokenize("<loc>", max_length=9) == ((282,), False)
 
 
 def test_language_model_has_no_component(store: Store) -> None:

@@ -37,6 +37,7 @@ def make_job(num_tokens: int, computed_rows: int | None = None, pad_position: in
         combine="concat",
         dtype="float32",
         pad_position=pad_position,
+        pad_token_id=200 + num_tokens % 50,  # each job of a batch pads with its own token
     )
 
 
@@ -73,7 +74,7 @@ def load(folder: Path) -> Qwen3:
 def fast(model: Qwen3, threads: int = 2) -> CpuForward:
     kernels = cpu_kernels()
     assert kernels is not None
-    return CpuForward(model, 0, kernels, threads)
+    return CpuForward(model, kernels, threads)
 
 
 def add_outliers(model: Qwen3) -> None:
@@ -98,7 +99,7 @@ def largest_error(ours: Sequence[mx.array], reference: mx.array, jobs: Sequence[
 @pytest.mark.parametrize("jobs", BATCHES)
 def test_rows_equal_those_of_the_padded_rectangle(tmp_path: Path, dims: dict[str, int], jobs: list[Job]) -> None:
     write_checkpoint(tmp_path, num_hidden_layers=LAYERS, hidden_size=24, intermediate_size=48, **dims)
-    plain = PlainForward(load(tmp_path), pad_token_id=0)(jobs, TAPS)
+    plain = PlainForward(load(tmp_path))(jobs, TAPS)
     packed = fast(load(tmp_path))(jobs, TAPS)
 
     for tap in TAPS:
@@ -132,7 +133,7 @@ def test_outlier_channels_leave_the_rest_exact(tmp_path: Path) -> None:
         add_outliers(model)
     jobs = [make_job(37), make_job(9, 64)]
 
-    plain, packed = PlainForward(models[0], 0)(jobs, TAPS), fast(models[1])(jobs, TAPS)
+    plain, packed = PlainForward(models[0])(jobs, TAPS), fast(models[1])(jobs, TAPS)
 
     assert all(largest_error(packed[tap], plain[tap], jobs) < CLOSE for tap in TAPS)
 
@@ -146,7 +147,7 @@ def test_scores_beyond_the_range_of_float32s_exponent_are_weighed_exactly(tmp_pa
         attention.q_norm.weight, attention.k_norm.weight = attention.q_norm.weight * 8, attention.k_norm.weight * 8
     jobs = [make_job(37), make_job(200), make_job(9, 64), make_job(1)]
 
-    plain, packed = PlainForward(models[0], 0)(jobs, TAPS), fast(models[1])
+    plain, packed = PlainForward(models[0])(jobs, TAPS), fast(models[1])
 
     assert all(largest_error(packed(jobs, TAPS)[tap], plain[tap], jobs) < 1e-4 for tap in TAPS)
 
@@ -159,7 +160,7 @@ def test_bfloat16_weights_give_what_they_give_in_float32(tmp_path: Path) -> None
     held = model.layers[0].mlp.up_proj.weight.dtype
     jobs = [make_job(37), make_job(200), make_job(9, 64), make_job(1)]
 
-    plain, packed = PlainForward(load(tmp_path), 0)(jobs, TAPS), choose_forward(model, 0, mx.float32)
+    plain, packed = PlainForward(load(tmp_path))(jobs, TAPS), choose_forward(model, mx.float32)
 
     assert held == mx.bfloat16 and isinstance(packed, CpuForward)
     assert all(largest_error(packed(jobs, TAPS)[tap], plain[tap], jobs) < CLOSE for tap in TAPS)
@@ -169,7 +170,7 @@ def test_a_model_with_biases_runs_plainly(tmp_path: Path) -> None:
     """The kernels do not know them."""
     write_checkpoint(tmp_path, attention_bias=True)
 
-    assert isinstance(choose_forward(load(tmp_path), 0, mx.float32), PlainForward)
+    assert isinstance(choose_forward(load(tmp_path), mx.float32), PlainForward)
 
 
 def test_no_layer_runs_after_the_deepest_tap(tmp_path: Path) -> None:
@@ -205,7 +206,7 @@ def test_rows_outlive_the_model_that_made_them(tmp_path: Path) -> None:
     """They are copies: the kernels' memory is used again."""
     write_checkpoint(tmp_path, num_hidden_layers=LAYERS, hidden_size=24, intermediate_size=48)
     jobs = [make_job(37), make_job(9, 64)]
-    plain, packed = PlainForward(load(tmp_path), 0)(jobs, TAPS), fast(load(tmp_path))(jobs, TAPS)
+    plain, packed = PlainForward(load(tmp_path))(jobs, TAPS), fast(load(tmp_path))(jobs, TAPS)
     gc.collect()
     mx.clear_cache()
 
@@ -215,7 +216,7 @@ def test_rows_outlive_the_model_that_made_them(tmp_path: Path) -> None:
 def test_batches_asked_for_before_the_first_is_read_are_each_their_own(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, num_hidden_layers=LAYERS, hidden_size=24, intermediate_size=48)
     batches = [[make_job(37)], [make_job(9, 64), make_job(5)], [make_job(200)]]
-    plain, packed = PlainForward(load(tmp_path), 0), fast(load(tmp_path))
+    plain, packed = PlainForward(load(tmp_path)), fast(load(tmp_path))
 
     rows = [packed(jobs, TAPS) for jobs in batches]
 
@@ -228,7 +229,7 @@ def test_heads_larger_than_the_kernels_have_room_for_run_plainly(tmp_path: Path)
     write_checkpoint(tmp_path, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=514)
     model = load(tmp_path)
 
-    assert isinstance(choose_forward(model, 0, mx.float32), PlainForward)
+    assert isinstance(choose_forward(model, mx.float32), PlainForward)
     assert not widens_bfloat16(model.config)
 
 

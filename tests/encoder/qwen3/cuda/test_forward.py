@@ -58,9 +58,9 @@ def widen(rows: Sequence[mx.array] | mx.array) -> list[mx.array]:
 @pytest.mark.parametrize("jobs", BATCHES)
 def test_fused_rows_equal_those_of_the_padded_rectangle(tmp_path: Path, dims: dict[str, int], jobs: list[Job]) -> None:
     write_checkpoint(tmp_path, num_hidden_layers=LAYERS, hidden_size=24, intermediate_size=48, **dims)
-    plain = PlainForward(load(tmp_path, mx.float32), pad_token_id=0)(jobs, TAPS)
+    plain = PlainForward(load(tmp_path, mx.float32))(jobs, TAPS)
     model = load(tmp_path, mx.float32)
-    fused = FusedForward(model, 0, MlxKernels(model.config))(jobs, TAPS)
+    fused = FusedForward(model, MlxKernels(model.config))(jobs, TAPS)
 
     for tap in TAPS:
         assert [len(rows) for rows in fused[tap]] == [job.computed_rows for job in jobs]
@@ -71,14 +71,14 @@ def test_outlier_channels_leave_the_rest_exact(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, num_hidden_layers=LAYERS, hidden_size=24, intermediate_size=48)
     plain_model, model = load(tmp_path, mx.float32, outliers=True), load(tmp_path, mx.float32, outliers=True)
 
-    plain = PlainForward(plain_model, 0)(ALL_KINDS, TAPS)
-    fused = FusedForward(model, 0, MlxKernels(model.config))(ALL_KINDS, TAPS)
+    plain = PlainForward(plain_model)(ALL_KINDS, TAPS)
+    fused = FusedForward(model, MlxKernels(model.config))(ALL_KINDS, TAPS)
 
     assert all(largest_error(fused[tap], plain[tap], ALL_KINDS) < CLOSE for tap in TAPS)
 
 
 def test_every_row_is_in_one_query_block_and_sees_its_own_prompt_alone() -> None:
-    packed = pack_and_fill(ALL_KINDS, pad_token_id=0)
+    packed = pack_and_fill(ALL_KINDS)
     blocks = np.array(packed.query_blocks).tolist()
 
     assert [row for first, rows, *_ in blocks for row in range(first, first + rows)] == list(
@@ -93,7 +93,7 @@ def test_every_row_is_in_one_query_block_and_sees_its_own_prompt_alone() -> None
 
 def test_batches_have_few_numbers_of_query_blocks() -> None:
     """Each is a shape of its own, for which MLX traces a layer."""
-    numbers = {len(pack_and_fill([make_job(5)] * prompts, pad_token_id=0).query_blocks) for prompts in range(1, 100)}
+    numbers = {len(pack_and_fill([make_job(5)] * prompts).query_blocks) for prompts in range(1, 100)}
 
     assert numbers <= {*range(1, 9), *range(16, 105, 8)}
 
@@ -119,7 +119,7 @@ def test_a_layer_is_traced_once_for_each_shape_and_gives_the_same(tmp_path: Path
     for traceable in (True, False):
         model = load(tmp_path, mx.float32)
         kernels = Traced(model.config, traceable)
-        fused = FusedForward(model, 0, kernels)
+        fused = FusedForward(model, kernels)
         results.append([fused(jobs, TAPS) for jobs in batches])
         described.append(kernels.described)
 
@@ -145,7 +145,7 @@ def test_every_size_up_to_a_large_batch_runs_before_the_first_request(
 ) -> None:
     write_checkpoint(tmp_path, num_hidden_layers=LAYERS)
     model = load(tmp_path, mx.float32)
-    forward = FusedForward(model, 0, MlxKernels(model.config))
+    forward = FusedForward(model, MlxKernels(model.config))
 
     sizes = forward.warmup_sizes(max_rows)
     assert {forward.count_rows([rows]) for rows in range(1, largest + 1)} == set(sizes)
@@ -155,7 +155,7 @@ def test_every_size_up_to_a_large_batch_runs_before_the_first_request(
 def test_layers_are_taken_over_one_by_one_and_counted_when_they_run(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, num_hidden_layers=LAYERS)
     model = load(tmp_path, mx.float32)
-    fused = FusedForward(model, 0, MlxKernels(model.config))
+    fused = FusedForward(model, MlxKernels(model.config))
     fused.layers[2:] = []
 
     fused([make_job(5)], [Tap(2, False), Tap(0, False)])
@@ -171,7 +171,7 @@ def test_a_pass_begins_with_some_layers_and_finishes_with_the_rest(
     monkeypatch.setattr("encoder.qwen3.cuda.forward.LAYERS_BEGUN", 2)
     write_checkpoint(tmp_path, num_hidden_layers=LAYERS)
     model = load(tmp_path, mx.float32)
-    forward = FusedForward(model, 0, MlxKernels(model.config))
+    forward = FusedForward(model, MlxKernels(model.config))
     jobs, taps = [make_job(5)], [Tap(layers, normed=False)]
     whole = forward(jobs, taps)
     before = model.layers_run
@@ -187,7 +187,7 @@ def test_passes_that_overlap_do_not_change_each_other(tmp_path: Path) -> None:
     """As the batch loop does it: begin the next, collect the one before, finish the next."""
     write_checkpoint(tmp_path, num_hidden_layers=LAYERS)
     model = load(tmp_path, mx.float32)
-    forward = FusedForward(model, 0, MlxKernels(model.config))
+    forward = FusedForward(model, MlxKernels(model.config))
     batches = [[make_job(5), make_job(7)], [make_job(40)]]
     expected = [forward(jobs, TAPS) for jobs in batches]
     begun = [forward.begin(jobs, TAPS) for jobs in batches]
@@ -205,12 +205,12 @@ def test_a_batch_of_many_rows_waits_for_the_gpu_and_gives_the_same(
     """The host may be only so far ahead, here two layers, of this pass and the one before: what runs holds memory."""
     write_checkpoint(tmp_path, num_hidden_layers=LAYERS)
     model = load(tmp_path, mx.float32)
-    fused = FusedForward(model, 0, MlxKernels(model.config))
+    fused = FusedForward(model, MlxKernels(model.config))
     expected = fused(ALL_KINDS, TAPS)
     waits: list[object] = []
 
     monkeypatch.setattr("encoder.qwen3.cuda.forward.LAYERS_AT_ONCE", 1)
-    monkeypatch.setattr("encoder.qwen3.cuda.forward.MAX_ROWS_AHEAD", 2 * len(pack_and_fill(ALL_KINDS, 0).input_ids))
+    monkeypatch.setattr("encoder.qwen3.cuda.forward.MAX_ROWS_AHEAD", 2 * len(pack_and_fill(ALL_KINDS).input_ids))
     monkeypatch.setattr(mx, "eval", waits.append)
     waited = fused(ALL_KINDS, TAPS)
 
@@ -224,7 +224,7 @@ def test_the_host_remembers_few_of_many_small_passes(tmp_path: Path) -> None:
     """It looks at all of them at each hand-over, and each holds memory."""
     write_checkpoint(tmp_path, num_hidden_layers=LAYERS)
     model = load(tmp_path, mx.float32)
-    fused = FusedForward(model, 0, MlxKernels(model.config))
+    fused = FusedForward(model, MlxKernels(model.config))
     for _ in range(20):
         fused([make_job(5)], TAPS)
 
@@ -236,7 +236,7 @@ def test_the_host_remembers_few_of_many_small_passes(tmp_path: Path) -> None:
 def test_a_cpu_does_not_run_the_fused_pass(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, head_dim=64)
 
-    assert not isinstance(choose_forward(load(tmp_path, DTYPE), 0, DTYPE), FusedForward)
+    assert not isinstance(choose_forward(load(tmp_path, DTYPE), DTYPE), FusedForward)
 
 
 def test_without_a_compiler_for_kernels_the_plain_pass_runs(
@@ -258,7 +258,7 @@ def test_without_a_compiler_for_kernels_the_plain_pass_runs(
         assert build_kernels(model.config) is None
     assert "CUDA headers" in caplog.text
     if HAS_GPU:
-        assert isinstance(choose_forward(model, 0, DTYPE), PlainForward)
+        assert isinstance(choose_forward(model, DTYPE), PlainForward)
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_kernels_round_once(tmp_path: Path, dims: dict[str, int]) -> None:
     write_checkpoint(tmp_path, hidden_size=136, intermediate_size=264, **dims)
     config = open_checkpoint(ModelOptions(str(tmp_path))).config
     kernels, exact = CudaKernels(config), MlxKernels(config)
-    packed = pack_and_fill(ALL_KINDS, 0)
+    packed = pack_and_fill(ALL_KINDS)
     rows = len(packed.input_ids)
     x, qkv, gate_up = (
         (mx.random.normal((rows, width)) * 30).astype(DTYPE) for width in (136, kernels.qkv_width, 2 * 264)
@@ -325,9 +325,9 @@ def test_on_a_gpu_the_fused_pass_is_no_further_from_float32_than_the_plain_one(
     write_checkpoint(
         tmp_path, num_hidden_layers=LAYERS, hidden_size=256, intermediate_size=512, dtype="bfloat16", **dims
     )
-    exact = PlainForward(load(tmp_path, mx.float32, outliers), 0)(ALL_KINDS, TAPS)
-    plain = PlainForward(load(tmp_path, DTYPE, outliers), 0)(ALL_KINDS, TAPS)
-    forward = choose_forward(load(tmp_path, DTYPE, outliers), 0, DTYPE)
+    exact = PlainForward(load(tmp_path, mx.float32, outliers))(ALL_KINDS, TAPS)
+    plain = PlainForward(load(tmp_path, DTYPE, outliers))(ALL_KINDS, TAPS)
+    forward = choose_forward(load(tmp_path, DTYPE, outliers), DTYPE)
     fused = forward(ALL_KINDS, TAPS)
 
     assert isinstance(forward, FusedForward)
@@ -341,7 +341,7 @@ def test_on_a_gpu_the_fused_pass_is_no_further_from_float32_than_the_plain_one(
 def test_on_a_gpu_neighbours_in_a_batch_change_no_more_than_rounding_does(tmp_path: Path) -> None:
     """A product of other row counts may add up in another order."""
     write_checkpoint(tmp_path, num_hidden_layers=LAYERS, hidden_size=256, intermediate_size=512, head_dim=64)
-    forward, tap = choose_forward(load(tmp_path, DTYPE), 0, DTYPE), Tap(LAYERS, True)
+    forward, tap = choose_forward(load(tmp_path, DTYPE), DTYPE), Tap(LAYERS, True)
     together = forward(ALL_KINDS, [tap])[tap]
 
     for rows, job in zip(together, ALL_KINDS, strict=True):

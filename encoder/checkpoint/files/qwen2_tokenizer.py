@@ -1,0 +1,40 @@
+"""Qwen's tokenizer around a vocabulary: how a text is normalized and split, and what is added to it. Data and no files.
+
+Source: transformers, models/qwen2/tokenization_qwen2.py:Qwen2Tokenizer; llama.cpp, src/llama-vocab.cpp, PRE_TYPE_QWEN2.
+"""
+
+from collections.abc import Sequence
+
+import tokenizers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
+
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def qwen2_tokenizer(model: models.BPE, *, add_prefix_space: bool = False) -> tokenizers.Tokenizer:
+    """A tokenizer without added tokens.
+
+    Args:
+        model: the vocabulary and its merges.
+        add_prefix_space: whether a text gets a blank in front where it has none.
+    """
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), behavior="isolated", invert=False),
+            pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    return tokenizer
+
+
+def add_around(tokenizer: tokenizers.Tokenizer, before: Sequence[str], after: Sequence[str]) -> None:
+    """Let the tokenizer put these tokens before and after every text. It must have them."""
+    if before or after:
+        ids = [(token, tokenizer.token_to_id(token)) for token in {*before, *after}]
+        tokenizer.post_processor = processors.TemplateProcessing(single=[*before, "$A", *after], special_tokens=ids)
