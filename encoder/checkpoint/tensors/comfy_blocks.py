@@ -57,6 +57,11 @@ def untile(scales: mx.array, rows: int, columns: int) -> mx.array:
     return ordered[:rows, :columns]
 
 
+def tiled_nbytes(rows: int, columns: int) -> int:
+    """Bytes that 8-bit scales of this shape take in tiles."""
+    return -(-rows // _TILE_ROWS) * _TILE_ROWS * -(-columns // _TILE_COLUMNS) * _TILE_COLUMNS
+
+
 def nvfp4(path: str, parts: Parts, note: Note) -> StoredTensor:
     """Reader of nvfp4. Errors: CheckpointError for arrays that do not fit each other."""
     tensor = _blocks(path, parts, note, Quantization("nvfp4", 4, 16))
@@ -83,7 +88,7 @@ def _blocks(path: str, parts: Parts, note: Note, quantization: Quantization) -> 
         raise CheckpointError(f"{note.where} is {weight.dtype} {weight.shape}, expected bytes of {quantization.label}.")
     shape = (weight.shape[0], weight.shape[1] * per_byte)
     groups = shape[1] // quantization.group_size
-    padded = -(-shape[0] // _TILE_ROWS) * _TILE_ROWS * -(-groups // _TILE_COLUMNS) * _TILE_COLUMNS
+    padded = tiled_nbytes(shape[0], groups)
     if scales is None or scales.nbytes != padded:
         found = "none" if scales is None else f"{scales.nbytes:,}"
         raise CheckpointError(

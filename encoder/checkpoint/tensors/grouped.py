@@ -46,7 +46,7 @@ class Grouped:
     Attributes:
         label: name for people.
         read: brings the stored arrays into the order of the weight, unevaluated.
-        mlx_quantization: MLX's equal; None where it has none. Only for integers in [0, 2^bits), with a zero.
+        mlx_quantization: MLX's equal; None where it has none. Only for integers from 0, with zeros or offsets.
     """
 
     label: str
@@ -71,8 +71,11 @@ class Grouped:
         assert self.mlx_quantization is not None
         groups = self.read(arrays)
         scales = groups.scales.astype(mx.float32)
-        assert groups.zeros is not None
-        biases = mx.broadcast_to(-groups.zeros.astype(mx.float32) * scales, scales.shape)
+        if groups.offsets is not None:
+            biases = groups.offsets
+        else:
+            assert groups.zeros is not None
+            biases = mx.broadcast_to(-groups.zeros.astype(mx.float32) * scales, scales.shape)
         return {"weight": _pack_bits(groups.numbers, self.mlx_quantization.bits), "scales": scales, "biases": biases}
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from encoder.checkpoint.tensors.assemble import Hints, Parts, is_buffer
 from encoder.checkpoint.tensors.encodings import FLOATS
 from encoder.checkpoint.tensors.quantization_config import quantization_config, text_of
+from encoder.checkpoint.tensors.weights import StoredArray
 from encoder.errors import CheckpointError
 
 _BY_ARRAYS = {  # an array beside a weight, or in place of one, that no other quantization has
@@ -13,6 +14,7 @@ _BY_ARRAYS = {  # an array beside a weight, or in place of one, that no other qu
     "Qidxs": "QuIP#",
     "SCB": "bitsandbytes with 8 bits",
     "W_q": "HQQ",
+    "_weight_qdata": "torchao",
     "bitmask": "compressed-tensors with a sparse bitmask",
     "centroids": "VPTQ",
     "codebooks": "AQLM",
@@ -72,7 +74,12 @@ def unsupported(path: str, parts: Parts, hints: Hints) -> None:
         or name
         or "a quantization of which nothing is known here"
     )
-    raise CheckpointError(
+    raise not_read(array, name)
+
+
+def not_read(array: StoredArray, name: str) -> CheckpointError:
+    """The error for an array of a quantization that is not read: what it is, and which file to take instead."""
+    return CheckpointError(
         f"{array.file.name}: {array.key} ({array.dtype} {array.shape}) is quantized by {name}, which is not read. Take "
         f"the model as it was before, or a file in MLX's format, GGUF or float8; --quantize 4 saves as much memory."
     )

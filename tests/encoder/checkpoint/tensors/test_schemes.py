@@ -15,12 +15,13 @@ from encoder.checkpoint.tensors.encodings import dequantize
 from encoder.checkpoint.tensors.weights import StoredTensor
 from encoder.options import ModelOptions
 from tests.checkpoints import Array, write_checkpoint
+from tests.encoder.checkpoint import quantized_files as files
 from tests.encoder.checkpoint.quantized_files import (
     Quantize,
     awq,
     bitsandbytes_4bit,
     gptq,
-    llm_int8,
+    packed_integers,
     write_folders,
 )
 
@@ -33,11 +34,12 @@ def described(method: str, **fields: Any) -> dict[str, Any]:
     return {"quantization_config": {"quant_method": method, **fields}}
 
 
+COMPRESSED = described("compressed-tensors")
 FORMATS = [
     pytest.param(bitsandbytes_4bit(), described("bitsandbytes"), "bitsandbytes nf4", id="nf4"),
     pytest.param(bitsandbytes_4bit(nested=True), {}, "bitsandbytes nf4", id="nf4-double"),
     pytest.param(bitsandbytes_4bit(FP4, "fp4"), {}, "bitsandbytes fp4", id="fp4"),
-    pytest.param(llm_int8, described("bitsandbytes"), "bitsandbytes int8", id="llm-int8"),
+    pytest.param(files.llm_int8, described("bitsandbytes"), "bitsandbytes int8", id="llm-int8"),
     pytest.param(awq(64), described("awq", version="gemm"), "AWQ 4-bit", id="awq"),
     pytest.param(awq(16), {}, "AWQ 4-bit", id="awq-small-groups"),
     pytest.param(gptq(4, 32), described("gptq"), "GPTQ 4-bit", id="gptq"),
@@ -49,6 +51,29 @@ FORMATS = [
     pytest.param(
         gptq(4, 32), described("auto-round", packing_format="auto_round:auto_gptq"), "GPTQ 4-bit", id="auto-round"
     ),
+    pytest.param(packed_integers(4, 32, symmetric=True), COMPRESSED, "compressed-tensors int4", id="ct-int4"),
+    pytest.param(packed_integers(4, 64, symmetric=False), COMPRESSED, "compressed-tensors int4", id="ct-int4-zeros"),
+    pytest.param(
+        packed_integers(4, 32, symmetric=False, act_order=True), {}, "compressed-tensors int4", id="ct-act-order"
+    ),
+    pytest.param(packed_integers(8, 128, symmetric=True), {}, "compressed-tensors int8", id="ct-int8"),
+    pytest.param(packed_integers(3, 64, symmetric=False), {}, "compressed-tensors int3", id="ct-int3"),
+    pytest.param(files.bytes_with_zeros, COMPRESSED, "compressed-tensors int8", id="ct-bytes"),
+    pytest.param(files.float8_groups(32), COMPRESSED, "float8_e4m3fn in blocks of 1 x 32", id="ct-float8-groups"),
+    pytest.param(files.nvfp4_divided, COMPRESSED, "nvfp4", id="ct-nvfp4"),
+    pytest.param(files.mxfp4(("weight_packed", "weight_scale")), COMPRESSED, "mxfp4", id="ct-mxfp4"),
+    pytest.param(files.nvfp4_multiplied, described("modelopt"), "nvfp4", id="modelopt-nvfp4"),
+    pytest.param(files.mxfp4(("weight", "weight_scale")), described("modelopt"), "mxfp4", id="modelopt-mxfp4"),
+    pytest.param(files.int4_row_pairs, described("modelopt"), "ModelOpt int4, columns scaled", id="modelopt-int4-awq"),
+    pytest.param(files.quanto_bits(4, 128), {}, "quanto int4", id="quanto-int4"),
+    pytest.param(files.quanto_bits(2, 32), {}, "quanto int2", id="quanto-int2"),
+    pytest.param(files.quanto_bytes, {}, "int8", id="quanto-int8"),
+]
+TORCHAO = [
+    pytest.param(files.torchao_int8(32), "IntxUnpackedToInt8Tensor", "torchao IntxUnpackedToInt8Tensor", id="int8"),
+    pytest.param(files.torchao_blocks, "Float8Tensor", "torchao Float8Tensor", id="float8"),
+    pytest.param(files.torchao_int4, "Int4Tensor", "torchao Int4Tensor", id="int4"),
+    pytest.param(files.nvfp4_tiled, "NVFP4Tensor", "nvfp4", id="nvfp4"),
 ]
 
 
@@ -74,6 +99,18 @@ def test_hidden_states_are_those_of_the_decoded_weights(
     np.testing.assert_array_equal(encode(quantized), encode(decoded))
 
 
+@pytest.mark.parametrize(("quantize", "kind", "label"), TORCHAO)
+def test_class_of_a_torchao_tensor_stands_in_the_header(
+    tmp_path: Path, weights: Mapping[str, Array], quantize: Quantize, kind: str, label: str
+) -> None:
+    """The same names of arrays mean other numbers in each class."""
+    metadata = {"_type": kind, "_data": {"is_swizzled_scales": True}}
+    quantized, decoded = write_folders(tmp_path, weights, quantize, described("torchao"), metadata)
+
+    assert open_checkpoint(ModelOptions(str(quantized))).quantization == label
+    np.testing.assert_array_equal(encode(quantized), encode(decoded))
+
+
 @pytest.mark.parametrize(
     ("quantize", "config"),
     [
@@ -81,6 +118,10 @@ def test_hidden_states_are_those_of_the_decoded_weights(
         pytest.param(gptq(2, 32), described("gptq"), id="gptq-2"),
         pytest.param(gptq(4, 128), described("gptq"), id="gptq-4"),
         pytest.param(gptq(8, 64), described("gptq"), id="gptq-8"),
+        pytest.param(packed_integers(4, 32, symmetric=True), {}, id="ct-int4"),
+        pytest.param(packed_integers(8, 64, symmetric=False), {}, id="ct-int8-zeros"),
+        pytest.param(files.quanto_bits(4, 32), {}, id="quanto"),
+        pytest.param(files.mxfp4(("weight_packed", "weight_scale")), {}, id="mxfp4"),
     ],
 )
 def test_what_mlx_has_too_is_packed_for_it_without_loss(
