@@ -30,7 +30,8 @@ class Preset:
             checkpoint's adds; "" if it adds none. None leaves it to the checkpoint's tokenizer.
         max_sequence_length: the window: the maximum number of tokens, template and tail included.
         overlong: a prompt longer than the window is "cut" on the right together with its template, or its request is
-            "refused"; "cut_prompt" cuts the prompt alone, and therefore tokenizes it apart from its template.
+            "refused"; "cut_prompt" cuts the prompt alone, and therefore tokenizes it apart from its template, with no
+            token that the tokenizer adds.
         padding: "max_length" pads to the window, "longest" to the longest prompt of the request, "own" pads each
             prompt by itself, by the two fields that follow, and never beyond the window.
         pad_to_multiple_of: the padded length is rounded up to a multiple of this, in tokens.

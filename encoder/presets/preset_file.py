@@ -119,6 +119,8 @@ def _contradictions(preset: Preset) -> Iterator[str]:
         yield f'pad_position needs padding_rows "live", and padding_rows is "{preset.padding_rows}"'
     if preset.tail and preset.padding_rows == "live":
         yield 'tail needs padding_rows "cut" or "zero", and padding_rows is "live"'
+    if preset.closing_token and preset.overlong == "cut_prompt":
+        yield 'overlong "cut_prompt" adds no closing_token; put it at the end of suffix'
     if preset.dropped_rows >= preset.max_sequence_length:
         yield f"dropped_rows is {preset.dropped_rows}, expected less than the window of {preset.max_sequence_length}"
     for name in {preset.name, *preset.aliases}:

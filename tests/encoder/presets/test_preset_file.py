@@ -88,6 +88,9 @@ LAYERS = "[a]\nlayers = [1]\n"
         pytest.param(LAYERS + "bundle = 2", ["bundle is 2", "divisor"], id="bundle of a remainder"),
         pytest.param(LAYERS + "pad_position = 1", ["pad_position", "live"], id="position of rows not computed"),
         pytest.param(LAYERS + 'tail = "."\npadding_rows = "live"', ["tail", "live"], id="tail behind live padding"),
+        pytest.param(
+            LAYERS + 'closing_token = "."\noverlong = "cut_prompt"', ["cut_prompt", "suffix"], id="closing a cut prompt"
+        ),
         pytest.param('[a]\nbase = "nope"', ["base is 'nope'"], id="unknown base"),
         pytest.param('[a]\nbase = "b"\n[b]\nlayers = [1]', ["base is 'b'", "further up"], id="base further down"),
         pytest.param(LAYERS + 'negative_preset = "b"', ["negative_preset is 'b'"], id="unknown negative"),
