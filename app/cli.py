@@ -13,7 +13,8 @@ from app.server import serve
 from app.settings import Settings, SettingsError, choices, flag, load_settings
 from encoder import EncoderError
 
-SOURCE_SETTINGS = ("revision", "tokenizer", "component", "lora", "cache_dir")  # what is opened, beside the model
+# What is opened, beside the model.
+SOURCE_SETTINGS = ("revision", "tokenizer", "rope_theta", "component", "lora", "cache_dir")
 MODEL_SETTINGS = (
     "model",
     *SOURCE_SETTINGS,

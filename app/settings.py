@@ -79,6 +79,13 @@ class Settings(BaseSettings):
         description="Which Qwen3 to take where a file or folder holds several: a part of its keys' prefix, or the name "
         "of its folder; unset expects one.",
     )
+    rope_theta: float | None = Field(
+        default=None,
+        gt=1,
+        le=1e12,
+        description="Base of RoPE's frequencies, for checkpoints that do not say it: 1000000 for Qwen3, 5000000 for "
+        "Qwen3-VL; unset takes the checkpoint's own, or what its tensors and names tell.",
+    )
     quantize: Quantize = Field(
         default="auto",
         description="Bits or format of the weights in memory. `keep` leaves them as stored, `none` dequantizes; "
@@ -214,6 +221,7 @@ class Settings(BaseSettings):
             revision=self.revision,
             cache_dir=self.cache_dir,
             tokenizer=self.tokenizer,
+            rope_theta=self.rope_theta,
             loras=tuple(map(Lora.parse, self.lora)),
             component=self.component,
             quantize=self.quantize,

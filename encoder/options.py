@@ -43,6 +43,8 @@ class ModelOptions:
         revision: branch, tag or commit of a hub repository; None means the default branch.
         cache_dir: folder for downloads and the demo checkpoint; None means the usual place of each.
         tokenizer: a tokenizer.json, a folder with one, or a hub id; None means the checkpoint's own.
+        rope_theta: base of RoPE's frequencies: 1000000 for Qwen3, 5000000 for Qwen3-VL; None means the checkpoint's
+            own, or what its tensors and names tell.
         component: which Qwen3 to take where a file, folder or pipeline holds several: a folder's name, or a part of the
             prefix of its keys; None expects one.
         quantize: what the weights become in memory. "none" makes floats of all; "keep" keeps stored quantizations that
@@ -59,6 +61,7 @@ class ModelOptions:
     revision: str | None = None
     cache_dir: Path | None = None
     tokenizer: str | None = None
+    rope_theta: float | None = None
     component: str | None = None
     quantize: Quantize = "auto"
     compute_dtype: ComputeDType = "auto"

@@ -9,7 +9,7 @@ from typing import Any
 
 from encoder.errors import CheckpointError
 from encoder.qwen3.fields import Fields, shown
-from encoder.qwen3.rope import Rope, Scaling, read_rope
+from encoder.qwen3.rope import Rope, Scaling, read_rope, states_theta
 
 DEFAULT_THETA, DEFAULT_VL_THETA = 10_000.0, 500_000.0  # where a config names none
 
@@ -72,6 +72,11 @@ class Qwen3Config:
             tie_word_embeddings=text.flag("tie_word_embeddings") or top.flag("tie_word_embeddings"),
             rope_scaling=scaling,
         )
+
+
+def states_rope_theta(config: dict[str, Any]) -> bool:
+    """Whether a config.json that `Qwen3Config.from_dict` understands says rope_theta, or leaves it to the default."""
+    return states_theta(_text_config(Fields(config, "config.json")))
 
 
 def _text_config(top: Fields) -> Fields:

@@ -128,8 +128,7 @@ def read_rope(text: Fields, default_theta: float, max_position_embeddings: int) 
 
     Errors: CheckpointError for a RoPE that is not implemented, and where the two contradict each other.
     """
-    older, newer = text.inner("rope_scaling"), text.inner("rope_parameters")
-    chosen = older if older.values else newer
+    older, newer, chosen = _places(text)
     _refuse_partial_rope(text)
     _refuse_other_ropes(older)
     _refuse_other_ropes(newer)
@@ -141,6 +140,17 @@ def read_rope(text: Fields, default_theta: float, max_position_embeddings: int) 
             f"each other, and transformers takes the first alone. Remove one of the two."
         )
     return theta, _scaling(chosen, text, theta, max_position_embeddings)
+
+
+def states_theta(text: Fields) -> bool:
+    """Whether the config of a text model says rope_theta, where `read_rope` looks for it."""
+    return any(place.get("rope_theta") is not None for place in (text, _places(text)[-1]))
+
+
+def _places(text: Fields) -> tuple[Fields, Fields, Fields]:
+    """rope_scaling, rope_parameters, and the one of the two that counts."""
+    older, newer = text.inner("rope_scaling"), text.inner("rope_parameters")
+    return older, newer, older if older.values else newer
 
 
 def _refuse_other_ropes(place: Fields) -> None:

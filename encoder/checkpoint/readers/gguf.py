@@ -12,16 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from encoder.checkpoint.checkpoint import Checkpoint, Origin, describe
+from encoder.checkpoint.files.gguf_header import GgufHeader
 from encoder.checkpoint.files.gguf_parts import read_gguf_headers
 from encoder.checkpoint.files.gguf_rope import check_frequency_factors, gguf_rope_scaling
 from encoder.checkpoint.files.gguf_tokenizer import tokenizer_from_metadata
 from encoder.checkpoint.files.tokenizer_files import find_tokenizer
+from encoder.checkpoint.readers.theta import theta_without_config
 from encoder.checkpoint.request import Request
 from encoder.checkpoint.tensors.dims import config_from_shapes
 from encoder.checkpoint.tensors.encodings import FLOATS, Plain
 from encoder.checkpoint.tensors.families import QWEN3_THETA
 from encoder.checkpoint.tensors.gguf_blocks import GgufBlocks
 from encoder.checkpoint.tensors.keys import EncoderKeys, find_encoder
+from encoder.checkpoint.tensors.rope_theta import RopeTheta, settle_rope_theta
 from encoder.checkpoint.tensors.weights import StoredArray, StoredTensor, Weights
 from encoder.errors import CheckpointError
 from encoder.pipeline.tokenizer import Tokenizer
@@ -53,7 +56,6 @@ _FIELDS = {  # of config.json, and the GGUF key of each, which follows the archi
     "num_key_value_heads": "attention.head_count_kv",
     "head_dim": "attention.key_length",
     "rms_norm_eps": "attention.layer_norm_rms_epsilon",
-    "rope_theta": "rope.freq_base",
     "max_position_embeddings": "context_length",
 }
 
@@ -78,11 +80,11 @@ def open_gguf(file: Path, request: Request) -> Checkpoint:
     tensors = {name: _tensor(name, array) for array in header.arrays if (name := keys.names.get(array.key)) is not None}
     if "embed_tokens.weight" not in tensors or len(tensors["embed_tokens.weight"].shape) != 2:
         raise CheckpointError(f"{file}: has no matrix token_embd.weight, expected the tensors of a Qwen3.")
-    config = _config(header.metadata, tensors, file, hugging_face_names="token_embd.weight" not in keys.names)
+    config, theta = _config(header, tensors, keys, file, request)
     check_frequency_factors(header.arrays, str(file))
     tokenizer = _tokenizer(header.metadata, config, file, request)
-    origin = Origin("GGUF", f"the metadata of {file}", f"the metadata of {file}", tokenizer.source)
-    return describe(request.name, config, Weights(tensors), tokenizer, origin, keys.warnings)
+    origin = Origin("GGUF", f"the metadata of {file}", theta.source, tokenizer.source)
+    return describe(request.name, config, Weights(tensors), tokenizer, origin, [*keys.warnings, *theta.warnings])
 
 
 def _find_keys(keys: list[str], file: Path, component: str | None) -> EncoderKeys:
@@ -104,13 +106,24 @@ def _tokenizer(metadata: dict[str, Any], config: Qwen3Config, file: Path, reques
 
 
 def _config(
-    metadata: dict[str, Any], tensors: Mapping[str, StoredTensor], file: Path, *, hugging_face_names: bool
-) -> Qwen3Config:
-    architecture = metadata.get("general.architecture")
-    if architecture not in _ARCHITECTURES and not hugging_face_names:
+    header: GgufHeader, tensors: Mapping[str, StoredTensor], keys: EncoderKeys, file: Path, request: Request
+) -> tuple[Qwen3Config, RopeTheta]:
+    """The dims, and how rope_theta is known: from the metadata, or, where there are none, as of any file of tensors."""
+    architecture = header.metadata.get("general.architecture")
+    if architecture not in _ARCHITECTURES and "token_embd.weight" in keys.names:  # else the names are Hugging Face's
         raise CheckpointError(f"{file}: general.architecture is {architecture!r}, expected 'qwen3' or 'qwen3vl'.")
-    if f"{architecture}.embedding_length" not in metadata:
-        return config_from_shapes(tensors, str(file), QWEN3_THETA)
+    if f"{architecture}.embedding_length" not in header.metadata:
+        shapes = config_from_shapes(tensors, str(file), QWEN3_THETA)
+        theta = theta_without_config(file, header.arrays, keys.prefix, header.metadata, shapes, request)
+        return config_from_shapes(tensors, str(file), theta.value), theta
+    config = _config_of_metadata(header.metadata, architecture, tensors, file)
+    stated = f"{architecture}.rope.freq_base" in header.metadata
+    return settle_rope_theta(config, str(file), stated, request.options.rope_theta)
+
+
+def _config_of_metadata(
+    metadata: dict[str, Any], architecture: Any, tensors: Mapping[str, StoredTensor], file: Path
+) -> Qwen3Config:
     fields = {field: _as_decimal(metadata.get(f"{architecture}.{key}")) for field, key in _FIELDS.items()}
     prefix = f"{architecture}.rope."
     rope = {key.removeprefix(prefix): _as_decimal(value) for key, value in metadata.items() if key.startswith(prefix)}
@@ -120,6 +133,7 @@ def _config(
             "model_type": "qwen3_vl_text" if architecture == "qwen3vl" else "qwen3",
             "vocab_size": tensors["embed_tokens.weight"].shape[0],
             "attention_bias": "layers.0.self_attn.q_proj.bias" in tensors,
+            "rope_theta": rope.get("freq_base", 10_000.0),  # llama.cpp's default
             "rope_scaling": gguf_rope_scaling(rope, str(file)),
         },
         str(file),

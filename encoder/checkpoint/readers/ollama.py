@@ -24,10 +24,11 @@ from encoder.checkpoint.readers.gguf import open_gguf
 from encoder.checkpoint.request import Request
 from encoder.checkpoint.tensors.assemble import Hints, assemble
 from encoder.checkpoint.tensors.mlx_quantized import mlx_quantized
+from encoder.checkpoint.tensors.rope_theta import settle_rope_theta
 from encoder.checkpoint.tensors.weights import StoredArray, Weights
 from encoder.errors import CheckpointError
 from encoder.pipeline.tokenizer import Tokenizer
-from encoder.qwen3.config import Qwen3Config
+from encoder.qwen3.config import Qwen3Config, states_rope_theta
 
 PREFIX = "ollama:"
 COMPONENT = "text_encoder/"
@@ -76,7 +77,10 @@ def _open_tensors(layers: list[Layer], request: Request) -> Checkpoint:
     if f"{component}config.json" not in files:
         raise CheckpointError(f"{request.name}: has no {COMPONENT}config.json among its layers. Is it a Qwen3 model?")
     config_file = files[f"{component}config.json"]
-    config = Qwen3Config.from_dict(read_json_object(config_file), f"{config_file} ({component}config.json)")
+    raw_config, config_from = read_json_object(config_file), f"{component}config.json of {request.name}"
+    dims = Qwen3Config.from_dict(raw_config, f"{config_file} ({component}config.json)")
+    stated, given = states_rope_theta(raw_config), request.options.rope_theta
+    config, theta = settle_rope_theta(dims, config_from, stated, given)
     blobs = [layer for layer in layers if layer.media_type == TENSOR and layer.name.startswith(component)]
     named: list[tuple[str, StoredArray]] = []
     bits: dict[str, int] = {}
@@ -89,10 +93,9 @@ def _open_tensors(layers: list[Layer], request: Request) -> Checkpoint:
             bits |= _declared_bits(key, array.key, header.metadata)
     assembled = assemble(named, (mlx_quantized,), Hints(dims=config, bits=bits), request.name, None)
     tokenizer = _open_tokenizer(files, request)
-    config_from = f"{component}config.json of {request.name}"
-    origin = Origin("Ollama's tensors", config_from, config_from, tokenizer.source)
+    origin = Origin("Ollama's tensors", config_from, theta.source, tokenizer.source)
     weights = Weights(assembled.tensors, check_file=check_digest)
-    return describe(request.name, config, weights, tokenizer, origin, assembled.warnings)
+    return describe(request.name, config, weights, tokenizer, origin, [*assembled.warnings, *theta.warnings])
 
 
 def _mlx_key(key: str) -> str:

@@ -1,6 +1,5 @@
 """Describes a model in safetensors files, whoever wrote them: what a folder's reader and a single file's share."""
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,19 +11,18 @@ from encoder.checkpoint.files.json_file import read_json_object
 from encoder.checkpoint.files.safetensors_header import Header
 from encoder.checkpoint.files.tokenizer_build import MAX_TOKENIZER_BYTES
 from encoder.checkpoint.files.tokenizer_files import find_tokenizer
+from encoder.checkpoint.readers.theta import theta_without_config
 from encoder.checkpoint.request import Request
 from encoder.checkpoint.tensors.assemble import Hints, assemble, by_key
 from encoder.checkpoint.tensors.dims import config_from_shapes
 from encoder.checkpoint.tensors.encodings import FLOATS
-from encoder.checkpoint.tensors.families import QWEN3_THETA, QWEN3_VL_THETA
+from encoder.checkpoint.tensors.families import QWEN3_THETA
+from encoder.checkpoint.tensors.rope_theta import settle_rope_theta
 from encoder.checkpoint.tensors.schemes import SCHEMES
 from encoder.checkpoint.tensors.weights import StoredArray, Weights
 from encoder.errors import CheckpointError
 from encoder.pipeline.tokenizer import Tokenizer
-from encoder.qwen3.config import Qwen3Config
-
-_VISION_KEYS = re.compile(r"(^|\.)(visual|language_model)\.")
-_VISION_FILE_NAME = re.compile(r"(^|[^a-z])vl([^a-z]|$)|qwen_?-?3_?-?vl", re.IGNORECASE)
+from encoder.qwen3.config import Qwen3Config, states_rope_theta
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +59,14 @@ def open_files(files: Files, request: Request) -> Checkpoint:
     dims = Qwen3Config.from_dict(raw_config, str(files.config_file)) if raw_config else None
     hints = Hints(raw_config, metadata, dims)
     assembled = assemble(by_key(arrays), SCHEMES, hints, str(files.where), files.component)
-    theta, theta_from = _assume_rope_theta(files, arrays)
-    config = dims or config_from_shapes(assembled.tensors, str(files.where), theta)
-    warnings = [*files.warnings, *assembled.warnings, *([] if dims else [f"rope_theta is {theta:g}, {theta_from}"])]
+    if dims is None:
+        shapes = config_from_shapes(assembled.tensors, str(files.where), QWEN3_THETA)
+        theta = theta_without_config(files.where, arrays, assembled.prefix, metadata, shapes, request)
+        config = config_from_shapes(assembled.tensors, str(files.where), theta.value)
+    else:
+        stated, given = states_rope_theta(raw_config), request.options.rope_theta
+        config, theta = settle_rope_theta(dims, str(files.config_file), stated, given)
+    warnings = [*files.warnings, *assembled.warnings, *theta.warnings]
     # Two fields that only this package writes, see loading/convert.py.
     random_weights, dtype = raw_config.get("random_weights") is True, raw_config.get("compute_dtype")
     if random_weights:
@@ -72,7 +75,7 @@ def open_files(files: Files, request: Request) -> Checkpoint:
     origin = Origin(
         format=files.format,
         config=str(files.config_file or "the tensors' shapes; rms_norm_eps is Qwen3's"),
-        rope_theta="config.json" if dims else theta_from,
+        rope_theta=theta.source,
         tokenizer=tokenizer.source,
     )
     return describe(
@@ -103,12 +106,3 @@ def _embedded_tokenizer(arrays: Iterable[StoredArray]) -> Tokenizer | None:
                 raise CheckpointError(f"{array.file}: tokenizer_json cannot be read: {error}") from error
             return Tokenizer(library, source=f"tokenizer_json in {array.file}")
     return None
-
-
-def _assume_rope_theta(files: Files, arrays: Iterable[StoredArray]) -> tuple[float, str]:
-    vision = any(map(_VISION_KEYS.search, (array.key for array in arrays))) or _VISION_FILE_NAME.search(
-        files.where.name
-    )
-    if vision:
-        return QWEN3_VL_THETA, "as in Qwen3-VL, since a key or the file's name says VL"
-    return QWEN3_THETA, "as in Qwen3, since nothing says VL"

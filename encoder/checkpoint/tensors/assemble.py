@@ -50,9 +50,10 @@ Scheme = Callable[[str, Parts, Hints], StoredTensor | None]
 
 @dataclass(frozen=True, slots=True)
 class Assembled:
-    """The encoder's tensors by parameter name, and what the user should know about the others."""
+    """The encoder's tensors by parameter name, the prefix of their keys, and what to tell the user of the others."""
 
     tensors: dict[str, StoredTensor]
+    prefix: str
     warnings: tuple[str, ...]
 
 
@@ -89,7 +90,9 @@ def assemble(
         for tensor in [tensor for tensor in found if tensor is not None] + _plain(path, parts, buffers):
             tensors[tensor.name] = tensor
     unread = replace(keys, unneeded=(*keys.unneeded, *buffers)).warnings
-    return Assembled(tensors, (*unread, *(f"{count:,} x {notice}" for notice, count in hints.notices.items())))
+    return Assembled(
+        tensors, keys.prefix, (*unread, *(f"{count:,} x {notice}" for notice, count in hints.notices.items()))
+    )
 
 
 def take(parts: Parts, *names: str) -> Parts:

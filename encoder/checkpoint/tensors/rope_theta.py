@@ -7,7 +7,7 @@ a warning. Where nothing says it, or two names contradict each other, the user i
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from encoder.checkpoint.tensors.families import (
     MODELS,
@@ -20,6 +20,7 @@ from encoder.checkpoint.tensors.families import (
     VOCABULARIES,
 )
 from encoder.errors import CheckpointError
+from encoder.qwen3.config import Qwen3Config
 from encoder.qwen3.fields import shown
 
 _ASK = "Give --rope-theta 1000000 or --rope-theta 5000000, or put the model's config.json beside it."
@@ -48,12 +49,17 @@ class RopeTheta:
     Attributes:
         value: the theta.
         source: how it is known, in a few words.
-        warning: one line for the user where it is an assumption, or contradicts something; else None.
+        warning: a sentence for the user where it is an assumption, or contradicts something; else None.
     """
 
     value: float
     source: str
     warning: str | None = None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The warning, or nothing."""
+        return () if self.warning is None else (self.warning,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,21 +91,26 @@ class Evidence:
     vocab_size: int = 0
 
 
-def theta_of_config(where: str, value: float, stated: bool, given: float | None) -> RopeTheta:
-    """The theta where there is a config.
+def settle_rope_theta(
+    config: Qwen3Config, where: str, stated: bool, given: float | None
+) -> tuple[Qwen3Config, RopeTheta]:
+    """The config with the theta that is computed with, and how that is known.
 
     Args:
+        config: as read, with a theta of its own or the default.
         where: the config's file, for messages.
-        value: that the config has: its own, or the default.
-        stated: whether it is the config's own.
+        stated: whether the theta is the config's own.
         given: --rope-theta; None where the user does not give it.
     """
+    value = config.rope_theta
     if given is not None:
-        return _given(given, [(value, where)] if stated else [], where)
-    if stated:
-        return RopeTheta(value, where)
-    warning = f"{where}: has no rope_theta, so it is the default, {value:.10g}; Qwen3 has 1000000. See --rope-theta."
-    return RopeTheta(value, "the default", warning)
+        found = _given(given, [(value, f"{where} says so")] if stated else [])
+    elif stated:
+        found = RopeTheta(value, where)
+    else:
+        warning = f"{where} has no rope_theta, so it is the default, {value:.10g}; Qwen3 has 1000000. See --rope-theta"
+        found = RopeTheta(value, "the default", warning)
+    return replace(config, rope_theta=found.value), found
 
 
 def find_rope_theta(evidence: Evidence) -> RopeTheta:
@@ -109,7 +120,7 @@ def find_rope_theta(evidence: Evidence) -> RopeTheta:
     """
     facts = list(_facts(evidence))
     if evidence.given is not None:
-        return _given(evidence.given, facts, evidence.where)
+        return _given(evidence.given, facts)
     if evidence.frequencies is not None:
         return RopeTheta(*facts[0])
     _refuse_contradiction(facts, evidence)
@@ -119,9 +130,7 @@ def find_rope_theta(evidence: Evidence) -> RopeTheta:
     _refuse_contradiction(hints, evidence)
     if hints:
         theta, what = hints[0]
-        warning = (
-            f"{evidence.where}: has no config; {what}, so rope_theta is taken to be {theta:.10g}. See --rope-theta."
-        )
+        warning = f"there is no config; {what}, so rope_theta is taken to be {theta:.10g}. See --rope-theta"
         return RopeTheta(theta, f"assumed: {what}", warning)
     raise CheckpointError(
         f"{evidence.where}: has no config, and nothing else says whether its rope_theta is 1000000, as of Qwen3 "
@@ -129,10 +138,10 @@ def find_rope_theta(evidence: Evidence) -> RopeTheta:
     )
 
 
-def _given(theta: float, said: Sequence[Sign], where: str) -> RopeTheta:
+def _given(theta: float, said: Sequence[Sign]) -> RopeTheta:
     """What the user says, with a warning where something else says another."""
-    other = next((f"{what} says {value:.10g}" for value, what in said if value != theta), None)
-    warning = f"{where}: rope_theta is {theta:.10g}, as --rope-theta says, although {other}." if other else None
+    other = next((f"{value:.10g}: {what}" for value, what in said if value != theta), None)
+    warning = f"rope_theta is {theta:.10g}, as --rope-theta says, and should be {other}" if other else None
     return RopeTheta(theta, "--rope-theta", warning)
 
 
@@ -141,8 +150,8 @@ def _refuse_contradiction(signs: Sequence[Sign], evidence: Evidence) -> None:
         first, why = signs[0]
         if theta != first:
             raise CheckpointError(
-                f"{evidence.where}: has no config; {why}, whose rope_theta is {first:.10g}, but {what}, whose rope_theta "
-                f"is {theta:.10g}. {_ASK}"
+                f"{evidence.where}: has no config; {why}, whose rope_theta is {first:.10g}, but {what}, whose "
+                f"rope_theta is {theta:.10g}. {_ASK}"
             )
 
 
@@ -163,7 +172,7 @@ def _facts(evidence: Evidence) -> Iterator[Sign]:
 def _hints(evidence: Evidence) -> Iterator[Sign]:
     """What points to a theta without proving it."""
     yield from _read_path(evidence.names)
-    components = sorted({match[1] for match in map(_COMPONENT.match, evidence.keys) if match})
+    components = sorted({name for key in evidence.keys if (name := component_of(key)) is not None})
     for name in [*components, *evidence.classes]:
         yield from _read_name(name)
     for key, value in evidence.metadata.items():
@@ -174,6 +183,12 @@ def _hints(evidence: Evidence) -> Iterator[Sign]:
     if evidence.vocab_size in VOCABULARIES:
         yield QWEN3_THETA, f"it has the vocabulary of {VOCABULARIES[evidence.vocab_size]}"
     yield from _read_siblings(evidence)
+
+
+def component_of(key: str) -> str | None:
+    """The model that a key belongs to, in ComfyUI's files that hold several; None where the key does not say it."""
+    match = _COMPONENT.match(key)
+    return match[1] if match else None
 
 
 def _read_path(names: Sequence[str]) -> Iterator[Sign]:

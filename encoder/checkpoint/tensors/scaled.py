@@ -13,7 +13,7 @@ Source: ComfyUI, comfy/utils.py:convert_old_quants, comfy/ops.py; mflux, ideogra
 transformers, integrations/finegrained_fp8.py; OCP Microscaling Formats (MX) 1.0.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
@@ -74,6 +74,8 @@ class Scaled:
 def scaled(path: str, parts: Parts, hints: Hints) -> StoredTensor | None:
     """Scheme for a weight of 8-bit numbers. Errors: CheckpointError for a scale that does not fit the weight."""
     weight = parts.get("weight")
+    if weight is not None and weight.dtype == "U8" and "weight_scale" in parts and "mflux_version" in hints.metadata:
+        parts["weight"] = weight = replace(weight, dtype="F8_E4M3")  # so MLX holds it: mflux's Ideogram 4
     if weight is None or weight.dtype not in NUMBERS:
         return None
     if weight.dtype == "I8" and not any(name in parts for name in SCALES):

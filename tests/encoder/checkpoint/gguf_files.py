@@ -26,6 +26,7 @@ def write_gguf(
     architecture: str = "qwen3",
     part_tensors: int = 0,
     extra: Mapping[str, Array] | None = None,
+    rope_theta: float | None = 1e6,
     prefix: str | None = None,
     **metadata: Any,
 ) -> dict[str, Array]:
@@ -40,7 +41,8 @@ def write_gguf(
     for key, value in fields.items():
         writer.add_uint32(f"{architecture}.{key}", value)
     writer.add_float32(f"{architecture}.attention.layer_norm_rms_epsilon", 1e-6)
-    writer.add_float32(f"{architecture}.rope.freq_base", 1e6)
+    if rope_theta is not None:
+        writer.add_float32(f"{architecture}.rope.freq_base", rope_theta)
     for key, value in metadata.items():
         add = {str: writer.add_string, bool: writer.add_bool, float: writer.add_float32, int: writer.add_uint32}[
             type(value)

@@ -263,11 +263,11 @@ def test_subfolder_and_single_file_of_a_repository_are_fetched(
     folder = tmp_path / "sub" / "model"
     for file in folder.iterdir():
         hub.files[f"inner/deep/{file.name}"] = file.read_bytes()
-    hub.files["split_files/text_encoders/qwen.safetensors"] = (folder / "model.safetensors").read_bytes()
+    hub.files["split_files/text_encoders/qwen_3_4b.safetensors"] = (folder / "model.safetensors").read_bytes()
     hub.files["split_files/text_encoders/tokenizer.json"] = (folder / "tokenizer.json").read_bytes()
     hub.files["split_files/text_encoders/other.safetensors"] = b"another"
     subfolder, single, nothing = open_on_hub(
-        "org/model/inner/deep@v1", "org/model/split_files/text_encoders/qwen.safetensors", "org/model/no/such.gguf"
+        "org/model/inner/deep@v1", "org/model/split_files/text_encoders/qwen_3_4b.safetensors", "org/model/no/such.gguf"
     )
 
     assert subfolder["fingerprint"] == single["fingerprint"] == open_checkpoint(ModelOptions(str(folder))).fingerprint
