@@ -64,7 +64,9 @@ FORMATS = [
     pytest.param(files.mxfp4(("weight_packed", "weight_scale")), COMPRESSED, "mxfp4", id="ct-mxfp4"),
     pytest.param(files.nvfp4_multiplied, described("modelopt"), "nvfp4", id="modelopt-nvfp4"),
     pytest.param(files.mxfp4(("weight", "weight_scale")), described("modelopt"), "mxfp4", id="modelopt-mxfp4"),
-    pytest.param(files.int4_row_pairs, described("modelopt"), "ModelOpt int4, columns scaled", id="modelopt-int4-awq"),
+    pytest.param(
+        files.int4_row_pairs, described("modelopt"), "ModelOpt int4 with scaled columns", id="modelopt-int4-awq"
+    ),
     pytest.param(files.quanto_bits(4, 128), {}, "quanto int4", id="quanto-int4"),
     pytest.param(files.quanto_bits(2, 32), {}, "quanto int2", id="quanto-int2"),
     pytest.param(files.quanto_bytes, {}, "int8", id="quanto-int8"),
