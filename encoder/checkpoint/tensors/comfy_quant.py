@@ -27,16 +27,12 @@ def _squares(path: str, parts: Parts, note: Note) -> StoredTensor:
     return scaled_tensor(path, parts, (size, size))
 
 
-def _groups(path: str, parts: Parts, note: Note) -> StoredTensor:
-    return scaled_tensor(path, parts, (1, note.count("group_size", 64)))
-
-
 _FORMATS: dict[str, Reader] = {
     "float8_e4m3fn": _scaled,
     "float8_e5m2": _scaled,
     "float8_e4m3fn_rowwise": _scaled,
     "float8_e4m3fn_blockwise": _squares,
-    "float8_e4m3fn_block3d": _groups,
+    "float8_e4m3fn_block3d": _scaled,
     "int8_tensorwise": _scaled,
     "int8_blockwise": _squares,
     "nvfp4": nvfp4,

@@ -29,12 +29,12 @@ _EXPECTED_BESIDE = re.compile(  # other parts of a whole model, and other models
     r"text_encoders|cond_stage_model|logit_scale|tokenizer_json|scaled_fp8|mtp|rotary_emb)([./]|$)"
 )
 # Of activations, for products in 8 bits and a cache of keys and values: ModelOpt, TensorRT-LLM, compressed-tensors,
-# Quark, vLLM, AutoFP8, quanto. A weight's own scales are called otherwise, and so is `pre_quant_scale`.
+# Quark, vLLM, AutoFP8, FBGEMM, quanto. A weight's own scales are called otherwise, and so is `pre_quant_scale`.
 _ACTIVATION = r"(input|output|act|activation|q|k|v|kv|qkv|kv_cache|prob|prob_output)"
 _NO_PARAMETERS = re.compile(
     r"(rotary_emb\.inv_freq"  # RoPE frequencies, which follow from rope_theta
     r"|scaled_fp8"  # ComfyUI's mark on a file with scale_weight
-    rf"|\.{_ACTIVATION}_(scale|scale_inv|global_scale|zero_point|amax|scaling_factor)"
+    rf"|\.{_ACTIVATION}_(scale|scale_inv|scale_ub|global_scale|zero_point|amax|scaling_factor)"
     r"|\.scale_input"
     r"|\.(input|output|softmax|[qkv]_bmm)_quantizer\._amax"
     r")$"

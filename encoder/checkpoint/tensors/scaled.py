@@ -3,7 +3,7 @@
 The weight is number times scale. There is one scale for the tensor, for each row, or for each block:
 
 float8, no scale           ComfyUI, a plain cast
-weight_scale               ComfyUI, ModelOpt: one number. Ideogram 4: one for each row
+weight_scale               ComfyUI, ModelOpt: one number. Ideogram 4: one for each row, others for each group of a row
 scale_weight               ComfyUI until 2025: one number
 weight_scale_inv           Qwen's own FP8 repositories: one for each 128 x 128 block, or of `weight_block_size`
 
@@ -20,6 +20,7 @@ import mlx.core as mx
 from encoder.checkpoint.tensors.assemble import Hints, Parts, take
 from encoder.checkpoint.tensors.encodings import FLOATS
 from encoder.checkpoint.tensors.quantization import Quantization
+from encoder.checkpoint.tensors.quantization_config import quantization_config
 from encoder.checkpoint.tensors.weights import Arrays, StoredArray, StoredTensor
 from encoder.errors import CheckpointError
 
@@ -28,11 +29,6 @@ Block = tuple[int, int]  # rows and columns that share a scale
 SCALES = ("weight_scale", "scale_weight", "weight_scale_inv")
 NUMBERS = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "I8": "int8"}
 _USUAL_BLOCK, _MX_BLOCK = (128, 128), (1, 32)
-_BLOCKS = {  # where the file states none, by the scale's dtype
-    **dict.fromkeys(FLOATS, (_USUAL_BLOCK,)),
-    "F8_E8M0": (_USUAL_BLOCK, _MX_BLOCK),
-    "U8": (_MX_BLOCK,),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,17 +76,18 @@ def scaled(path: str, parts: Parts, hints: Hints) -> StoredTensor | None:
         return None
     if weight.dtype == "I8" and not any(name in parts for name in SCALES):
         return None
-    return scaled_tensor(path, parts, _stated_block(hints))
+    return scaled_tensor(path, parts, _stated_block(hints), is_cast=not quantization_config(hints))
 
 
-def scaled_tensor(path: str, parts: Parts, block: Block | None = None) -> StoredTensor:
+def scaled_tensor(path: str, parts: Parts, block: Block | None = None, *, is_cast: bool = False) -> StoredTensor:
     """The tensor of a weight and its scale, which are taken out of `parts`.
 
     Args:
         path: of the module.
         parts: its arrays; there is a weight among them.
         block: rows and columns that share a scale, where the file says so.
-    Errors: CheckpointError for other numbers than of 8 bits, and for a scale that does not fit them.
+        is_cast: whether the numbers may have no scale.
+    Errors: CheckpointError for other numbers than of 8 bits, and for a scale that is missing or does not fit them.
     """
     arrays = take(parts, "weight")
     weight = arrays["weight"]
@@ -100,6 +97,11 @@ def scaled_tensor(path: str, parts: Parts, block: Block | None = None) -> Stored
             f"the file says that it is quantized to 8 bits."
         )
     scales = [name for name in SCALES if name in parts]
+    if not scales and not is_cast:
+        raise CheckpointError(
+            f"{weight.file.name}: {weight.key} is {weight.dtype} and has no scale beside it, expected one of "
+            f"{', '.join(SCALES)}, as the file says that it is quantized. Is the checkpoint complete?"
+        )
     if not scales:
         return StoredTensor(f"{path}.weight", weight.shape, Scaled(NUMBERS[weight.dtype]), arrays)
     arrays["scale"] = parts.pop(scales[0])
@@ -109,8 +111,7 @@ def scaled_tensor(path: str, parts: Parts, block: Block | None = None) -> Stored
 
 def _stated_block(hints: Hints) -> Block | None:
     """`weight_block_size` of config.json, as transformers writes it for its fine-grained FP8."""
-    described = hints.config.get("quantization_config")
-    block = described.get("weight_block_size") if isinstance(described, dict) else None
+    block = quantization_config(hints).get("weight_block_size")
     if block is None:
         return None
     if isinstance(block, list) and len(block) == 2 and all(type(size) is int and size > 0 for size in block):
@@ -127,17 +128,19 @@ def _fitting_block(weight: StoredArray, scale: StoredArray, stated: Block | None
     """
     shape = weight.shape
     whole: list[tuple[int, ...]] = [(), (1,), (1, 1), shape[:1], (*shape[:1], 1)]
-    if scale.shape in whole and scale.dtype in (*FLOATS, "F8_E8M0"):
+    block = stated or (_MX_BLOCK if scale.dtype == "U8" else _USUAL_BLOCK)
+    if scale.dtype in (*FLOATS, "F8_E8M0") and scale.shape in whole:
         return _USUAL_BLOCK
-    blocks = [stated] if stated else _BLOCKS.get(scale.dtype, [_USUAL_BLOCK])
-    for block in blocks if len(shape) == 2 and scale.dtype in _BLOCKS else ():
-        grid = _grid(shape, block)
-        if scale.shape in (grid, (*grid, 1)):
+    if scale.dtype in (*FLOATS, "F8_E8M0", "U8") and len(shape) == 2:
+        groups = scale.shape[1] if len(scale.shape) > 1 and scale.shape[0] == shape[0] else 0
+        if stated is None and scale.dtype != "U8" and groups and shape[1] % groups == 0:
+            block = (1, shape[1] // groups)
+        down, across = _grid(shape, block)
+        if scale.shape in ((down, across), (down, across, 1), (down, 1, across, 1)):  # the last as ModelOpt writes it
             return block
-    listed = " or ".join(f"{rows} x {columns}" for rows, columns in blocks)
     raise CheckpointError(
-        f"{scale.file.name}: {scale.key} is {scale.dtype} {scale.shape}, expected float scales for a weight of "
-        f"shape {shape}: one, one for each row, or one for each {listed} block."
+        f"{scale.file.name}: {scale.key} is {scale.dtype} {scale.shape}, expected float scales for a weight of shape "
+        f"{shape}: one, one for each row, or one for each {block[0]} x {block[1]} block."
     )
 
 

@@ -259,6 +259,9 @@ REFUSED = [
         r"is F32 \(8, 4\), expected .* one for each 32 x 32 block",
         id="other-group",
     ),
+    pytest.param(
+        float8_blocks("float8_e4m3fn_rowwise", None), {"weight_scale": None}, "has no scale beside it", id="no-scale"
+    ),
 ]
 
 

@@ -84,6 +84,7 @@ def test_tensor_that_is_usual_beside_an_encoder_is_left_out(key: str) -> None:
         pytest.param("input_zero_point", id="compressed-tensors"),
         pytest.param("k_zero_point", id="compressed-tensors-keys"),
         pytest.param("input_global_scale", id="compressed-tensors-nvfp4"),
+        pytest.param("input_scale_ub", id="FBGEMM"),
         pytest.param("input_amax", id="amax"),
         pytest.param("input_quantizer._amax", id="ModelOpt-state"),
         pytest.param("k_bmm_quantizer._amax", id="ModelOpt-state-keys"),
@@ -102,11 +103,24 @@ def test_scale_of_activations_is_left_out(part: str) -> None:
 
 @pytest.mark.parametrize(
     "part",
-    (
-        "weight_scale weight_scale_2 weight_scale_inv scale_weight weight_zero_point weight_global_scale scales scale "
-        "zero_point weight_s_rel weight_s_channel pre_quant_scale input_quantizer._pre_quant_scale "
-        "weights_scaling_factor prequant_scaling_factor weight_quantizer._amax"
-    ).split(),
+    [
+        "weight_scale",
+        "weight_scale_2",
+        "weight_scale_inv",
+        "scale_weight",
+        "weight_zero_point",
+        "weight_global_scale",
+        "scales",
+        "scale",
+        "zero_point",
+        "weight_s_rel",
+        "weight_s_channel",
+        "pre_quant_scale",
+        "input_quantizer._pre_quant_scale",
+        "weights_scaling_factor",
+        "prequant_scaling_factor",
+        "weight_quantizer._amax",
+    ],
 )
 def test_scale_of_a_weight_is_never_left_out(part: str) -> None:
     """Whoever cannot use it has to refuse it."""

@@ -27,8 +27,8 @@ def encode(source: Path) -> list[Array]:
 
 def write(
     folder: Path, block: tuple[int, int], name: str, dtype: Any, numbers: Any = E4M3, as_bytes: bool = False
-) -> None:
-    """A plain folder, and beside it the same weights in 8 bits with a scale for each block."""
+) -> dict[str, Array]:
+    """A plain folder, and beside it the same weights in 8 bits with a scale for each block. Returns what is stored."""
     weights = write_checkpoint(folder / "stored", **DIMS)
     write_checkpoint(folder / "plain", **DIMS)
     stored: dict[str, Array] = {}
@@ -46,6 +46,7 @@ def write(
         plain[f"model.{key}"] = stored[f"model.{key}"].astype(np.float32) * spread
     write_tensors(folder / "stored", stored)
     write_tensors(folder / "plain", plain)
+    return stored
 
 
 def state_block(folder: Path, block: Any) -> None:
@@ -67,6 +68,7 @@ def state_block(folder: Path, block: Any) -> None:
         pytest.param((1, 32), "weight_scale", E8M0, None, id="mxfp8"),
         pytest.param((1, 32), "weight_scale_inv", E8M0, [1, 32], id="mxfp8-stated"),
         pytest.param((1, 256), "weight_scale", E8M0, None, id="rows-of-powers-of-two"),
+        pytest.param((1, 64), "weight_scale", np.float32, None, id="groups-of-a-row"),
     ],
 )
 def test_hidden_states_are_those_of_the_decoded_weights(
@@ -87,6 +89,28 @@ def test_numbers_of_other_kinds_have_the_same_scales(tmp_path: Path, numbers: An
 
     for ours, expected in zip(encode(tmp_path / "stored"), encode(tmp_path / "plain"), strict=True):
         np.testing.assert_array_equal(ours, expected)
+
+
+def test_scales_may_have_more_axes(tmp_path: Path) -> None:
+    """ModelOpt keeps an axis for the rows and for the columns of a block."""
+    tensors = write(tmp_path, (128, 128), "weight_scale", np.float32)
+    deeper = {key: array[:, None, :, None] if key.endswith("scale") else array for key, array in tensors.items()}
+    write_tensors(tmp_path / "stored", deeper)
+
+    for ours, expected in zip(encode(tmp_path / "stored"), encode(tmp_path / "plain"), strict=True):
+        np.testing.assert_array_equal(ours, expected)
+
+
+def test_missing_scale_is_refused_where_the_config_speaks_of_one(tmp_path: Path) -> None:
+    """Without it, the weights are noise. A plain cast to float8 has none, and no config that says fp8."""
+    tensors = write(tmp_path, (128, 128), "weight_scale_inv", np.float32)
+    del tensors["model.layers.1.mlp.up_proj.weight_scale_inv"]
+    write_tensors(tmp_path / "stored", tensors)
+    open_checkpoint(ModelOptions(str(tmp_path / "stored")))
+    state_block(tmp_path / "stored", [128, 128])
+
+    with pytest.raises(CheckpointError, match=r"layers.1.mlp.up_proj.weight is F8_E4M3 and has no scale beside it"):
+        open_checkpoint(ModelOptions(str(tmp_path / "stored")))
 
 
 def test_exponents_may_be_plain_bytes(tmp_path: Path) -> None:
