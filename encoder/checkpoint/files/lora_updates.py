@@ -105,8 +105,8 @@ def _check_belonging(adapter: Adapter, found: _Sorted, scale: float) -> None:
     kinds = {kind for _, kind in found.parts}
     if not kinds and not found.misfits:
         raise CheckpointError(
-            f"{adapter.file}: has no LoRA for a text encoder, only {others or 'no arrays at all'}. Give it to the "
-            f"program that runs that model; leave it out here."
+            f"{adapter.file}: has no LoRA for a text encoder, but {others or 'no arrays at all'}. Leave it out here, "
+            f"and give it to the program that runs that model."
         )
     if kinds == {"weight"}:
         raise CheckpointError(f"{adapter.file}: holds whole weights and no LoRA. Give it as --model.")
