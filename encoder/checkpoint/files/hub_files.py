@@ -38,6 +38,7 @@ from encoder.checkpoint.files.layout import (
     WEIGHTS_FILE,
     find_layout,
     first_with_tokenizer,
+    is_adapter_folder,
     read_index,
 )
 from encoder.checkpoint.files.transfer_log import log_transfer
@@ -55,7 +56,7 @@ _SLOW_FILES = (VOCAB_FILE, MERGES_FILE)  # of a tokenizer: 4 MB that most reposi
 # Of a single model and of a pipeline. A name that a repository does not have costs nothing.
 _SMALL_FILES = (
     PIPELINE_FILE,
-    *(f"{folder}{name}" for folder in _MODEL_FOLDERS for name in (CONFIG_FILE, INDEX_FILE)),
+    *(f"{folder}{name}" for folder in _MODEL_FOLDERS for name in (CONFIG_FILE, INDEX_FILE, ADAPTER_CONFIG_FILE)),
     *(f"{folder}{name}" for folder in _TOKENIZER_PLACES for name in TOKENIZER_FILES if name not in _SLOW_FILES),
 )
 
@@ -109,6 +110,8 @@ def fetch(hub_id: HubId, cache_dir: Path | None, component: str | None = None) -
     log.info("looking for %s in the cache and on the hub", hub_id.repository)
     snapshot, small_files = _fetch_small_files(hub_id, cache_dir, component)
     at_commit = replace(hub_id, revision=snapshot.name)  # else a push between the two downloads would mix two revisions
+    if is_adapter_folder(snapshot / hub_id.path):
+        return snapshot
     names = part_names(hub_id.path) if hub_id.is_file else _weight_files(snapshot, hub_id.path, component)
     missing = [name for name in names if not (snapshot / name).exists()]
     if not missing:

@@ -29,10 +29,8 @@ TOKENIZER_FILES = (
     MERGES_FILE,
 )
 PIPELINE_FILE = "model_index.json"  # of a diffusers pipeline
-ADAPTER_CONFIG_FILE = (
-    "adapter_config.json"  # of a LoRA in a folder, beside the first of the next or mlx-lm's, the second
-)
-ADAPTER_FILES = ("adapter_model.safetensors", "adapters.safetensors", "pytorch_lora_weights.safetensors")
+ADAPTER_CONFIG_FILE = "adapter_config.json"  # of a LoRA in a folder
+ADAPTER_FILES = ("adapter_model.safetensors", "adapters.safetensors", "pytorch_lora_weights.safetensors")  # its weights
 
 TEXT_ENCODER_FOLDERS = ("text_encoder", "mllm")  # of a diffusers pipeline, as are the next
 TOKENIZER_FOLDERS = ("tokenizer", "processor")
@@ -134,6 +132,14 @@ def model_files(folder: Path, suffix: str) -> list[Path]:
     """
     found = (file for file in folder.iterdir() if file.suffix.lower() == suffix and not file.name.startswith("."))
     return sorted(file for file in found if file.is_file())  # opening a pipe would hang
+
+
+def is_adapter_folder(folder: Path) -> bool:
+    """Whether `folder` holds a LoRA and no model. Trainers put config.json and the tokenizer beside a LoRA, too."""
+    if not (folder / ADAPTER_CONFIG_FILE).is_file():
+        return False
+    weights = {file.name for suffix in MODEL_SUFFIXES for file in model_files(folder, suffix)}
+    return weights <= {*ADAPTER_FILES} and (bool(weights) or not (folder / CONFIG_FILE).is_file())
 
 
 def has_tokenizer(folder: Path) -> bool:

@@ -9,6 +9,7 @@ Where none of them says alpha, it is the rank, as in PEFT, diffusers and ComfyUI
 
 import json
 import math
+import os
 import re
 import struct
 from collections.abc import Mapping
@@ -17,13 +18,20 @@ from pathlib import Path
 from typing import Any
 
 from encoder.checkpoint.files.json_file import read_json_object
-from encoder.checkpoint.files.layout import ADAPTER_CONFIG_FILE, ADAPTER_FILES, CONFIG_FILE
+from encoder.checkpoint.files.layout import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_FILES,
+    MODEL_SUFFIXES,
+    is_adapter_folder,
+    listed,
+    model_files,
+)
 from encoder.checkpoint.files.safetensors_header import read_header
 from encoder.checkpoint.tensors.weights import StoredArray
 from encoder.errors import CheckpointError
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-_MAX_LISTED = 5
+_ALPHA_IN_CONFIG = re.compile(r"^base_model\.|\.lora_[ab]$")  # keys of PEFT and of mlx-lm
 _PLAIN_PATTERN = re.compile(r"\^?[\w.\\-]+\$?", re.ASCII)
 # Fields of PEFT's config that change the result and are not computed here, where they are set.
 _UNKNOWN_VARIANTS = (
@@ -77,11 +85,13 @@ class Adapter:
         file: that holds the arrays.
         arrays: under the keys that its trainer gave them.
         scaling: from the file's header, or the config beside it.
+        warnings: what was assumed.
     """
 
     file: Path
     arrays: list[StoredArray]
     scaling: Scaling
+    warnings: tuple[str, ...] = ()
 
 
 def open_adapter(path: Path) -> Adapter:
@@ -89,6 +99,8 @@ def open_adapter(path: Path) -> Adapter:
 
     Errors: CheckpointError when there is none, or it is damaged, of another format, or of a kind that is not computed.
     """
+    if path.name == ADAPTER_CONFIG_FILE:
+        path = path.parent
     file = _file_in(path) if path.is_dir() else path
     if file.suffix.lower() in _PICKLES:
         raise CheckpointError(
@@ -97,16 +109,38 @@ def open_adapter(path: Path) -> Adapter:
         )
     header = read_header(file)
     config = file.parent / ADAPTER_CONFIG_FILE
-    if config.is_file() and file in _candidates(file.parent)[:1]:
-        scaling = _scaling(read_json_object(config), str(config))
-    else:
-        scaling = _scaling_in_header(header.metadata, str(file))
-    return Adapter(file, header.arrays, scaling)
+    if "lora_adapter_metadata" in header.metadata:
+        return Adapter(file, header.arrays, _scaling_in_header(header.metadata["lora_adapter_metadata"], str(file)))
+    keys = [array.key for array in header.arrays]
+    if any(key.endswith(".alpha") for key in keys):
+        return Adapter(file, header.arrays, Scaling())
+    expects_config = any(map(_ALPHA_IN_CONFIG.search, keys))
+    if config.is_file() and (expects_config or file.name in ADAPTER_FILES):  # in a folder may lie files of others, too
+        return Adapter(file, header.arrays, _scaling_in_config(read_json_object(config), str(config)))
+    warning = f"{file}: no {config.name} lies beside it to say alpha, which is taken to be the rank"
+    return Adapter(file, header.arrays, Scaling(), (warning,) if expects_config else ())
 
 
-def is_adapter_folder(folder: Path) -> bool:
-    """Whether a folder holds an adapter's config, and no model's."""
-    return (folder / ADAPTER_CONFIG_FILE).is_file() and not (folder / CONFIG_FILE).is_file()
+def expect_no_adapter(path: Path, name: str) -> None:
+    """Return where `path` may be a model.
+
+    Args:
+        path: of what was given as the model.
+        name: as the user named it.
+    Errors: CheckpointError where it is a LoRA. It says how to give that, and names the model that it belongs to.
+    """
+    if not os.path.exists(path):  # Path.exists raises for names that are too long
+        return
+    config = (path if path.is_dir() else path.parent) / ADAPTER_CONFIG_FILE
+    is_adapter = is_adapter_folder(path) if path.is_dir() else path.name in (config.name, *ADAPTER_FILES)
+    if not is_adapter or not config.is_file():
+        return
+    fields = read_json_object(config)
+    base = next((fields[key] for key in ("base_model_name_or_path", "model") if isinstance(fields.get(key), str)), "")
+    raise CheckpointError(
+        f"{name}: is a LoRA and no model. Give the model that it was trained on, and the LoRA beside it: "
+        f"--model {base[:200] or 'MODEL'} --lora {name}"
+    )
 
 
 def read_scalar(array: StoredArray) -> float:
@@ -129,26 +163,22 @@ def _file_in(folder: Path) -> Path:
     if len(found) == 1 or (found and found[0].name in ADAPTER_FILES):
         return found[0]
     if found:
-        names = ", ".join(file.name for file in found[:_MAX_LISTED])
-        raise CheckpointError(f"{folder}: holds {len(found)} files, {names}. Name the one that is the LoRA.")
-    pickles = sorted(file for file in folder.iterdir() if file.suffix.lower() in _PICKLES and file.is_file())
+        raise CheckpointError(
+            f"{folder}: holds {len(found)} files, {listed(file.name for file in found)}. Name the one that is the LoRA."
+        )
+    pickles = [file for suffix in _PICKLES for file in model_files(folder, suffix)]
     if pickles:
         return pickles[0]
     raise CheckpointError(f"{folder}: holds no LoRA, expected {ADAPTER_FILES[0]} or another *.safetensors.")
 
 
 def _candidates(folder: Path) -> list[Path]:
-    """The files of a folder that may be the adapter: one of the usual names, first, or any safetensors file."""
+    """The files of a folder that may be the adapter: one of the usual names, first, or any file of a model's suffix."""
     usual = [folder / name for name in ADAPTER_FILES if (folder / name).is_file()]
-    return usual or sorted(
-        file for file in folder.glob("*.safetensors") if not file.name.startswith(".") and file.is_file()
-    )
+    return usual or [file for suffix in MODEL_SUFFIXES for file in model_files(folder, suffix)]
 
 
-def _scaling_in_header(metadata: Mapping[str, str], where: str) -> Scaling:
-    text = metadata.get("lora_adapter_metadata")
-    if text is None:
-        return Scaling()
+def _scaling_in_header(text: str, where: str) -> Scaling:
     where = f"{where}: lora_adapter_metadata"
     try:
         fields = json.loads(text)
@@ -160,7 +190,7 @@ def _scaling_in_header(metadata: Mapping[str, str], where: str) -> Scaling:
     return _peft_scaling(own or fields, where)
 
 
-def _scaling(config: dict[str, Any], where: str) -> Scaling:
+def _scaling_in_config(config: dict[str, Any], where: str) -> Scaling:
     """From adapter_config.json, PEFT's or mlx-lm's."""
     if "lora_parameters" in config:
         parameters = config["lora_parameters"]

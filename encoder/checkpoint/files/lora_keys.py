@@ -9,6 +9,7 @@ OneTrainer   text_encoder.model.layers.0.self_attn.q_proj.lora_down.weight
 ComfyUI      text_encoders.qwen3_06b.transformer.model.layers.0.self_attn.q_proj.lora_A.weight
 LyCORIS      ….hada_w1_a, ….lokr_w1, ….diff, ….w_norm
 mlx-lm       model.layers.0.self_attn.q_proj.lora_a
+llama.cpp    layers.0.self_attn.q_proj.weight.lora_a, once the module has its name in the model
 
 Underscores for dots cannot be undone by rule. So such a name is looked up among the model's own modules.
 Source: peft, utils/save_and_load.py; diffusers, utils/state_dict_utils.py; sd-scripts, networks/lora_anima.py and
@@ -30,6 +31,7 @@ _MAX_KEY = 500  # characters
 _ENDS: tuple[tuple[str, Kind], ...] = (
     (r"\.lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)(\.(?!bias$)[\w-]+)?(\.weight)?", "lora"),
     (r"([._]lora|\.lora_linear_layer)\.(?P<part>down|up)\.weight", "lora"),
+    (r"\.weight\.(?P<part>lora_a|lora_b)", "lora"),
     (r"\.lora_(?P<part>down|up|a|b)(\.weight)?", "lora"),
     (r"\.(?P<part>alpha)", "lora"),
     (r"\.hada_(?P<part>w[12]_[ab])", "loha"),
@@ -49,12 +51,19 @@ _PARTS = {
     "magnitude_vector": ("weight", "magnitude", False),
     "a": ("weight", "down", True),
     "b": ("weight", "up", True),
+    "lora_a": ("weight", "down", False),
+    "lora_b": ("weight", "up", False),
     "w_norm": ("weight", "diff", False),
     "diff_b": ("bias", "diff", False),
     "b_norm": ("bias", "diff", False),
     "bias": ("bias", "weight", False),
 }
-_PARTS_OF_EMBEDDING = _PARTS | {"a": ("weight", "up", False), "b": ("weight", "down", False)}  # mlx-lm's differ there
+_PARTS_OF_EMBEDDING = _PARTS | {  # mlx-lm and llama.cpp have other orders there
+    "a": ("weight", "up", False),
+    "b": ("weight", "down", False),
+    "lora_a": ("weight", "up", False),
+    "lora_b": ("weight", "down", True),
+}
 
 _OTHERS: tuple[tuple[Owner, re.Pattern[str]], ...] = (
     (

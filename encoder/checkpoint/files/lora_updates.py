@@ -3,20 +3,16 @@
 Arrays of other models, which many files hold beside those of the text encoder, are counted in one warning.
 """
 
-import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from encoder.checkpoint.files.layout import ADAPTER_CONFIG_FILE
-from encoder.checkpoint.files.lora_file import Adapter, Scaling, read_scalar
+from encoder.checkpoint.files.lora_file import Adapter, read_scalar
 from encoder.checkpoint.files.lora_keys import AdapterKey, Modules, owner_of
 from encoder.checkpoint.tensors.encodings import FLOATS
 from encoder.checkpoint.tensors.lora import Kind, Update
 from encoder.checkpoint.tensors.weights import StoredArray, StoredTensor
 from encoder.errors import CheckpointError
-
-log = logging.getLogger(__name__)
 
 Target = tuple[str, Kind]  # a parameter of the model, and the kind of its update
 
@@ -48,9 +44,15 @@ class _Sorted:
     misfits: list[str] = field(default_factory=list)
 
 
-def find_updates(
-    adapter: Adapter, tensors: Mapping[str, StoredTensor], scale: float, model: str
-) -> dict[Target, Update]:
+@dataclass(frozen=True, slots=True)
+class Updates:
+    """What an adapter makes of the weights of a model, and what a user should know of the rest of it."""
+
+    by_target: dict[Target, Update]
+    warnings: list[str]
+
+
+def find_updates(adapter: Adapter, tensors: Mapping[str, StoredTensor], scale: float, model: str) -> Updates:
     """What an adapter makes of the weights of a model. Where it replaces one and adds to it too, it replaces first.
 
     Args:
@@ -61,7 +63,7 @@ def find_updates(
     Errors: CheckpointError for arrays that do not fit the model, a few of them named, and when there is none for it.
     """
     found = _sort(adapter, Modules(tensors))
-    _check_belonging(adapter, found, scale)
+    warnings = _check_belonging(adapter, found, scale)
     updates: dict[Target, Update] = {}
     changed = {_path(target) for target in found.parts}
     misfits = found.misfits + [
@@ -79,7 +81,7 @@ def find_updates(
             f"{adapter.file}: does not fit {model}: {'; '.join(misfits[:_MAX_LISTED])}{more}. Is it made for "
             f"another model, or of a kind other than LoRA, LoHa and LoKr?"
         )
-    return updates
+    return Updates(updates, warnings)
 
 
 def _sort(adapter: Adapter, modules: Modules) -> _Sorted:
@@ -99,8 +101,8 @@ def _sort(adapter: Adapter, modules: Modules) -> _Sorted:
     return found
 
 
-def _check_belonging(adapter: Adapter, found: _Sorted, scale: float) -> None:
-    """Say what belongs to other models. Errors: CheckpointError when the adapter has nothing for this one."""
+def _check_belonging(adapter: Adapter, found: _Sorted, scale: float) -> list[str]:
+    """What belongs to other models, and what is assumed. Errors: CheckpointError when nothing is for this one."""
     others = ", ".join(f"{count} arrays for {owner}" for owner, count in found.others.most_common())
     kinds = {kind for _, kind in found.parts}
     if not kinds and not found.misfits:
@@ -112,15 +114,8 @@ def _check_belonging(adapter: Adapter, found: _Sorted, scale: float) -> None:
         raise CheckpointError(f"{adapter.file}: holds whole weights and no LoRA. Give it as --model.")
     if "weight" in kinds and scale != 1:
         raise CheckpointError(f"{adapter.file}: replaces whole weights, which cannot be scaled. Leave out :{scale:g}.")
-    if others:
-        log.warning("%s: %s are not used here; give the file to that model too", adapter.file, others)
-    unscaled = adapter.scaling == Scaling() and not found.alphas
-    if unscaled and any(array.key.startswith("base_model.") for array in adapter.arrays):
-        log.warning(
-            "%s: has no %s beside it, which says alpha; alpha is taken to be the rank",
-            adapter.file,
-            ADAPTER_CONFIG_FILE,
-        )
+    unused = [f"{adapter.file}: {others} are not used here; give it to that model too"] if others else []
+    return [*adapter.warnings, *unused]
 
 
 def _path(target: Target) -> str:

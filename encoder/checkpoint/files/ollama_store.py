@@ -21,6 +21,7 @@ DEFAULT_HOST, DEFAULT_NAMESPACE, DEFAULT_TAG = "registry.ollama.ai", "library", 
 TENSOR = "application/vnd.ollama.image.tensor"
 JSON = "application/vnd.ollama.image.json"
 GGUF = "application/vnd.ollama.image.model"
+ADAPTER = "application/vnd.ollama.image.adapter"  # a LoRA, in GGUF
 
 _HOST = re.compile(r"\w[\w.:-]{0,349}", re.ASCII)
 _PART = re.compile(r"\w[\w.-]{0,79}", re.ASCII)  # no slash, and no dot in front: nothing that leads elsewhere
@@ -33,7 +34,7 @@ class Layer:
     """One file of a model.
 
     Attributes:
-        media_type: kind of content: `TENSOR`, `JSON`, `GGUF`, or another.
+        media_type: kind of content: `TENSOR`, `JSON`, `GGUF`, `ADAPTER`, or another.
         name: within the model, e.g. `text_encoder/config.json`; empty where the layer has none.
         blob: the file. It exists, and has the size that the manifest says.
     """

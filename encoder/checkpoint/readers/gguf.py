@@ -31,7 +31,7 @@ from encoder.pipeline.tokenizer import Tokenizer
 from encoder.qwen3.config import Qwen3Config
 from encoder.qwen3.fields import shown
 
-_ARCHITECTURES = ("qwen3", "qwen3vl")
+ARCHITECTURES = ("qwen3", "qwen3vl")
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)\.(weight|bias)")
 _MODULES = {
     "attn_norm": "input_layernorm",
@@ -76,6 +76,11 @@ def open_gguf(file: Path, request: Request) -> Checkpoint:
     Errors: CheckpointError when it is damaged, lacks a part, or is no Qwen3.
     """
     header = read_gguf_headers(file)
+    if header.metadata.get("general.type") == "adapter":
+        raise CheckpointError(
+            f"{file}: is a LoRA and no model. Give the model that it was trained on, and the LoRA beside it: "
+            f"--model MODEL --lora {file}"
+        )
     keys = _find_keys([array.key for array in header.arrays], file, request.options.component)
     tensors = {name: _tensor(name, array) for array in header.arrays if (name := keys.names.get(array.key)) is not None}
     if "embed_tokens.weight" not in tensors or len(tensors["embed_tokens.weight"].shape) != 2:
@@ -94,7 +99,7 @@ def _find_keys(keys: list[str], file: Path, component: str | None) -> EncoderKey
     """
     if any(key.endswith("self_attn.q_norm.weight") for key in keys):
         return find_encoder(keys, str(file), component)
-    names = {key: name for key in keys if (name := _parameter_name(key)) is not None}
+    names = {key: name for key in keys if (name := parameter_name(key)) is not None}
     return EncoderKeys("", names, tuple(key for key in keys if key not in names and not key.startswith(_UNUSED)))
 
 
@@ -110,7 +115,7 @@ def _config(
 ) -> tuple[Qwen3Config, RopeTheta]:
     """The dims, and how rope_theta is known: from the metadata, or, where there are none, as of any file of tensors."""
     architecture = header.metadata.get("general.architecture")
-    if architecture not in _ARCHITECTURES and "token_embd.weight" in keys.names:  # else the names are Hugging Face's
+    if architecture not in ARCHITECTURES and "token_embd.weight" in keys.names:  # else the names are Hugging Face's
         raise CheckpointError(f"{file}: general.architecture is {architecture!r}, expected 'qwen3' or 'qwen3vl'.")
     if f"{architecture}.embedding_length" not in header.metadata:
         shapes = config_from_shapes(tensors, str(file), QWEN3_THETA)
@@ -151,7 +156,7 @@ def _as_decimal(value: Any) -> Any:
     return float(f"{value:.7g}") if isinstance(value, float) else value
 
 
-def _parameter_name(key: str) -> str | None:
+def parameter_name(key: str) -> str | None:
     """The parameter's name; None for an array that is not the encoder's."""
     match = _LAYER.fullmatch(key)
     if match is None:

@@ -16,17 +16,29 @@ from pathlib import Path
 from encoder.checkpoint.checkpoint import Checkpoint, Origin, describe
 from encoder.checkpoint.files.json_file import read_json_object
 from encoder.checkpoint.files.layout import TOKENIZER_FILE, TOKENIZER_FILES
-from encoder.checkpoint.files.ollama_store import GGUF, JSON, TENSOR, Layer, check_digest, manifest_file, read_layers
+from encoder.checkpoint.files.ollama_store import (
+    ADAPTER,
+    GGUF,
+    JSON,
+    TENSOR,
+    Layer,
+    check_digest,
+    manifest_file,
+    read_layers,
+)
 from encoder.checkpoint.files.safetensors_header import read_header
 from encoder.checkpoint.files.tokenizer_build import build_tokenizer
 from encoder.checkpoint.files.tokenizer_files import open_named_tokenizer
 from encoder.checkpoint.readers.gguf import open_gguf
+from encoder.checkpoint.readers.gguf_adapter import open_gguf_adapter
+from encoder.checkpoint.readers.loras import merge_adapter
 from encoder.checkpoint.request import Request
 from encoder.checkpoint.tensors.assemble import Hints, assemble
 from encoder.checkpoint.tensors.mlx_quantized import mlx_quantized
 from encoder.checkpoint.tensors.rope_theta import settle_rope_theta
 from encoder.checkpoint.tensors.weights import StoredArray, Weights
 from encoder.errors import CheckpointError
+from encoder.options import Lora
 from encoder.pipeline.tokenizer import Tokenizer
 from encoder.qwen3.config import Qwen3Config, states_rope_theta
 
@@ -63,11 +75,10 @@ def open_request(request: Request) -> Checkpoint:
         raise CheckpointError(f"{request.name}: is no model of Ollama's store, expected {where}. Pull it first.")
     layers = read_layers(manifest)
     gguf = next((layer for layer in layers if layer.media_type == GGUF), None)
-    return _open_tensors(layers, request) if gguf is None else _open_gguf(gguf.blob, request)
-
-
-def _open_gguf(blob: Path, request: Request) -> Checkpoint:
-    checkpoint = open_gguf(blob, request)
+    checkpoint = _open_tensors(layers, request) if gguf is None else open_gguf(gguf.blob, request)
+    for layer in layers:
+        if layer.media_type == ADAPTER:
+            checkpoint = merge_adapter(checkpoint, open_gguf_adapter(layer.blob), Lora(f"adapter of {request.name}"))
     return replace(checkpoint, weights=replace(checkpoint.weights, check_file=check_digest))
 
 
@@ -94,8 +105,9 @@ def _open_tensors(layers: list[Layer], request: Request) -> Checkpoint:
     assembled = assemble(named, (mlx_quantized,), Hints(dims=config, bits=bits), request.name, None)
     tokenizer = _open_tokenizer(files, request)
     origin = Origin("Ollama's tensors", config_from, theta.source, tokenizer.source)
-    weights = Weights(assembled.tensors, check_file=check_digest)
-    return describe(request.name, config, weights, tokenizer, origin, [*assembled.warnings, *theta.warnings])
+    return describe(
+        request.name, config, Weights(assembled.tensors), tokenizer, origin, [*assembled.warnings, *theta.warnings]
+    )
 
 
 def _mlx_key(key: str) -> str:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from encoder.checkpoint.checkpoint import Checkpoint
 from encoder.checkpoint.files.hub_files import HubId, fetch
+from encoder.checkpoint.files.lora_file import expect_no_adapter
 from encoder.checkpoint.readers import comfyui, demo, gguf, huggingface, ollama
 from encoder.checkpoint.readers.loras import merge_loras
 from encoder.checkpoint.readers.reader import Reader
@@ -46,6 +47,7 @@ def open_checkpoint(options: ModelOptions) -> Checkpoint:
 
 
 def _open(request: Request) -> Checkpoint:
+    expect_no_adapter(request.path, request.name)
     reader = _find_reader(request)
     if reader is None:
         return _open_from_hub(request)
@@ -64,6 +66,7 @@ def _open_from_hub(request: Request) -> Checkpoint:
     hub_id = _parse_hub_id(request)
     snapshot = fetch(hub_id, request.options.cache_dir, request.options.component)
     fetched = replace(request, source=str(snapshot / hub_id.path))
+    expect_no_adapter(fetched.path, request.name)
     reader = _find_reader(fetched)
     if reader is None:
         raise CheckpointError(f"{request.name}: has no such file or folder, or it is of no known format.")

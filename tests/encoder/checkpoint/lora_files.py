@@ -4,11 +4,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import gguf
 import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
 from tests.checkpoints import Array, write_json
+from tests.encoder.checkpoint.gguf_files import NAMES
 
 RANK, ALPHA = 4, 6.0
 MODULES = ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")
@@ -74,6 +76,25 @@ def mlx_lm(pairs: Pairs) -> dict[str, Array]:
         for path, (up, down) in pairs.items()
         for name, array in (("lora_a", down), ("lora_b", up))
     }
+
+
+def write_gguf_lora(file: Path, pairs: Pairs, alpha: float = ALPHA, **metadata: str) -> Path:
+    """As llama.cpp's convert_lora_to_gguf.py writes it. A pair of the embedding is stored as A and B transposed."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    writer = gguf.GGUFWriter(file, metadata.pop("architecture", "qwen3"))
+    for key, value in {"general.type": "adapter", "adapter.type": "lora", **metadata}.items():
+        writer.add_string(key, value)
+    writer.add_float32("adapter.lora.alpha", alpha)
+    for path, (up, down) in pairs.items():
+        key = NAMES.get_name(f"model.{path}")
+        a, b = (up, down.T) if path == "embed_tokens" else (down, up)
+        writer.add_tensor(f"{key}.weight.lora_a", np.ascontiguousarray(a))
+        writer.add_tensor(f"{key}.weight.lora_b", np.ascontiguousarray(b))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
 
 
 def write_lora(

@@ -18,9 +18,10 @@ import pytest
 from encoder.checkpoint import open_checkpoint
 from encoder.checkpoint.files import transfer_log
 from encoder.checkpoint.files.hub_files import HubId
-from encoder.options import ModelOptions
+from encoder.options import Lora, ModelOptions
 from tests.checkpoints import write_checkpoint, write_json, write_pipeline
 from tests.encoder.checkpoint.hub_server import COMMIT, PUSHED_COMMIT, HubServer, running_hub
+from tests.encoder.checkpoint.lora_files import make_pairs, peft, write_peft
 
 OPEN = """
 import json, os, shutil, sys
@@ -28,14 +29,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from encoder.checkpoint import open_checkpoint
 from encoder.errors import CheckpointError
-from encoder.options import ModelOptions
+from encoder.options import Lora, ModelOptions
 cache_dir, *sources = sys.argv[1:]
+loras = tuple(map(Lora.parse, filter(None, os.environ.get("LORAS", "").split(","))))
 if "FREE_BYTES" in os.environ:
     shutil.disk_usage = lambda folder: SimpleNamespace(free=int(os.environ["FREE_BYTES"]))
 for source in sources:
     source, _, revision = source.partition(" ")
     try:
-        checkpoint = open_checkpoint(ModelOptions(source, revision or None, Path(cache_dir)))
+        checkpoint = open_checkpoint(ModelOptions(source, revision or None, Path(cache_dir), loras=loras))
         opened = {"name": checkpoint.name, "revision": checkpoint.revision, "fingerprint": checkpoint.fingerprint}
     except CheckpointError as error:
         opened = {"error": str(error)}
@@ -110,6 +112,48 @@ def test_a_slow_tokenizers_files_are_fetched_where_there_is_no_other(
     assert opened == again and opened["revision"] == COMMIT
     assert {"vocab.json", "merges.txt"} < set(hub.fetched)
     assert len(hub.fetched) == len(set(hub.fetched))
+
+
+def serve_lora(hub: HubServer, folder: Path, name: str = "adapter_model.safetensors") -> Path:
+    """Let the hub serve a LoRA in place of the checkpoint, for a model that is written to `base`. Its file here."""
+    pairs = make_pairs(write_checkpoint(folder / "base"))
+    write_peft(folder / "lora", peft(pairs))
+    (folder / "lora" / "adapter_model.safetensors").rename(folder / "lora" / name)
+    hub.files = {file.name: file.read_bytes() for file in (folder / "lora").iterdir()}
+    hub.files["optimizer.pt"] = b"never read"
+    return folder / "lora" / name
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "style.safetensors"])
+def test_lora_is_fetched_with_the_config_beside_it(
+    tmp_path: Path, hub: HubServer, open_on_hub: Open, name: str
+) -> None:
+    file = serve_lora(hub, tmp_path, name)
+    source = "org/model" if name == "adapter_model.safetensors" else f"org/model/{name}"
+
+    opened = open_on_hub(str(tmp_path / "base"), LORAS=f"{source}@main:0.5")
+
+    options = ModelOptions(str(tmp_path / "base"), loras=(Lora(str(file), 0.5),))
+    assert [found["fingerprint"] for found in opened] == [open_checkpoint(options).fingerprint]
+    assert sorted(hub.fetched) == ["adapter_config.json", name]
+
+
+def test_repository_without_the_lora_is_named(tmp_path: Path, hub: HubServer, open_on_hub: Open) -> None:
+    serve_lora(hub, tmp_path, "style.safetensors")
+
+    [whole] = open_on_hub(str(tmp_path / "base"), LORAS="org/model/other.safetensors")
+
+    assert whole["error"].startswith("org/model/other.safetensors: has no other.safetensors. Name a file")
+
+
+def test_repository_of_a_lora_is_no_model(tmp_path: Path, hub: HubServer, open_on_hub: Open) -> None:
+    serve_lora(hub, tmp_path)
+
+    [opened] = open_on_hub("org/model")
+
+    assert "is a LoRA and no model" in opened["error"]
+    assert opened["error"].endswith("--model Qwen/Qwen3-4B --lora org/model")
+    assert hub.fetched == ["adapter_config.json"]
 
 
 def test_shard_without_a_tensor_of_the_encoder_is_not_fetched(

@@ -27,6 +27,7 @@ from tests.encoder.checkpoint.lora_files import (
     merged,
     mlx_lm,
     peft,
+    write_gguf_lora,
     write_lora,
     write_peft,
 )
@@ -231,6 +232,17 @@ def test_dora_rescales_rows_to_its_magnitudes(tmp_path: Path, weights: dict[str,
     found = encode(tmp_path / "base", Lora(str(folder)))
 
     assert_equal(found, reference(tmp_path / "merged", changed))
+
+
+@pytest.mark.parametrize("alpha", [ALPHA, 0])
+def test_gguf_lora_is_merged_as_llama_cpp_applies_it(tmp_path: Path, weights: dict[str, Array], alpha: float) -> None:
+    """Without an alpha, which is stored as 0, it applies the product as it is."""
+    pairs = make_pairs(weights, ("self_attn.q_proj", "mlp.down_proj", "embed_tokens"))
+    file = write_gguf_lora(tmp_path / "lora.gguf", pairs, alpha)
+
+    found = encode(tmp_path / "base", Lora(str(file)))
+
+    assert_equal(found, reference(tmp_path / "merged", merged(weights, pairs, FACTOR if alpha else 1)))
 
 
 def random_arrays(**shapes: tuple[int, ...]) -> dict[str, Array]:

@@ -6,14 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from encoder import LAST_HIDDEN_STATE, TextEncoder
+from encoder import LAST_HIDDEN_STATE, Lora, TextEncoder
 from encoder.checkpoint import open_checkpoint
-from encoder.checkpoint.files.ollama_store import manifest_file
+from encoder.checkpoint.files.ollama_store import ADAPTER, GGUF, manifest_file
 from encoder.checkpoint.readers import ollama
 from encoder.errors import CheckpointError
 from encoder.options import ModelOptions
 from tests.checkpoints import Array, write_checkpoint, write_json
+from tests.encoder.checkpoint.gguf_files import DIMS as GGUF_DIMS
 from tests.encoder.checkpoint.gguf_files import write_gguf
+from tests.encoder.checkpoint.lora_files import kohya, make_pairs, write_gguf_lora, write_lora
 from tests.encoder.checkpoint.ollama_store import DIMS, TENSOR, TYPES, Store
 
 
@@ -68,6 +70,42 @@ def test_tokens_declared_beside_tokenizer_json_count(store: Store) -> None:
     tokenizer = open_checkpoint(ModelOptions("ollama:z-image-turbo")).tokenizer
 
     assert tokenizer.tokenize("<loc>", max_length=9) == ((282,), False)
+
+
+@pytest.mark.parametrize("base", ["tensors", "gguf"])
+def test_adapter_of_a_model_is_merged(store: Store, tmp_path: Path, base: str) -> None:
+    """A Modelfile with ADAPTER makes a layer of it. It is checked against its hash, as all blobs are."""
+    if base == "gguf":
+        weights: dict[str, Array] = dict(write_checkpoint(store.plain, **GGUF_DIMS))
+        write_gguf(tmp_path / "model.gguf", weights)
+        store.add(GGUF, "", (tmp_path / "model.gguf").read_bytes())
+    else:
+        store.add_json()
+        store.add_weights(lambda name: None, "one-blob")
+        weights = {name: weight.astype(np.float32) for name, weight in store.weights.items()}
+    pairs = make_pairs(weights)
+    blob = store.add(ADAPTER, "", write_gguf_lora(tmp_path / "lora.gguf", pairs).read_bytes())
+    store.write_manifest()
+    file = write_lora(tmp_path / "lora.safetensors", kohya(pairs))
+    options = ModelOptions(str(store.plain), loras=(Lora(str(file)),), compute_dtype="float32")
+    [expected] = TextEncoder.open(options).encode(["a cat"], LAST_HIDDEN_STATE, "float32")
+
+    found = encode("ollama:z-image-turbo")[0]
+
+    np.testing.assert_allclose(found, expected.hidden_states, rtol=0, atol=1e-5 * np.abs(found).max())
+    blob.write_bytes(blob.read_bytes()[:-4] + b"\0\0\0\1")
+    with pytest.raises(CheckpointError, match="has the hash"):
+        encode("ollama:z-image-turbo")
+
+
+def test_adapter_that_does_not_fit_is_refused(store: Store, tmp_path: Path) -> None:
+    store.add_json()
+    store.add_weights(lambda name: None, "one-blob")
+    store.add(ADAPTER, "", b"ggla")
+    store.write_manifest()
+
+    with pytest.raises(CheckpointError, match="does not begin with GGUF"):
+        open_checkpoint(ModelOptions("z-image-turbo"))
 
 
 def test_language_model_has_no_component(store: Store) -> None:

@@ -1,6 +1,6 @@
 """LoRAs that do not fit: nothing of a LoRA is left out silently, and one line says what is wrong with it."""
 
-import logging
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +11,18 @@ import numpy as np
 import pytest
 
 from encoder import CheckpointError, Lora, ModelOptions, open_checkpoint
-from tests.checkpoints import Array, write_checkpoint
-from tests.encoder.checkpoint.lora_files import Pairs, dotted, kohya, make_pairs, peft, write_lora, write_peft
+from tests.checkpoints import Array, write_checkpoint, write_tensors
+from tests.encoder.checkpoint.lora_files import (
+    Pairs,
+    dotted,
+    kohya,
+    make_pairs,
+    mlx_lm,
+    peft,
+    write_gguf_lora,
+    write_lora,
+    write_peft,
+)
 
 Q_PROJ = "lora_te_layers_0_self_attn_q_proj"
 
@@ -124,9 +134,7 @@ def test_lora_of_the_diffusion_model_alone_is_refused(tmp_path: Path, pairs: Pai
     assert "has no LoRA for a text encoder, but 30 arrays for the diffusion model" in message
 
 
-def test_what_belongs_to_other_models_is_counted_in_one_warning(
-    tmp_path: Path, pairs: Pairs, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_belongs_to_other_models_is_counted_in_one_warning(tmp_path: Path, pairs: Pairs) -> None:
     other = {
         "diffusion_model.blocks.0.attn.q_proj.lora_A.weight": np.ones((4, 16), np.float32),
         "lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha": np.ones((), np.float32),
@@ -135,28 +143,39 @@ def test_what_belongs_to_other_models_is_counted_in_one_warning(
     }
     file = write_lora(tmp_path / "lora.safetensors", kohya(pairs) | other)
 
-    with caplog.at_level(logging.WARNING):
-        open_checkpoint(ModelOptions(str(tmp_path / "base"), loras=(Lora(str(file)),)))
+    [warning] = warnings_of(tmp_path / "base", Lora(str(file)))
 
-    [record] = caplog.records
     for owner in ("the diffusion model", "another text encoder", "the head", "the vision tower"):
-        assert f"1 arrays for {owner}" in record.getMessage()
+        assert f"1 arrays for {owner}" in warning
 
 
-def test_peft_file_without_its_config_is_merged_with_a_warning(
-    tmp_path: Path, pairs: Pairs, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("trainer", ["peft", "mlx-lm"])
+def test_file_without_the_config_that_belongs_to_it_is_merged_with_a_warning(
+    tmp_path: Path, pairs: Pairs, trainer: str
 ) -> None:
     """Alpha stands in adapter_config.json alone: to take the rank for it is a guess."""
-    file = write_lora(tmp_path / "adapter_model.safetensors", peft(pairs))
+    file = write_lora(tmp_path / "style.safetensors", peft(pairs) if trainer == "peft" else mlx_lm(pairs))
 
-    with caplog.at_level(logging.WARNING):
-        open_checkpoint(ModelOptions(str(tmp_path / "base"), loras=(Lora(str(file)),)))
+    [warning] = warnings_of(tmp_path / "base", Lora(str(file)))
 
-    assert "has no adapter_config.json beside it" in caplog.text
+    assert warning == f"{file}: no adapter_config.json lies beside it to say alpha, which is taken to be the rank"
+
+
+def test_config_of_another_file_is_not_used(tmp_path: Path, pairs: Pairs) -> None:
+    """A kohya file says alpha itself, or means the rank."""
+    folder = write_peft(tmp_path / "lora", peft(pairs), lora_alpha="no number")
+    file = write_lora(folder / "style.safetensors", kohya(pairs, alpha=None))
+
+    assert warnings_of(tmp_path / "base", Lora(str(file))) == ()
 
 
 def test_whole_model_is_no_lora(tmp_path: Path, pairs: Pairs) -> None:
     assert "Give it as --model" in refusal(tmp_path, tmp_path / "base" / "model.safetensors")
+
+
+@pytest.mark.parametrize("source", ["", "nothing", "x" * 5000, "a\0", "C:\\loras\\style"])
+def test_source_that_is_nothing_says_what_was_looked_for(tmp_path: Path, pairs: Pairs, source: str) -> None:
+    assert "no such folder or file, and not a hub id" in refusal(tmp_path, source)
 
 
 def test_two_loras_in_one_file_are_refused(tmp_path: Path, pairs: Pairs) -> None:
@@ -245,6 +264,97 @@ def test_file_that_cannot_be_read_is_named(tmp_path: Path, pairs: Pairs, case: s
     write, named = DAMAGED[case]
 
     assert named in refusal(tmp_path, write(tmp_path / "lora", pairs))
+
+
+GGUF: dict[str, tuple[dict[str, str], str]] = {
+    "model": ({"general.type": "model"}, "general.type is 'model', expected adapter"),
+    "llama": ({"architecture": "llama"}, "general.architecture is 'llama', expected qwen3"),
+    "activated": ({"adapter.alora.invocation_tokens": "1"}, "activated LoRA"),
+}
+
+
+@pytest.mark.parametrize("case", GGUF)
+def test_gguf_that_is_no_lora_of_a_qwen3_is_refused(tmp_path: Path, pairs: Pairs, case: str) -> None:
+    metadata, named = GGUF[case]
+
+    assert named in refusal(tmp_path, write_gguf_lora(tmp_path / "lora.gguf", pairs, **metadata))
+
+
+def test_gguf_lora_of_another_model_is_refused(tmp_path: Path, pairs: Pairs) -> None:
+    larger = make_pairs(write_checkpoint(tmp_path / "larger", num_hidden_layers=3))
+
+    message = refusal(tmp_path, write_gguf_lora(tmp_path / "lora.gguf", larger))
+
+    assert "layers.2.self_attn.q_proj.weight.lora_a is no part of a LoRA for a weight of it" in message
+
+
+def as_model(source: Path) -> str:
+    """The error that this gives as the model."""
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(ModelOptions(str(source)))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["", "adapter_config.json", "adapter_model.safetensors"])
+@pytest.mark.parametrize("with_config", [False, True])
+def test_lora_as_the_model_is_answered_with_the_command(
+    tmp_path: Path, pairs: Pairs, name: str, with_config: bool
+) -> None:
+    """The config and the tokenizer of the base model are in the folder, too, where some trainers put them."""
+    folder = write_peft(tmp_path / "lora", peft(pairs))
+    if with_config:
+        shutil.copy(tmp_path / "base" / "config.json", folder)
+        shutil.copy(tmp_path / "base" / "tokenizer.json", folder)
+
+    message = as_model(folder / name)
+
+    assert "is a LoRA and no model. Give" in message
+    assert message.endswith(f"--model Qwen/Qwen3-4B --lora {folder / name}")
+
+
+def test_lora_file_as_the_model_is_answered_with_the_setting(tmp_path: Path, pairs: Pairs) -> None:
+    for file in (
+        write_lora(tmp_path / "style.safetensors", kohya(pairs)),
+        write_gguf_lora(tmp_path / "style.gguf", pairs),
+    ):
+        assert "--lora" in as_model(file)
+
+
+def warnings_of(folder: Path, *loras: Lora) -> tuple[str, ...]:
+    return open_checkpoint(ModelOptions(str(folder), loras=loras)).warnings
+
+
+def test_lora_beside_the_model_is_merged_or_warned_of(tmp_path: Path, pairs: Pairs) -> None:
+    folder = tmp_path / "base"
+    write_peft(folder, peft(pairs))
+
+    [warning] = warnings_of(folder)
+
+    assert warning == f"{folder} holds a LoRA that is not applied; --lora {folder} merges it"
+    assert warnings_of(folder, Lora(str(folder))) == ()
+    assert warnings_of(folder, Lora(str(folder / "adapter_model.safetensors"))) == ()
+
+
+def test_lora_in_the_file_of_a_model_is_warned_of(tmp_path: Path, pairs: Pairs) -> None:
+    """What stayed there when the model was saved beside a LoRA."""
+    write_checkpoint(tmp_path / "base", extra=dict(peft(pairs, "model.", "default")))
+
+    [warning] = warnings_of(tmp_path / "base")
+
+    assert warning.startswith("12 tensors (model.layers.0.mlp.down_proj.lora_A.default.weight, ")
+    assert "of a LoRA are not applied" in warning
+    assert "--lora" in warning
+
+
+def test_model_saved_with_a_lora_that_is_not_merged_is_refused(tmp_path: Path, pairs: Pairs) -> None:
+    """Without the LoRA, and its alpha, the weights are not those of the model that was trained."""
+    weights = write_checkpoint(tmp_path / "base")
+    wrapped = {f"{path}.weight": f"{path}.base_layer.weight" for path in pairs}
+    named = {f"model.{wrapped.get(name, name)}": weight for name, weight in weights.items()}
+    write_tensors(tmp_path / "base", named | peft(pairs, "model.", "default"))
+
+    assert "saved with a LoRA that is not merged" in as_model(tmp_path / "base")
 
 
 @pytest.mark.parametrize(
