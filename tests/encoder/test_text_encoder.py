@@ -18,7 +18,7 @@ from encoder import EncoderError, Engine, InvalidField, ModelFailure, Preset, Pr
 from encoder.options import ModelOptions
 from encoder.pipeline.selection import select
 from encoder.types import DType, Job
-from tests.checkpoints import write_checkpoint
+from tests.checkpoints import write_checkpoint, write_json
 from tests.reference import Weights, flux2_klein, hidden_states, relative_error, z_image
 
 # float32 rounds at 6e-8; 28 layers of random weights amplify that to some 1e-5 here; the angles of RoPE in
@@ -90,6 +90,30 @@ def expected_ollama_z_image(subject: Subject, prompt: str) -> NDArray[np.float64
 
 def expected_last_hidden_state(subject: Subject, prompt: str) -> NDArray[np.float64]:
     return hidden_states(subject.config, subject.weights, subject.read("{}", prompt))[-1]
+
+
+@pytest.mark.parametrize("place", ["folder", "--tokenizer"])
+def test_padding_rows_are_the_presets_whatever_the_checkpoint_names(tmp_path: Path, place: str) -> None:
+    """Fine-tuning tools write another padding token, with which FLUX.2 klein was not trained."""
+    for name, pad_token in (("plain", "<|endoftext|>"), ("tuned", "<|vision_pad|>")):
+        write_checkpoint(tmp_path / name)
+        write_json(tmp_path / name / "tokenizer_config.json", {"pad_token": pad_token})
+    model = str(tmp_path / ("tuned" if place == "folder" else "plain"))
+    tuned = ModelOptions(model, tokenizer=str(tmp_path / "tuned") if place == "--tokenizer" else None)
+    live = Preset(name="x", description="", source="", layers=(0,), padding="max_length", padding_rows="live")
+
+    expected, found, other = (
+        TextEncoder.open(options).encode(["a cat"], preset, "float32")[0].hidden_states
+        for options, preset in (
+            (ModelOptions(str(tmp_path / "plain")), live),
+            (tuned, live),
+            (tuned, replace(live, pad_token="<|vision_pad|>")),
+        )
+    )
+
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(other[:5], expected[:5])
+    assert (other[5:] != expected[5:]).any(axis=-1).all()
 
 
 EXPECTED: dict[str, Callable[[Subject, str], NDArray[np.float64]]] = {

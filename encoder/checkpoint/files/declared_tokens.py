@@ -5,18 +5,21 @@ Source: transformers 5.24, tokenization_utils_base.py:_from_pretrained and __ini
 tokenization_utils_tokenizers.py:TokenizersBackend.__init__, models/qwen2/tokenization_qwen2.py.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import tokenizers
 from tokenizers import AddedToken
+
+_T = TypeVar("_T", list[Any], dict[str, Any])
 
 Token = str | AddedToken  # a string is a special token without further flags
 
 MAX_TOKENS = 2**17  # each costs time; a model of sounds has 65,536
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _QWEN2_NAMES: Mapping[str, Token] = dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>")
+_DECODER, _EXTRA = "added_tokens_decoder", "extra_special_tokens"  # fields of tokenizer_config.json
 _FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
 
 
@@ -62,93 +65,111 @@ def declared_tokens(
 
     Args:
         settings: of tokenizer_config.json.
-        special_tokens_map, added_tokens: of the files of that name, which older versions wrote.
+        special_tokens_map, added_tokens: of the files of that name, which older versions wrote. They count where the
+            settings have no `added_tokens_decoder`.
         stored: `added_tokens` of tokenizer.json, by id.
         qwen2: whether names that no file has get Qwen2Tokenizer's token.
-    Errors: ValueError and TypeError for what is no token.
+    Errors: ValueError saying which field declares no tokens.
     """
-    fields = dict(settings)
-    if "additional_special_tokens" in fields and not fields.get("extra_special_tokens"):
-        fields["extra_special_tokens"] = fields.pop("additional_special_tokens")
-    own = {name: fields.pop(name) for name in list(fields) if _is_own_name(name, fields[name])}
-    own |= _pop_named_extras(fields)
-    own = own or dict(fields.get("model_specific_special_tokens") or {})
+    fields = {name: value for name, value in settings.items() if name != _DECODER}
+    if not fields.get(_EXTRA) and "additional_special_tokens" in fields:  # the older name
+        fields[_EXTRA] = fields.pop("additional_special_tokens")
+    own = {**_take_own(fields), **_take_named_extras(fields)} or _expect(dict, fields, "model_specific_special_tokens")
     by_id: dict[int, Token]
-    if "added_tokens_decoder" in fields:
-        by_id = {int(token_id): _token(value) for token_id, value in fields["added_tokens_decoder"].items()}
+    if settings.get(_DECODER) is not None:
+        by_id = {
+            _id(token_id): _token(value, _DECODER) for token_id, value in _expect(dict, settings, _DECODER).items()
+        }
     else:
         _merge(fields, special_tokens_map)
-        own |= _pop_named_extras(fields)
+        own = {**_take_own(fields), **own, **_take_named_extras(fields)}
         by_id = {**_older_added_tokens(fields, added_tokens), **stored}
-    if "extra_special_tokens" not in fields:
-        fields["extra_special_tokens"] = fields.get("additional_special_tokens")
-    own = {name: value for name, value in fields.items() if _is_own_name(name, value)} | own
-    named = {name: fields[name] for name in NAMES if name in fields}
-    flagged = {str(token): token for token in by_id.values()}
-    tokens = {name: flagged.get(str(token), token) for name, token in _tokens(named).items()}
-    if qwen2:
-        tokens = {name: _QWEN2_NAMES[name] for name in _QWEN2_NAMES if name not in fields} | tokens
-    tokens = {name: tokens[name] for name in NAMES if name in tokens} | _tokens(own)
-    extra = [_token(value) for value in fields["extra_special_tokens"] or ()]
-    if len(by_id) + len(tokens) + len(extra) > MAX_TOKENS:
-        raise ValueError(f"{len(by_id) + len(tokens) + len(extra):,} tokens, expected at most {MAX_TOKENS:,}")
-    return DeclaredTokens(by_id, tokens, extra)
+    extra = _expect(list, fields, _EXTRA if _EXTRA in fields else "additional_special_tokens")
+    named = {**_named(fields, by_id, qwen2), **{name: _token(value, name) for name, value in own.items()}}
+    declared = DeclaredTokens(by_id, named, [_token(value, _EXTRA) for value in extra])
+    if (count := len(by_id) + len(named) + len(extra)) > MAX_TOKENS:
+        raise ValueError(f"there are {count:,} of them, expected at most {MAX_TOKENS:,}")
+    return declared
 
 
-def _is_own_name(name: str, value: object) -> bool:
-    """Whether a field names a token of this model alone, such as `image_token`."""
-    return name.endswith("_token") and name not in NAMES and isinstance(value, Token)
+def _take_own(fields: dict[str, Any]) -> dict[str, Any]:
+    """Take out the fields that name a token of this model alone, such as `image_token`."""
+    names = [name for name in fields if name.endswith("_token") and name not in NAMES]
+    return {name: fields.pop(name) for name in names if isinstance(fields[name], Token)}
 
 
-def _pop_named_extras(fields: dict[str, Any]) -> dict[str, Any]:
-    """Take out `extra_special_tokens` where it has names, as older files write it."""
-    return fields.pop("extra_special_tokens") if isinstance(fields.get("extra_special_tokens"), dict) else {}
+def _take_named_extras(fields: dict[str, Any]) -> dict[str, Any]:
+    """Take out `extra_special_tokens` where they have names."""
+    return fields.pop(_EXTRA) if isinstance(fields.get(_EXTRA), dict) else {}
 
 
 def _merge(fields: dict[str, Any], special_tokens_map: Mapping[str, Any]) -> None:
-    """Let special_tokens_map.json replace the named tokens, and join its extra ones."""
+    """Let special_tokens_map.json replace fields, and join its extra tokens with theirs."""
     for name, value in special_tokens_map.items():
-        if name == "extra_special_tokens" and isinstance(value, list):
-            joined = list(fields.get(name) or [])
-            joined += [token for token in map(_special, value) if token not in joined]
-            fields[name] = joined
-        elif name == "extra_special_tokens":
-            fields[name] = value
+        if name == _EXTRA and isinstance(value, list):
+            tokens = _expect(list, fields, name)
+            fields[name] = tokens + [token for token in map(_special, value) if token not in tokens]
         else:
-            fields[name] = _special(value)
+            fields[name] = value if name == _EXTRA else _special(value)
+
+
+def _named(fields: Mapping[str, Any], by_id: Mapping[int, Token], qwen2: bool) -> dict[str, Token]:
+    """The tokens with one of NAMES, with the flags that they have by id."""
+    declared = {name: _token(fields[name], name) for name in NAMES if fields.get(name) is not None}
+    flagged = {str(token): token for token in by_id.values()}
+    named = {name: flagged.get(str(token), token) for name, token in declared.items()}
+    defaults = _QWEN2_NAMES if qwen2 else {}
+    named |= {name: token for name, token in defaults.items() if name not in fields}
+    return {name: named[name] for name in NAMES if name in named}
 
 
 def _older_added_tokens(fields: Mapping[str, Any], added_tokens: Mapping[str, Any]) -> dict[int, AddedToken]:
     """added_tokens.json, from token to id; which of them are special, other fields say."""
     special = {str(fields[name]) for name in NAMES if fields.get(name)}
-    special |= set(map(str, fields.get("extra_special_tokens") or ()))
+    special |= set(map(str, _expect(list, fields, _EXTRA)))
     return {
-        int(token_id): AddedToken(
+        _id(token_id): AddedToken(
             text, rstrip=False, lstrip=False, normalized=text not in special, special=text in special
         )
         for text, token_id in added_tokens.items()
     }
 
 
-def _tokens(values: Mapping[str, Any]) -> dict[str, Token]:
-    return {name: _token(value) for name, value in values.items() if value is not None}
+def _expect(kind: type[_T], fields: Mapping[str, Any], name: str) -> _T:
+    """A field that is a list or an object, an empty one where it is missing or null."""
+    value = fields.get(name)
+    if value is None:
+        return kind()
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} is {value!s:.40}, expected {'a list' if kind is list else 'an object'}")
+    return value
 
 
-def _token(value: Any) -> Token:
+def _id(value: Any) -> int:
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{value!s:.40} is no id") from None
+
+
+def _token(value: Any, name: str) -> Token:
     """A token as files write it: a string, or an object with the string as `content` beside its flags."""
     if isinstance(value, Token):
         return value
     if not isinstance(value, dict) or not isinstance(value.get("content"), str):
-        raise ValueError(f"{str(value)[:40]!r}, expected a string, or an object with content")
-    return AddedToken(value["content"], **{flag: value[flag] for flag in _FLAGS if flag in value})
+        raise ValueError(f"{name} has {value!s:.40}, expected a string, or an object with content")
+    flags = {flag: value[flag] for flag in _FLAGS if value.get(flag) is not None}
+    if not all(isinstance(flag, bool) for flag in flags.values()):
+        raise ValueError(f"{name} has {value['content']:.40} with {flags}, expected true and false")
+    return AddedToken(value["content"], **flags)
 
 
 def _special(value: Any) -> Any:
-    """The same as special_tokens_map.json writes it: an object does not say that it is special."""
-    return _token({**value, "special": True}) if isinstance(value, dict) else value
+    """A value of special_tokens_map.json: its objects do not say that they are special."""
+    return _token({**value, "special": True}, "special_tokens_map.json") if isinstance(value, dict) else value
 
 
-def _flagged(token: Token, names: Iterable[str]) -> AddedToken:
+def _flagged(token: Token, names: Collection[str]) -> AddedToken:
     if isinstance(token, str):
         return AddedToken(token, special=True)
     if not token.special and str(token) in names:

@@ -5,8 +5,8 @@ else from the class and from tokenizer_config.json. For other classes tokenizer.
 Source: transformers 5.24, models/auto/tokenization_auto.py, tokenization_utils_tokenizers.py.
 """
 
-import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,10 @@ from encoder.checkpoint.files.qwen2_tokenizer import add_around, qwen2_tokenizer
 from encoder.errors import CheckpointError
 from encoder.pipeline.tokenizer import Tokenizer
 
-log = logging.getLogger(__name__)
-
 MAX_TOKENIZER_BYTES = 64 * 2**20  # Qwen3's tokenizer.json has 11 MB
 
-# Classes of transformers that take tokenizer.json as it is, and models whose class it knows without a name.
-_AS_STORED = ("TokenizersBackend", "PreTrainedTokenizer", "LlamaTokenizer")
 _QWEN2_CLASS = "Qwen2Tokenizer"
+# Models whose class transformers knows where the settings name none.
 _QWEN2_MODELS = ("qwen2", "qwen2_vl", "qwen2_5_vl", "qwen3", "qwen3_moe", "qwen3_vl", "qwen3_vl_moe", "qwen3_omni_moe")
 _MAX_SHOWN = 200  # characters of a library's message
 
@@ -62,18 +59,8 @@ def build_tokenizer(files: Mapping[str, Path]) -> Tokenizer:
 
 def read_tokenizer_json(file: Path) -> tokenizers.Tokenizer:
     """The tokenizer in a tokenizer.json, as it is. Errors: CheckpointError saying what the file is."""
-    try:
-        size = file.stat().st_size
-        if size > MAX_TOKENIZER_BYTES:
-            raise CheckpointError(
-                f"{file}: is {size:,} bytes, expected a tokenizer of at most {MAX_TOKENIZER_BYTES:,}."
-            )
+    with _as_checkpoint_errors(file):
         return tokenizers.Tokenizer.from_file(str(file))
-    except CheckpointError:
-        raise
-    except Exception as error:  # the library raises nothing narrower
-        damaged = f"cannot be read as a tokenizer, it may be cut off: {_shown(error)}. Fetch it again."
-        raise CheckpointError(f"{file}: {explain_lookalike(file) or damaged}") from error
 
 
 def _is_qwen2(files: Mapping[str, Path], settings: Mapping[str, Any]) -> bool:
@@ -109,12 +96,8 @@ def _from_vocabulary(files: Mapping[str, Path], settings: Mapping[str, Any]) -> 
             f"{files[TOKENIZER_CONFIG_FILE]}: tokenizer_class is {_shown(settings['tokenizer_class'])}, expected "
             f"{_QWEN2_CLASS}, where there is no {TOKENIZER_FILE}. Fetch that file too."
         )
-    try:
+    with _as_checkpoint_errors(vocab, merges):
         model = models.BPE.from_file(str(vocab), str(merges))
-    except Exception as error:  # the library raises nothing narrower
-        raise CheckpointError(
-            f"{vocab} and {MERGES_FILE}: cannot be read: {_shown(error)}. Fetch them again."
-        ) from error
     tokenizer = qwen2_tokenizer(model, add_prefix_space=settings.get("add_prefix_space") is True)
     return _finish(tokenizer, files, settings, {}, qwen2=True)
 
@@ -140,7 +123,7 @@ def _finish(
     except CheckpointError:
         raise
     except Exception as error:  # the library raises nothing narrower
-        raise CheckpointError(f"{where}: its tokens cannot be added: {_shown(error)}.") from error
+        raise CheckpointError(f"{where}: declares tokens that cannot be added: {_shown(error)}.") from error
     tokenizer.encode_special_tokens = settings.get("split_special_tokens") is True
     pad_token = declared.named.get("pad_token")
     source = str(files.get(TOKENIZER_FILE) or files[VOCAB_FILE])
@@ -154,6 +137,26 @@ def _add_around(tokenizer: tokenizers.Tokenizer, settings: Mapping[str, Any], na
         for token in ("bos_token", "eos_token")
     )
     add_around(tokenizer, bos, eos)
+
+
+@contextmanager
+def _as_checkpoint_errors(*files: Path) -> Iterator[None]:
+    """Turns each error of the library into a CheckpointError that says what the files are, and bounds their size."""
+    for file in files:
+        if file.stat().st_size > MAX_TOKENIZER_BYTES:
+            raise CheckpointError(
+                f"{file}: is {file.stat().st_size:,} bytes, expected a tokenizer of at most {MAX_TOKENIZER_BYTES:,}."
+            )
+    try:
+        yield
+    except Exception as error:  # the library raises nothing narrower
+        for file in files:
+            if found := explain_lookalike(file):
+                raise CheckpointError(f"{file}: {found}") from error
+        raise CheckpointError(
+            f"{' and '.join(map(str, files))}: cannot be read as a tokenizer, and may be cut off: {_shown(error)}. "
+            f"Fetch it again."
+        ) from error
 
 
 def _read(files: Mapping[str, Path], name: str) -> dict[str, Any]:

@@ -59,6 +59,7 @@ HDM = Preset(
     name="hdm",
     description="HDM, Home-made Diffusion Model (Qwen3-0.6B).",
     source="HDM: src/hdm/pipeline.py, __call__",
+    closing_token="",
     max_sequence_length=512,  # ours: the pipeline has no limit; it was trained with 256 tokens
     overlong="refused",
     padding="longest",  # 82

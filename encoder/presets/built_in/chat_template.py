@@ -93,6 +93,7 @@ SEFI_IMAGE = Preset(  # stable-diffusion.cpp's conditioner.hpp agrees: template,
     aliases=("sefi",),
     prefix=USER,  # 308-314: Qwen3-VL's chat template
     suffix=ASSISTANT,  # 313: add_generation_prompt=True; this template has no thinking, which 314 turns off
+    closing_token="",
     max_sequence_length=1024,  # 125, 353
     overlong="cut",  # 352
     padding="max_length",  # 351
@@ -116,6 +117,7 @@ LINGBOT_VIDEO = Preset(  # SGLang, vllm-omni, DiffSynth-Studio and stable-diffus
     "temporally coherent scenes to create vivid and concrete scenes. Please generate only the enhanced description for "
     "the prompt below and avoid including any additional commentary or evaluations:" + END + USER,  # 27-37
     suffix=ASSISTANT,  # 37-38
+    closing_token="",
     max_sequence_length=8192,  # ours: the service's limit; 24, 225: the pipeline's is 37698
     overlong="refused",  # ours: 224 cuts, beyond that limit
     padding="longest",  # 226

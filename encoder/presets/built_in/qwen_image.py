@@ -38,6 +38,7 @@ IRIS_3B = Preset(  # mflux's prompt_encoder.py agrees
     aliases=("iris",),
     prefix=DESCRIBE,  # 14-19
     suffix=ASSISTANT,  # 20
+    closing_token="",
     max_sequence_length=334,  # 155: 300, max_length of config.py, and the 34 of the prefix
     overlong="cut_prompt",  # 55-56, 116, 160-163: ids are joined, and the caption alone is cut
     padding="max_length",  # 156

@@ -1,5 +1,7 @@
 """What the routes that work on prompts answer."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -7,6 +9,8 @@ import numpy as np
 import pytest
 
 from app import wire
+from tests.checkpoints import write_checkpoint, write_json
+from tests.conftest import Start
 
 
 def post(client: httpx.Client, path: str, body: dict[str, Any], **headers: str) -> dict[str, Any]:
@@ -136,6 +140,26 @@ def test_presets_say_whether_they_fit_the_checkpoint(client: httpx.Client) -> No
     assert presets["flux2-klein"]["layers"] == [8, 17, 26]
     assert presets["flux2-klein-4b"]["fits"] is False
     assert "2560" in presets["flux2-klein-4b"]["reason"]
+
+
+def test_presets_say_which_token_the_tokenizer_lacks(tmp_path: Path, start_server: Start) -> None:
+    """A padding row of any other token would be another row."""
+    write_checkpoint(tmp_path, num_hidden_layers=28)
+    stored = json.loads((tmp_path / "tokenizer.json").read_text())
+    stored["added_tokens"] = [token for token in stored["added_tokens"] if token["content"] != "<|endoftext|>"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stored))
+    write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
+
+    with start_server(model=str(tmp_path)) as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        server.wait_until_ready()
+        presets = {preset["name"]: preset for preset in client.get("/presets").json()["presets"]}
+        refused = client.post("/encode", json={"prompt": "a cat", "preset": "flux2-klein"})
+        served = client.post("/encode", json={"prompt": "a cat", "preset": "z-image"})
+
+    assert presets["z-image"]["fits"] and not presets["flux2-klein"]["fits"]
+    assert presets["flux2-klein"]["reason"].startswith("pad_token: flux2-klein needs the token '<|endoftext|>'")
+    assert (refused.status_code, served.status_code) == (422, 200)
+    assert presets["flux2-klein"]["reason"] in refused.text
 
 
 def test_info_says_what_is_served(client: httpx.Client) -> None:

@@ -82,5 +82,20 @@ def test_a_preset_of_another_hidden_size_is_refused() -> None:
         check_preset(get_preset("flux2-klein-9b"), num_hidden_layers=36, hidden_size=2560)
 
 
+def test_every_system_says_what_its_tokenizer_adds() -> None:
+    """Else the ids would depend on the tokenizer that the weights come with."""
+    silent = {preset.name for preset in PRESETS if preset.add_special_tokens and preset.closing_token is None}
+
+    assert silent == {"last-hidden-state", "prx-pixel"}  # whatever the checkpoint's adds, and one that nobody could see
+
+
+def test_a_preset_whose_padding_token_does_not_exist_is_refused() -> None:
+    """FLUX.2 klein delivers the rows of hundreds of them; Z-Image delivers none."""
+    dims = {"num_hidden_layers": 36, "hidden_size": 2560}
+    with pytest.raises(InvalidField, match=r"pad_token: flux2-klein needs the token '<\|endoftext\|>'"):
+        check_preset(get_preset("flux2-klein"), **dims, has_token=lambda token: False)
+    check_preset(get_preset("z-image"), **dims, has_token=lambda token: False)
+
+
 def test_every_preset_names_its_source() -> None:
     assert all(preset.source and preset.description for preset in PRESETS)

@@ -129,8 +129,8 @@ def test_add_eos_token_counts_for_a_slow_tokenizer_alone(folder: Path, slow: boo
         pytest.param(POINTER, "is a Git LFS pointer, which only names", id="pointer"),
         pytest.param(b"<!doctype html><html><body>Please log in", "is a web page, not the file", id="page"),
         pytest.param(b"", "is empty", id="empty"),
-        pytest.param(b" \n", "it may be cut off: EOF", id="blank"),
-        pytest.param(b'{"version": "1.0", "model": {"vocab": {"a": 0', "it may be cut off: EOF", id="cut-off"),
+        pytest.param(b" \n", "and may be cut off: EOF", id="blank"),
+        pytest.param(b'{"version": "1.0", "model": {"vocab": {"a": 0', "and may be cut off: EOF", id="cut-off"),
         pytest.param(b"[]", "cannot be read as a tokenizer", id="no-object"),
         pytest.param(b"\xff\xfe{\x00", "cannot be read as a tokenizer", id="no-utf-8"),
     ],
@@ -172,8 +172,8 @@ def test_settings_that_declare_no_tokens_are_refused_in_one_line(folder: Path, f
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("vocab.json", "{", "vocab.json and merges.txt: cannot be read"),
-        ("merges.txt", "a b c d\n", "vocab.json and merges.txt: cannot be read"),
+        ("vocab.json", "{", "vocab.json and .*merges.txt: cannot be read"),
+        ("merges.txt", "a b c d\n", "vocab.json and .*merges.txt: cannot be read"),
         ("tokenizer_config.json", '{"tokenizer_class": "BertTokenizer"}', "tokenizer_class is BertTokenizer, expected"),
     ],
 )

@@ -14,7 +14,7 @@ import pytest
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
-from encoder import LAST_HIDDEN_STATE, TextEncoder
+from encoder import LAST_HIDDEN_STATE, Preset, TextEncoder
 from encoder.checkpoint import open_checkpoint
 from encoder.errors import CheckpointError
 from encoder.options import ModelOptions
@@ -164,6 +164,19 @@ def test_another_padding_token_is_a_warning(tmp_path: Path, weights: dict[str, A
     warnings = open_checkpoint(ModelOptions(str(tmp_path / "model.gguf"))).warnings
 
     assert any("names the padding token '<|im_start|>'" in warning for warning in warnings) == (pad == 257)
+
+
+def test_padding_rows_are_those_of_the_folder_whatever_token_the_file_names(
+    tmp_path: Path, weights: dict[str, Any]
+) -> None:
+    """FLUX.2 klein shows hundreds of them to its transformer."""
+    write_gguf(tmp_path / "model.gguf", weights, tokens=demo_tokens() | {"pad": 257})
+    live = Preset(name="x", description="", source="", layers=(1,), padding="max_length", padding_rows="live")
+    [found], [expected] = (
+        TextEncoder.open(ModelOptions(str(tmp_path / name))).encode(["a cat"], live) for name in ("model.gguf", "plain")
+    )
+
+    np.testing.assert_array_equal(found.hidden_states, expected.hidden_states)
 
 
 def train_tokenizer() -> tokenizers.Tokenizer:
