@@ -5,23 +5,27 @@ HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN and HF_HOME have their usual meaning: hugg
 
 import glob
 import logging
-import re
+import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 import huggingface_hub  # imports its parts when they are first used; to import all of them takes 0.4 s
+from huggingface_hub import constants
 from huggingface_hub.errors import (
     GatedRepoError,
+    HfHubHTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 
 from encoder.checkpoint.files.gguf_parts import part_names
+from encoder.checkpoint.files.hub_id import HubId
 from encoder.checkpoint.files.layout import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_FILES,
@@ -46,8 +50,10 @@ from encoder.errors import CheckpointError
 
 log = logging.getLogger(__name__)
 
-_HUB_ID = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(?P<path>(/\w[\w.-]*)*)(@(?P<revision>[\w./-]+))?", re.ASCII)
 _MAX_LISTED = 20
+_OFFICIAL = "https://huggingface.co"
+_NOT_SERVED = (404, 405, 501)  # statuses of a route that a mirror does not have
+_MAX_CAUSE = 300  # characters
 
 _MODEL_FOLDERS = ("", *(f"{name}/" for name in TEXT_ENCODER_FOLDERS))
 _TOKENIZER_PLACES = (*_MODEL_FOLDERS, *(f"{name}/" for name in TOKENIZER_FOLDERS))
@@ -69,32 +75,6 @@ _WITH_QWEN3_TOKENIZER = (
     "black-forest-labs/FLUX.2-klein-4B",
     "black-forest-labs/FLUX.2-klein-9B",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class HubId:
-    """A repository on the hub, or a folder or a file in it, at a revision.
-
-    Attributes:
-        repository: `organization/name`.
-        path: of a folder or a file in the repository, "" for its root.
-        revision: branch, tag or commit; None means the default branch.
-    """
-
-    repository: str
-    path: str
-    revision: str | None
-
-    @classmethod
-    def parse(cls, source: str) -> "HubId | None":
-        """From `organization/name[/path][@revision]`; None for anything else."""
-        match = _HUB_ID.fullmatch(source)
-        return cls(match["repository"], match["path"].removeprefix("/"), match["revision"]) if match else None
-
-    @property
-    def is_file(self) -> bool:
-        """Whether the path is that of a checkpoint in a single file."""
-        return self.path.endswith(MODEL_SUFFIXES)
 
 
 def fetch(hub_id: HubId, cache_dir: Path | None, component: str | None = None) -> Path:
@@ -194,10 +174,36 @@ def _weight_files(snapshot: Path, path: str, component: str | None) -> list[str]
 
 
 def _repository_sizes(hub_id: HubId) -> dict[str, int]:
-    """The size in bytes of every file of a repository, by name."""
+    """The size in bytes of every file of a repository, by name; 0 where the hub does not say."""
     with _as_checkpoint_errors(hub_id):
-        entries = huggingface_hub.HfApi().list_repo_tree(hub_id.repository, revision=hub_id.revision, recursive=True)
-        return {entry.path: getattr(entry, "size", 0) for entry in entries}
+        if _serves_tree(hub_id.repository):
+            hub = huggingface_hub.HfApi()
+            entries = hub.list_repo_tree(hub_id.repository, revision=hub_id.revision, recursive=True)
+            return {entry.path: getattr(entry, "size", 0) for entry in entries}
+        log.warning(
+            "%s: this hub does not say how large its files are, so free space is not checked", hub_id.repository
+        )
+        return dict.fromkeys(_listed(hub_id)[1], 0)
+
+
+@cache
+def _serves_tree(repository: str) -> bool:
+    """Whether the hub lists files with their sizes, for which huggingface_hub asks. Mirrors need not."""
+    if constants.ENDPOINT == _OFFICIAL:
+        return True
+    try:
+        next(iter(huggingface_hub.HfApi().list_repo_tree(repository)), None)
+    except HfHubHTTPError as error:
+        return error.response.status_code not in _NOT_SERVED
+    except Exception:  # noqa: BLE001  # offline, say: what is wrong shows when files are fetched
+        return True
+    return True
+
+
+def _listed(hub_id: HubId) -> tuple[str, list[str]]:
+    """The commit of a revision, and the names of its files."""
+    info = huggingface_hub.HfApi().model_info(hub_id.repository, revision=hub_id.revision)
+    return info.sha or "", [sibling.rfilename for sibling in info.siblings or ()]
 
 
 def _check_weights_exist(hub_id: HubId, names: Sequence[str], sizes: Mapping[str, int]) -> None:
@@ -223,13 +229,25 @@ def _check_disk(hub_id: HubId, needed: int, snapshot: Path) -> None:
 
 def _download(hub_id: HubId, cache_dir: Path | None, names: Sequence[str]) -> Path:
     """The snapshot of a repository, with those of the named files that it has."""
-    patterns = [glob.escape(name) for name in names]
     with _as_checkpoint_errors(hub_id):
+        if not _serves_tree(hub_id.repository):
+            return _download_singly(hub_id, cache_dir, names)
+        patterns = [glob.escape(name) for name in names]
         return Path(
             huggingface_hub.snapshot_download(
                 hub_id.repository, revision=hub_id.revision, cache_dir=cache_dir, allow_patterns=patterns
             )
         )
+
+
+def _download_singly(hub_id: HubId, cache_dir: Path | None, names: Sequence[str]) -> Path:
+    """The same as `_download` from a hub that serves files and their names alone."""
+    commit, listed = _listed(hub_id)
+    for name in dict.fromkeys(names):
+        if name in listed:
+            huggingface_hub.hf_hub_download(hub_id.repository, name, revision=hub_id.revision, cache_dir=cache_dir)
+    folder = f"models--{hub_id.repository.replace('/', '--')}"
+    return Path(cache_dir or constants.HF_HUB_CACHE) / folder / "snapshots" / commit
 
 
 @contextmanager
@@ -254,9 +272,20 @@ def _as_checkpoint_errors(hub_id: HubId) -> Iterator[None]:
     except LocalEntryNotFoundError as error:
         raise CheckpointError(
             f"{repository}: is not complete in the cache, and the hub cannot be reached. Connect once (unset "
-            f"HF_HUB_OFFLINE where it is set), or give the folder of a copy. Cause: {error}"
+            f"HF_HUB_OFFLINE where it is set), or give the folder of a copy.{_proxies()} Cause: {_one_line(error)}"
         ) from error
     except Exception as error:  # full disk, broken transfer: the HTTP library, and so its errors, vary with the version
         raise CheckpointError(
-            f"{repository}: fetching it failed, start again to resume. Cause: {error or type(error).__name__}"
+            f"{repository}: fetching it failed, start again to resume.{_proxies()} Cause: {_one_line(error)}"
         ) from error
+
+
+def _one_line(error: Exception) -> str:
+    """The beginning of what an error says."""
+    return " ".join(str(error).split())[:_MAX_CAUSE] or type(error).__name__
+
+
+def _proxies() -> str:
+    """A sentence about the variables that name a proxy; "" where none does. Their values may hold a password."""
+    names = [name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "all_proxy")]
+    return f" {' and '.join(names)} must be like http://host:port or socks5://host:port." if names else ""

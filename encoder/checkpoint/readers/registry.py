@@ -5,7 +5,8 @@ import os
 from dataclasses import replace
 
 from encoder.checkpoint.checkpoint import Checkpoint
-from encoder.checkpoint.files.hub_files import HubId, fetch
+from encoder.checkpoint.files.hub_files import fetch
+from encoder.checkpoint.files.hub_id import HubId
 from encoder.checkpoint.files.lora_file import expect_no_adapter
 from encoder.checkpoint.readers import comfyui, demo, gguf, huggingface, ollama
 from encoder.checkpoint.readers.loras import merge_loras
@@ -78,6 +79,8 @@ def _parse_hub_id(request: Request) -> HubId:
     hub_id, revision = HubId.parse(request.source), request.options.revision
     if hub_id is None:
         found = "is a file of no known format" if os.path.isfile(request.path) else "no such folder or file"
+        if "://" in request.source:
+            found = "is an address, but not of a model on the hub, like https://huggingface.co/Qwen/Qwen3-0.6B"
         raise CheckpointError(
             f"{request.source!r}: {found}, and not a hub id like Qwen/Qwen3-0.6B. "
             f"Give the folder of a checkpoint, a *.safetensors or *.gguf file, a hub id, an Ollama name, or 'demo'."

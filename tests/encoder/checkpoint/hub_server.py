@@ -24,6 +24,7 @@ class HubServer(ThreadingHTTPServer):
         push_after: a path and the files that are pushed as soon as that path has been fetched.
         fetched: paths of the files whose content was asked for, in order.
         gated: whether to refuse everybody.
+        has_tree: whether it lists files with their sizes; mirrors do not.
         cut_off: how many answers to break off half way.
     """
 
@@ -38,6 +39,7 @@ class HubServer(ThreadingHTTPServer):
         self.push_after: tuple[str, Files] | None = None
         self.fetched: list[str] = []
         self.gated = False
+        self.has_tree = True
         self.cut_off = 0
 
     @property
@@ -81,6 +83,8 @@ class _Handler(BaseHTTPRequestHandler):
         match urlsplit(self.path).path.strip("/").split("/"):
             case ["api", "models", "org", "model"]:
                 self._answer_at("main", with_body, "info")
+            case ["api", "models", "org", "model", "tree", _] if not self.server.has_tree:
+                self._send(404, b"<html>Not Found</html>", {"Content-Type": "text/html"})
             case ["api", "models", "org", "model", ("revision" | "tree") as kind, revision]:
                 self._answer_at(revision, with_body, kind)
             case ["org", "model", "resolve", revision, *path]:

@@ -17,11 +17,11 @@ import pytest
 
 from encoder.checkpoint import open_checkpoint
 from encoder.checkpoint.files import transfer_log
-from encoder.checkpoint.files.hub_files import HubId
 from encoder.options import Lora, ModelOptions
 from tests.checkpoints import write_checkpoint, write_json, write_pipeline
 from tests.encoder.checkpoint.hub_server import COMMIT, PUSHED_COMMIT, HubServer, running_hub
 from tests.encoder.checkpoint.lora_files import make_pairs, peft, write_peft
+from tests.encoder.checkpoint.socks_proxy import running_proxy
 
 OPEN = """
 import json, os, shutil, sys
@@ -256,6 +256,33 @@ def test_checkpoint_that_is_not_cached_cannot_be_had_offline(open_on_hub: Open, 
     [opened] = open_on_hub("org/model", **environment)
 
     assert "not complete in the cache, and the hub cannot be reached" in opened["error"]
+    assert "\n" not in opened["error"]
+
+
+def test_hub_is_reached_through_a_socks_proxy(hub: HubServer, open_on_hub: Open) -> None:
+    """It is in the environment where people have a tunnel."""
+    with running_proxy() as proxy:
+        [opened] = open_on_hub("org/model", ALL_PROXY=proxy.url, NO_PROXY="", no_proxy="")
+
+    assert opened["revision"] == COMMIT
+    assert set(proxy.connected) == {hub.server_address[1]}
+
+
+@pytest.mark.parametrize(
+    "proxy", ["socks://127.0.0.1:9", "socks4://127.0.0.1:9", "no address", "http://[::1", "http://host:port", "ftp://a"]
+)
+def test_proxy_that_cannot_be_used_is_one_line_naming_its_variable(open_on_hub: Open, proxy: str) -> None:
+    """Desktops write `socks://`. The value may hold a password."""
+    [opened] = open_on_hub("org/model", ALL_PROXY=proxy, NO_PROXY="", no_proxy="")
+
+    assert "ALL_PROXY must be like http://host:port or socks5://host:port." in opened["error"]
+    assert "\n" not in opened["error"]
+
+
+def test_empty_proxy_is_none(open_on_hub: Open) -> None:
+    [opened] = open_on_hub("org/model", ALL_PROXY=" ", HTTP_PROXY="", http_proxy=" ")
+
+    assert opened["revision"] == COMMIT
 
 
 def test_hostile_index_leads_nowhere(hub: HubServer, open_on_hub: Open, tmp_path: Path) -> None:
@@ -322,6 +349,38 @@ def test_subfolder_and_single_file_of_a_repository_are_fetched(
     assert len(weights) == 24
 
 
+def test_mirror_that_does_not_list_sizes_is_enough(hub: HubServer, open_on_hub: Open, repository: Path) -> None:
+    """It serves /resolve and the names of the files. Free space cannot be checked then."""
+    hub.has_tree = False
+    [opened] = open_on_hub("org/model", FREE_BYTES="0")
+
+    assert opened["fingerprint"] == open_checkpoint(ModelOptions(str(repository))).fingerprint
+
+
+def test_mirror_that_does_not_list_sizes_still_asks_for_one_of_its_files(hub: HubServer, open_on_hub: Open) -> None:
+    hub.has_tree = False
+    hub.files = dict.fromkeys(["q4.gguf", "q8.gguf"], b"large")
+    [opened] = open_on_hub("org/model")
+
+    assert opened["error"].endswith(
+        "has no model.safetensors. Name one of its files: org/model/q4.gguf, org/model/q8.gguf."
+    )
+
+
+def test_address_of_a_model_is_taken_as_its_id(hub: HubServer, open_on_hub: Open) -> None:
+    """People copy it from their browser."""
+    *opened, elsewhere = open_on_hub(
+        f"{hub.url}/org/model",
+        f"{hub.url}/org/model/tree/v1",
+        f"{hub.url}/org/model/resolve/main/model-00001-of-00002.safetensors?download=true",
+        "https://example.com/org/model",
+    )
+
+    assert [checkpoint.get("revision") for checkpoint in opened[:2]] == [COMMIT] * 2
+    assert "model-00001-of-00002.safetensors" in hub.fetched
+    assert "'https://example.com/org/model': is an address, but not of a model on the hub" in elsewhere["error"]
+
+
 def test_push_during_a_download_does_not_mix_two_revisions(
     hub: HubServer, open_on_hub: Open, repository: Path, tmp_path: Path
 ) -> None:
@@ -361,22 +420,3 @@ def test_transfer_is_logged_where_there_is_no_terminal(
 
     assert "org/model: fetching 4 MB" in caplog.text
     assert re.search(r"org/model: 1 of 4 MB, [\d.]+ MB/s, \d+ s left", caplog.text)
-
-
-@pytest.mark.parametrize(
-    ("source", "expected"),
-    [
-        ("org/model", ("org/model", "", None)),
-        ("org/model@v1.0/beta", ("org/model", "", "v1.0/beta")),
-        ("org/model/text_encoder@main", ("org/model", "text_encoder", "main")),
-        ("org/model/a/b.safetensors", ("org/model", "a/b.safetensors", None)),
-    ],
-)
-def test_hub_id_is_taken_apart(source: str, expected: tuple[str, str, str | None]) -> None:
-    assert HubId.parse(source) == HubId(*expected)
-
-
-@pytest.mark.parametrize("source", ["org", "./org/model", "org/model/../x", "org/model/", "/org/model", "org/.model"])
-def test_path_is_no_hub_id(source: str) -> None:
-    """Above all not a path that leads out of the snapshot."""
-    assert HubId.parse(source) is None
