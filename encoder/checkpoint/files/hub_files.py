@@ -191,8 +191,10 @@ def _serves_tree(repository: str) -> bool:
     """Whether the hub lists files with their sizes, for which huggingface_hub asks. Mirrors need not."""
     if constants.ENDPOINT == _OFFICIAL:
         return True
+    hub = huggingface_hub.HfApi()
     try:
-        next(iter(huggingface_hub.HfApi().list_repo_tree(repository)), None)
+        hub.model_info(repository)  # fails at once where nothing can be reached, while the next tries for half a minute
+        next(iter(hub.list_repo_tree(repository)), None)
     except HfHubHTTPError as error:
         return error.response.status_code not in _NOT_SERVED
     except Exception:  # noqa: BLE001  # offline, say: what is wrong shows when files are fetched
