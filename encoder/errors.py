@@ -15,9 +15,21 @@ EncoderError
 A message names the subject, what was expected, what was found, and the next step.
 """
 
+import re
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
 
 class EncoderError(Exception):
-    """Base of all errors that this package raises on purpose."""
+    """Base of all errors that this package raises on purpose.
+
+    Args:
+        message: what is wrong. Line breaks, control characters and halves of surrogate pairs, which names in files and
+            words of libraries may have, are escaped: it is one line, and every output can write it.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_CONTROL.sub(lambda match: repr(match[0])[1:-1], message))
 
 
 class CheckpointError(EncoderError):

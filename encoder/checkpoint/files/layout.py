@@ -3,6 +3,7 @@
 Reads the index of sharded weights and that of a pipeline, and opens nothing else.
 """
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ TEXT_ENCODER_FOLDERS = ("text_encoder", "mllm")  # of a diffusers pipeline, as a
 TOKENIZER_FOLDERS = ("tokenizer", "processor")
 
 MODEL_SUFFIXES = (".safetensors", ".gguf")  # of checkpoints in a single file; a hub id may end in one
+SHARD_NAME = re.compile(r"(?P<before>.*-)\d{5}-of-(?P<count>\d{5})(?P<after>.*\.safetensors)", re.DOTALL)
 
 _HUB_FOLDER = re.compile(r"models--(?P<organization>.+?)--(?P<name>.+)")
 
@@ -62,7 +64,7 @@ def find_layout(folder: Path, component: str | None = None) -> Layout:
         component: the folder of the text encoder in a pipeline; None looks for it.
     Errors: CheckpointError for a pipeline without a Qwen3 text encoder, or with several.
     """
-    folder = _snapshot_of(folder)
+    folder = _snapshot_of(_folder_of_model(folder))
     if component is not None and (folder / component).is_dir() and component == Path(component).name:
         return _component_layout(folder, component, None)
     names = _text_encoders_of(folder)
@@ -105,13 +107,45 @@ def _holds_model(folder: Path) -> bool:
     return (folder / CONFIG_FILE).is_file() or any(model_files(folder, ".safetensors"))
 
 
+def _folder_of_model(folder: Path, levels: int = 2) -> Path:
+    """The folder itself if a model is in it, else the only folder within it that has one, else the folder itself.
+
+    Errors: CheckpointError when several folders within it have a model.
+    """
+    if not folder.is_dir() or _is_of_model(folder):
+        return folder
+    inner = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    models = [path for path in inner if _is_of_model(path)]
+    if len(models) > 1:
+        raise CheckpointError(
+            f"{folder}: holds no model, but has folders that do. Name one: {listed(path.name for path in models)}."
+        )
+    if not models and len(inner) == 1 and levels > 1:  # organization/name
+        models = [path for path in [_folder_of_model(inner[0], levels - 1)] if _is_of_model(path)]
+    return models[0] if models else folder
+
+
+def _is_of_model(folder: Path) -> bool:
+    """Whether there is a model in `folder`, or a pipeline, or a repository of the hub's cache."""
+    return (
+        any((folder / name).is_file() for name in (CONFIG_FILE, PIPELINE_FILE, INDEX_FILE))
+        or any((folder / name).is_dir() for name in TEXT_ENCODER_FOLDERS)
+        or _is_of_hub_cache(folder)
+        or any(model_files(folder, suffix) for suffix in MODEL_SUFFIXES)
+    )
+
+
+def _is_of_hub_cache(folder: Path) -> bool:
+    return _HUB_FOLDER.fullmatch(folder.name) is not None and (folder / "snapshots").is_dir()
+
+
 def _snapshot_of(folder: Path) -> Path:
     """The snapshot that a repository's folder in the hub's cache stands for; any other folder itself.
 
     Errors: CheckpointError when the folder has no snapshot, or several and no main branch.
     """
     match = _HUB_FOLDER.fullmatch(folder.name)
-    if match is None or not (folder / "snapshots").is_dir():
+    if match is None or not _is_of_hub_cache(folder):
         return folder
     branch = folder / "refs" / "main"
     commit = branch.read_text(encoding="utf-8", errors="replace").strip() if branch.is_file() else ""
@@ -142,9 +176,22 @@ def is_adapter_folder(folder: Path) -> bool:
     return weights <= {*ADAPTER_FILES} and (bool(weights) or not (folder / CONFIG_FILE).is_file())
 
 
+def is_there(file: Path) -> bool:
+    """Whether there is such a file. Errors: CheckpointError for a link whose target is missing.
+
+    Taken for absent, a config.json that leads nowhere would be made up from the tensors.
+    """
+    if file.is_symlink() and not file.exists():
+        raise CheckpointError(
+            f"{file}: is a link to {os.readlink(file)}, which does not exist. Fetch the model again, or copy it with "
+            f"the files that its links lead to (cp -L)."
+        )
+    return file.is_file()
+
+
 def has_tokenizer(folder: Path) -> bool:
     """Whether there is a tokenizer in `folder`: a tokenizer.json, or the two files of a slow one."""
-    return (folder / TOKENIZER_FILE).is_file() or all((folder / name).is_file() for name in (VOCAB_FILE, MERGES_FILE))
+    return is_there(folder / TOKENIZER_FILE) or all((folder / name).is_file() for name in (VOCAB_FILE, MERGES_FILE))
 
 
 def first_with_tokenizer(folders: Sequence[Path]) -> Path | None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 _HEAD_BYTES = 512
+_MAX_SAID = 60  # characters of a text that is shown
 
 
 def explain_lookalike(file: Path) -> str | None:
@@ -10,6 +11,8 @@ def explain_lookalike(file: Path) -> str | None:
 
     Reads its first bytes. Raises OSError when it cannot be read.
     """
+    if file.with_name(f"{file.name}.aria2").exists():
+        return f"is not whole: {file.name}.aria2 says that its download has not ended. Start that again to resume it."
     with file.open("rb") as stream:
         head = stream.read(_HEAD_BYTES)
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
@@ -21,6 +24,8 @@ def explain_lookalike(file: Path) -> str | None:
         return "is a web page, not the file. Fetch it again by its download link; a gated one needs HF_TOKEN."
     if head.startswith(b"GGUF") and file.suffix.lower() in (".safetensors", ".json"):
         return "is a GGUF file. Rename it to *.gguf."
+    if head[8:9] == b"{" and file.suffix.lower() == ".gguf":
+        return "is a safetensors file. Rename it to *.safetensors."
     if head.startswith(b"PK\x03\x04") or head.startswith(b"\x80\x02"):
         return "is a PyTorch pickle or a zip archive. Pickle can run code and is not read: take the *.safetensors file."
     if head.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"BZh", b"7z\xbc\xaf", b"Rar!")):
@@ -29,6 +34,22 @@ def explain_lookalike(file: Path) -> str | None:
         return "holds the attributes that macOS keeps beside a file. Take the file without `._` before its name."
     if not head.strip(b"\0"):
         return "begins with zeros only. Was the download interrupted? Fetch it again."
-    if file.suffix.lower() == ".json" or not text.startswith((b"{", b"[")) or head[8:9] == b"{":
+    if file.suffix.lower() == ".json" or head[8:9] == b"{" or head.startswith(b"GGUF"):
         return None
-    return "is JSON text. Is it the index of a model, or the error message of a server? Fetch the file again."
+    if text.startswith((b"{", b"[")):
+        return "is JSON text. Is it the index of a model, or the error message of a server? Fetch the file again."
+    if _is_text(head):
+        said = " ".join(head.decode(errors="replace").split())
+        return f"is text that begins with {said[:_MAX_SAID]!r}. Is it the message of a server? Fetch the file again."
+    return None
+
+
+def _is_text(head: bytes) -> bool:
+    """Whether it is UTF-8 without control characters, which the numbers at the start of a model's file are."""
+    try:
+        text = head.decode()
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 3:  # else a letter that is cut off at the end
+            return False
+        text = head[: error.start].decode()
+    return all(letter.isprintable() or letter in "\t\r\n" for letter in text)

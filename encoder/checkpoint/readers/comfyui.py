@@ -9,7 +9,15 @@ from typing import Any
 
 from encoder.checkpoint.checkpoint import Checkpoint
 from encoder.checkpoint.files.json_file import read_json_object
-from encoder.checkpoint.files.layout import CONFIG_FILE, INDEX_FILE, TOKENIZER_FOLDERS, WEIGHTS_FILE, read_index
+from encoder.checkpoint.files.layout import (
+    CONFIG_FILE,
+    INDEX_FILE,
+    SHARD_NAME,
+    TOKENIZER_FOLDERS,
+    WEIGHTS_FILE,
+    is_there,
+    read_index,
+)
 from encoder.checkpoint.files.safetensors_header import Header, read_header
 from encoder.checkpoint.readers.huggingface import open_folder
 from encoder.checkpoint.readers.safetensors import Files, open_files
@@ -48,7 +56,9 @@ def open_request(request: Request) -> Checkpoint:
 
 def _is_part(file: Path, folder: Path) -> bool:
     """Whether the file is the model of a folder, or one of its shards."""
-    if not (folder / CONFIG_FILE).is_file():
+    if SHARD_NAME.fullmatch(file.name):
+        return True
+    if not is_there(folder / CONFIG_FILE):
         return False
     return file.name == WEIGHTS_FILE or ((folder / INDEX_FILE).is_file() and file.name in _indexed(folder))
 

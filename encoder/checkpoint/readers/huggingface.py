@@ -11,9 +11,12 @@ from encoder.checkpoint.files.gguf_parts import part_names
 from encoder.checkpoint.files.layout import (
     CONFIG_FILE,
     INDEX_FILE,
+    PIPELINE_FILE,
+    SHARD_NAME,
     WEIGHTS_FILE,
     Layout,
     find_layout,
+    is_there,
     listed,
     model_files,
     read_index,
@@ -25,17 +28,22 @@ from encoder.checkpoint.request import Request
 from encoder.errors import CheckpointError
 
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+_UNFINISHED_SUFFIXES = (".incomplete", ".part", ".partial", ".crdownload", ".download", ".aria2", ".tmp", ".!qb")
+_STAND_FOR_FOLDER = (CONFIG_FILE, INDEX_FILE, PIPELINE_FILE)  # names of files whose folder a user means
 _SHARD = re.compile(r"\d+|.*-\d{5}-of-\d{5}|weights\.\d+")  # stems; mflux calls its files 0, 1, 2
+
+# What llama.cpp's tools put beside a GGUF model: the projector of its vision tower, and statistics of activations.
+_BESIDE_GGUF = re.compile(r"mmproj|imatrix", re.IGNORECASE)
 
 
 def recognizes(request: Request) -> bool:
-    """A folder."""
-    return request.is_folder
+    """A folder, or the file in it that describes the model."""
+    return request.is_folder or (request.path.name in _STAND_FOR_FOLDER and request.path.is_file())
 
 
 def open_request(request: Request) -> Checkpoint:
     """Describe the checkpoint in a folder. Errors: as of `open_folder`."""
-    return open_folder(request.path, request)
+    return open_folder(request.path if request.is_folder else request.path.parent, request)
 
 
 def open_folder(folder: Path, request: Request) -> Checkpoint:
@@ -52,12 +60,13 @@ def open_folder(folder: Path, request: Request) -> Checkpoint:
         return open_gguf(model, request)
     headers = _read_headers(layout)
     config_file = layout.text_encoder / CONFIG_FILE
-    if not config_file.is_file():
+    has_config = is_there(config_file)
+    if not has_config:
         _expect_one_model(layout.text_encoder, headers)
     files = Files(
         where=layout.text_encoder,
         headers=headers,
-        config_file=config_file if config_file.is_file() else None,
+        config_file=config_file if has_config else None,
         tokenizers=layout.tokenizers,
         component=layout.component,
         format="safetensors folder" + (" of mflux" if any("mflux_version" in h.metadata for h in headers) else ""),
@@ -72,7 +81,7 @@ def _single_gguf(folder: Path) -> Path | None:
     """
     if model_files(folder, ".safetensors"):
         return None
-    models = [file for file in model_files(folder, ".gguf") if not file.name.startswith("mmproj")]
+    models = [file for file in model_files(folder, ".gguf") if not _BESIDE_GGUF.search(file.name)]
     firsts = [file for file in models if part_names(file.name)[0] == file.name]
     if len(firsts) > 1:
         raise CheckpointError(
@@ -87,11 +96,12 @@ def _read_headers(layout: Layout) -> list[Header]:
     Errors: CheckpointError when there are none, or the index names a file or a tensor that is not there.
     """
     folder = layout.text_encoder
-    if (folder / WEIGHTS_FILE).is_file():
+    if is_there(folder / WEIGHTS_FILE):
         return [read_header(folder / WEIGHTS_FILE)]
-    if (folder / INDEX_FILE).is_file():
+    if is_there(folder / INDEX_FILE):
         return _read_indexed_headers(folder, layout.component)
     files = model_files(folder, ".safetensors")
+    _expect_all_shards(folder, [file.name for file in files])
     if files:
         return [read_header(file) for file in files]
     raise CheckpointError(_explain_missing_weights(folder))
@@ -124,8 +134,24 @@ def _expect_one_model(folder: Path, headers: list[Header]) -> None:
         )
 
 
+def _expect_all_shards(folder: Path, names: list[str]) -> None:
+    """Errors: CheckpointError when the files' own numbers say that one is missing."""
+    series = {match.groups() for match in map(SHARD_NAME.fullmatch, names) if match}
+    expected = {
+        f"{before}{number:05}-of-{count}{after}"
+        for before, count, after in series
+        for number in range(1, int(count) + 1)
+    }
+    missing = sorted(expected - set(names))
+    if missing:
+        raise CheckpointError(f"{folder}: {listed(missing)} missing, of the model's files. Fetch them too.")
+
+
 def _explain_missing_weights(folder: Path) -> str:
     """What to do about a folder without a safetensors file, from what it holds instead."""
+    unfinished = sorted(file.name for file in folder.iterdir() if file.suffix.lower() in _UNFINISHED_SUFFIXES)
+    if unfinished:
+        return f"{folder}: {listed(unfinished)} is what a download has not finished. Start it again to resume it."
     pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLE_SUFFIXES)
     if pickles:
         return (

@@ -206,6 +206,66 @@ def test_missing_file_is_named(tmp_path: Path, name: str, message: str) -> None:
         open_checkpoint(ModelOptions(str(tmp_path)))
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_link_that_leads_nowhere_is_named(tmp_path: Path, name: str) -> None:
+    """A copy of the hub's cache without its blobs. Taken for absent, the config would be made up from the tensors."""
+    write_checkpoint(tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to("../blobs/5d6f")
+
+    with pytest.raises(CheckpointError, match=rf"/{name}: is a link to \.\./blobs/5d6f, which does not exist"):
+        open_checkpoint(ModelOptions(str(tmp_path)))
+
+
+@pytest.mark.parametrize("suffix", [".incomplete", ".part", ".crdownload"])
+def test_unfinished_download_is_named(tmp_path: Path, suffix: str) -> None:
+    """Every downloader has an ending of its own."""
+    write_checkpoint(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / f"model.safetensors{suffix}")
+
+    with pytest.raises(CheckpointError, match=rf"model.safetensors{suffix} is what a download has not finished"):
+        open_checkpoint(ModelOptions(str(tmp_path)))
+
+
+def test_file_that_a_downloader_still_writes_is_refused(tmp_path: Path) -> None:
+    """aria2 makes the file as large as it will be at once, so that its header looks whole and its weights are zeros."""
+    write_checkpoint(tmp_path)
+    (tmp_path / "model.safetensors.aria2").write_bytes(b"")
+
+    with pytest.raises(CheckpointError, match=r"model.safetensors.aria2 says that its download has not ended"):
+        open_checkpoint(ModelOptions(str(tmp_path)))
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_missing_shard_is_named_without_an_index(tmp_path: Path, left: int) -> None:
+    """The files' own names say how many they are."""
+    write_checkpoint(tmp_path, shards=2)
+    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    for name in ("model.safetensors.index.json", names[1 - left]):
+        (tmp_path / name).unlink()
+
+    for source in (tmp_path, tmp_path / names[left]):
+        with pytest.raises(CheckpointError, match=f": {names[1 - left]} missing, of the model's files"):
+            open_checkpoint(ModelOptions(str(source)))
+
+
+@pytest.mark.parametrize("path", ["Qwen3", "acme/Qwen3", "snapshots/0abc", "models--acme--Qwen3/snapshots/0abc"])
+def test_only_model_within_a_folder_is_found(tmp_path: Path, path: str) -> None:
+    """Archives and downloads have a folder in the folder."""
+    weights = write_checkpoint(tmp_path / path)
+
+    assert open_checkpoint(ModelOptions(str(tmp_path))).weights.tensors.keys() == weights.keys()
+
+
+def test_folder_of_several_models_asks_for_one(tmp_path: Path) -> None:
+    """Which of them is no guess to make."""
+    for name in ("Qwen3-0.6B", "Qwen3-4B"):
+        write_checkpoint(tmp_path / name)
+
+    with pytest.raises(CheckpointError, match=r"has folders that do. Name one: Qwen3-0.6B, Qwen3-4B"):
+        open_checkpoint(ModelOptions(str(tmp_path)))
+
+
 def test_more_layers_than_tensors_are_refused(tmp_path: Path) -> None:
     """Building a million layers to find them missing would never end."""
     write_checkpoint(tmp_path)
@@ -367,6 +427,8 @@ def test_any_wrappers_prefix_is_read(tmp_path: Path, prefix: str) -> None:
         pytest.param(bytes(5000), "zeros", id="unfinished"),
         pytest.param(b'{"error": "not found"}', "JSON text", id="error-reply"),
         pytest.param(b"GGUF\x03\x00\x00\x00", "GGUF file", id="gguf"),
+        pytest.param(b"Access is restricted.\nLog in.", "begins with 'Access is restricted. Log in.'", id="text"),
+        pytest.param("caf\xe9 ".encode() * 99, "begins with 'caf\xe9", id="text-that-is-cut"),
     ],
 )
 def test_what_is_not_the_file_is_said(tmp_path: Path, content: bytes, message: str) -> None:

@@ -37,7 +37,7 @@ def test_source_that_is_nothing_says_what_was_looked_for(source: str) -> None:
 def test_file_of_an_unknown_format_is_refused(tmp_path: Path) -> None:
     """Above all pickle, which can run code."""
     write_checkpoint(tmp_path)
-    (tmp_path / "model.safetensors").rename(tmp_path / "model.ckpt")
+    (tmp_path / "model.ckpt").write_bytes(b"PK\x03\x04archive/data.pkl")
 
     with pytest.raises(CheckpointError, match="is a file of no known format"):
         open_checkpoint(ModelOptions(str(tmp_path / "model.ckpt")))
@@ -48,6 +48,35 @@ def test_file_of_a_folder_means_the_folder(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, rope_theta=7e6)
 
     assert open_checkpoint(ModelOptions(str(tmp_path / "model.safetensors"))).config.rope_theta == 7e6
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json", "model-00002-of-00002.safetensors"])
+def test_file_that_describes_a_folder_means_the_folder(tmp_path: Path, name: str) -> None:
+    """So does one shard of several, also where no index names it."""
+    weights = write_checkpoint(tmp_path, shards=2, rope_theta=7e6)
+    if name.endswith("safetensors"):
+        (tmp_path / "model.safetensors.index.json").unlink()
+    checkpoint = open_checkpoint(ModelOptions(str(tmp_path / name)))
+
+    assert (checkpoint.config.rope_theta, checkpoint.weights.tensors.keys()) == (7e6, weights.keys())
+
+
+def test_url_of_a_file_is_its_path(tmp_path: Path) -> None:
+    """Browsers and drag and drop give them, with blanks escaped."""
+    write_checkpoint(tmp_path / "my model", rope_theta=7e6)
+    url = (tmp_path / "my model").as_uri()
+
+    assert "%20" in url
+    assert open_checkpoint(ModelOptions(url)).config.rope_theta == 7e6
+
+
+@pytest.mark.parametrize("name", ["5d6f", "model.sft", "model.safetensors.download"])
+def test_content_says_the_format_where_the_name_does_not(tmp_path: Path, name: str) -> None:
+    """Blobs of the hub's cache and of Ollama's store have no suffix; ComfyUI takes .sft for .safetensors."""
+    write_checkpoint(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / name)
+
+    assert open_checkpoint(ModelOptions(str(tmp_path / name))).origin.format == "safetensors file"
 
 
 @pytest.mark.parametrize("source", ["demo", "folder"])
