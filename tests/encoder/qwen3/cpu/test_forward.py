@@ -117,7 +117,7 @@ def test_scaled_rope_turns_rows_as_in_the_padded_rectangle(tmp_path: Path) -> No
         for layer in model.layers:
             layer.self_attn.rope = config.rope
     jobs = [make_job(5), make_job(40), make_job(9, computed_rows=64, pad_position=1)]
-    plain = PlainForward(models[0], pad_token_id=0)(jobs, TAPS)
+    plain = PlainForward(models[0])(jobs, TAPS)
     packed = fast(models[1])(jobs, TAPS)
     unscaled = fast(load(tmp_path))(jobs, TAPS)
 
