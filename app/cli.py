@@ -10,11 +10,13 @@ from typing import Any
 from app import offline
 from app.doctor import doctor
 from app.server import serve
-from app.settings import Settings, SettingsError, choices, flag, load_settings
+from app.settings import Settings, SettingsError, choices, flag, load_settings, misspelt_variables
 from encoder import EncoderError
 
 # What is opened, beside the model.
 SOURCE_SETTINGS = ("revision", "tokenizer", "rope_theta", "component", "lora", "cache_dir")
+logger = logging.getLogger(__name__)
+
 MODEL_SETTINGS = (
     "model",
     *SOURCE_SETTINGS,
@@ -40,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = load_settings(given)
         set_up_logging(settings.log_level)
+        for problem in misspelt_variables():
+            logger.warning("%s", problem)
         return command(settings, **own)
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)

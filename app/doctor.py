@@ -140,8 +140,10 @@ def check_mlx(report: Report) -> Section:
 
 def check_settings(report: Report) -> Section:
     """The settings that differ from their defaults. The API key is never shown."""
-    from app.settings import Settings, SettingsError, load_settings, variable
+    from app.settings import Settings, SettingsError, load_settings, misspelt_variables, variable
 
+    for problem in misspelt_variables():
+        report.find(problem, "Correct its name, or unset it.")
     try:
         settings = load_settings({})
     except SettingsError as error:

@@ -3,7 +3,9 @@
 The rest of the package receives their values as arguments.
 """
 
+import difflib
 import ipaddress
+import os
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -275,6 +277,15 @@ def flag(name: str) -> str:
 def variable(name: str) -> str:
     """The environment variable of a setting."""
     return PREFIX + name.upper()
+
+
+def misspelt_variables() -> Iterator[str]:
+    """A line for each variable of the environment whose name is nearly that of a setting."""
+    for given in sorted(os.environ):
+        name = given.lower().removeprefix(PREFIX.lower())
+        if name != given.lower() and name not in Settings.model_fields:
+            for near in difflib.get_close_matches(name, Settings.model_fields, 1, cutoff=0.75):
+                yield f"{given}: is no setting and is ignored. Did you mean {variable(near)}?"
 
 
 def choices(field: FieldInfo) -> tuple[str, ...] | None:

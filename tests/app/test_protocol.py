@@ -5,6 +5,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -162,6 +163,19 @@ def test_refusal_reaches_a_client_that_sends_on(
 
     assert statuses(answer) == [status]
     assert answer.endswith((b"}}", b"received."))
+
+
+def test_refusal_reaches_a_client_of_a_unix_socket(start_server: Start, tmp_path: Path) -> None:
+    """nginx in front of one."""
+    with start_server(uds=tmp_path / "s") as server, socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(60)
+        connection.connect(server.address)
+        connection.sendall(request(line="POST /encode HTTP/1.0", length=len(BIG)))
+        time.sleep(0.2)
+        connection.sendall(BIG)
+        answer = read_all(connection)
+
+    assert statuses(answer) == [413]
 
 
 def test_late_body_is_told_so(start_server: Start) -> None:

@@ -78,6 +78,20 @@ def test_an_empty_key_is_refused(
         assert "QWEN3_ENCODER_API_KEY: is set and empty, expected a key." in line
 
 
+def test_a_misspelt_variable_is_named_with_the_setting_that_was_meant(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Variables of the client, and those that Kubernetes sets for a service of this name, are no mistakes."""
+    for name in ("MODLE", "max_promts", "URL", "SERVICE_HOST", "PORT_8000_TCP", "REQUIRE_KERNELS", "MODEL"):
+        monkeypatch.setenv(f"QWEN3_ENCODER_{name}", "demo")
+    main(["presets"])
+
+    assert [record.getMessage() for record in caplog.records] == [
+        "QWEN3_ENCODER_MODLE: is no setting and is ignored. Did you mean QWEN3_ENCODER_MODEL?",
+        "QWEN3_ENCODER_max_promts: is no setting and is ignored. Did you mean QWEN3_ENCODER_MAX_PROMPTS?",
+    ]
+
+
 @pytest.mark.parametrize("command", ["inspect", "convert"])
 def test_an_empty_name_of_a_checkpoint_is_not_the_demo(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
