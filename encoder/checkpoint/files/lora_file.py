@@ -155,7 +155,9 @@ def read_scalar(array: StoredArray) -> float:
         [value] = struct.unpack(layout, content)
         if math.isfinite(value):
             return float(value)
-    raise CheckpointError(f"{array.file}: {array.key} is {array.dtype} {array.shape}, expected one finite number.")
+    raise CheckpointError(
+        f"{array.file}: {array.key:.120} is {array.dtype} {array.shape!s:.80}, expected one finite number."
+    )
 
 
 def _file_in(folder: Path) -> Path:

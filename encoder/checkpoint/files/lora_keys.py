@@ -26,6 +26,7 @@ from encoder.checkpoint.tensors.lora import Kind
 Owner = Literal["this encoder", "the diffusion model", "another text encoder", "the vision tower", "the head"]
 
 _MAX_KEY = 500  # characters
+_MAX_END = 120
 
 # How a key ends, and the kind of update that it is a part of.
 _ENDS: tuple[tuple[str, Kind], ...] = (
@@ -39,8 +40,7 @@ _ENDS: tuple[tuple[str, Kind], ...] = (
     (r"\.(?P<part>diff|diff_b|w_norm|b_norm)", "diff"),
     (r"(\.base_layer|\.modules_to_save\.[\w-]+)?\.(?P<part>weight|bias)", "weight"),
 )
-_FORMS = tuple((re.compile(rf"(?P<module>.+?){end}"), kind) for end, kind in _ENDS)
-_EMBEDDING = re.compile(r"(.*[._])?embed_tokens")
+_FORMS = tuple((re.compile(rf"{end}\Z"), kind) for end, kind in _ENDS)
 
 # Parts by their names: the parameter, the array's name in an `Update`, and whether it is stored transposed.
 _PARTS = {
@@ -69,12 +69,13 @@ _OTHERS: tuple[tuple[Owner, re.Pattern[str]], ...] = (
     (
         "the diffusion model",
         re.compile(
-            r"(transformer(_2)?|(model\.)?diffusion_model|unet|dit|vae)\.|(lora_(unet|transformer|prior_unet)|lycoris)_"
+            r"^((transformer(_2)?|(model\.)?diffusion_model|unet|dit|vae)\.|"
+            r"(lora_(unet|transformer|prior_unet)|lycoris)_)"
         ),
     ),
-    ("another text encoder", re.compile(r".*(text_model[._]encoder|text_projection|encoder[._]block[._])")),
-    ("the vision tower", re.compile(r"([\w.]*[._])?(visual|vision_tower)[._]")),
-    ("the head", re.compile(r"([\w.]*[._])?lm_head")),
+    ("another text encoder", re.compile(r"text_model[._]encoder|text_projection|encoder[._]block[._]")),
+    ("the vision tower", re.compile(r"(^|[._])(visual|vision_tower)[._]")),
+    ("the head", re.compile(r"(^|[._])lm_head[._]")),
 )
 _WRAPPERS = re.compile(
     r"((base_model|model|module|_orig_mod|language_model|text_encoder(_[2-4])?|te[1-4]?|text_encoders\.\w+\.transformer)\.)*"
@@ -106,16 +107,18 @@ class AdapterKey:
         if len(key) > _MAX_KEY:
             return None
         for form, kind in _FORMS:
-            if match := form.fullmatch(key):
-                parts = _PARTS_OF_EMBEDDING if _EMBEDDING.fullmatch(match["module"]) else _PARTS
+            match = form.search(key, max(1, len(key) - _MAX_END))
+            if match is not None:
+                module = key[: match.start()]
+                parts = _PARTS_OF_EMBEDDING if module.endswith("embed_tokens") else _PARTS
                 parameter, role, transposed = parts.get(match["part"], ("weight", match["part"], False))
-                return cls(match["module"], parameter, kind, role, transposed)
+                return cls(module, parameter, kind, role, transposed)
         return None
 
 
 def owner_of(key: str) -> Owner:
     """The model that an array belongs to, as far as its key says."""
-    return next((owner for owner, pattern in _OTHERS if pattern.match(key)), "this encoder")
+    return next((owner for owner, pattern in _OTHERS if pattern.search(key[:_MAX_KEY])), "this encoder")
 
 
 class Modules:

@@ -67,13 +67,13 @@ def find_updates(adapter: Adapter, tensors: Mapping[str, StoredTensor], scale: f
     updates: dict[Target, Update] = {}
     changed = {_path(target) for target in found.parts}
     misfits = found.misfits + [
-        f"{alpha.key}: stands alone" for path, alpha in found.alphas.items() if path not in changed
+        f"{alpha.key:.120}: stands alone" for path, alpha in found.alphas.items() if path not in changed
     ]
     for target in sorted(found.parts, key=lambda target: target[1] != "weight"):
         update = _update(found.parts[target], target, adapter, found.alphas.get(_path(target)), scale)
         problem = _problem(update, tensors.get(target[0]))
         if problem:
-            misfits.append(f"{next(iter(update.arrays.values())).key}: {problem}")
+            misfits.append(f"{next(iter(update.arrays.values())).key:.120}: {problem}")
         updates[target] = update
     if misfits:
         more = f"; and {len(misfits) - _MAX_LISTED} more" if len(misfits) > _MAX_LISTED else ""
@@ -130,8 +130,8 @@ def _update(parts: list[_Part], target: Target, adapter: Adapter, alpha: StoredA
         first = arrays.setdefault(part.key.role, part.array)
         if first is not part.array:
             raise CheckpointError(
-                f"{adapter.file}: has both {first.key} and {part.array.key} for {target[0]}, expected one LoRA. Save "
-                f"each to a file of its own, and name both with --lora."
+                f"{adapter.file}: has both {first.key:.120} and {part.array.key:.120} for {target[0]}, expected one "
+                f"LoRA. Save each to a file of its own, and name both with --lora."
             )
     transposed = frozenset(part.key.role for part in parts if part.key.transposed)
     update = Update(target[1], arrays, transposed, scale)
@@ -149,10 +149,10 @@ def _problem(update: Update, tensor: StoredTensor | None) -> str | None:
         f"{name} {array.dtype} {array.shape}" for name, array in sorted(update.arrays.items(), reverse=True)
     )
     if any(array.dtype not in FLOATS for array in update.arrays.values()):
-        return f"has {found}, expected {', '.join(FLOATS)}"
+        return f"has {found:.200}, expected {', '.join(FLOATS)}"
     if update.shape != tensor.shape:
-        return f"has {found}, which is no {update.kind} for {tensor.name} of shape {tensor.shape}"
+        return f"has {found:.200}, which is no {update.kind} for {tensor.name} of shape {tensor.shape}"
     magnitude = update.arrays.get("magnitude")
     if magnitude is not None and magnitude.shape != tensor.shape[:1]:
-        return f"has {found}, expected magnitude of shape {tensor.shape[:1]}"
+        return f"has {found:.200}, expected magnitude of shape {tensor.shape[:1]}"
     return None

@@ -12,11 +12,12 @@ import pytest
 
 from encoder.checkpoint import load_weights, open_checkpoint
 from encoder.errors import CheckpointError
-from encoder.options import ModelOptions
+from encoder.options import Lora, ModelOptions
 from encoder.qwen3.model import Qwen3
 from tests.checkpoints import write_checkpoint, write_tensors
 from tests.encoder.checkpoint.comfyui_files import nvfp4, write_file
 from tests.encoder.checkpoint.gguf_files import DIMS, write_gguf
+from tests.encoder.checkpoint.lora_files import kohya, make_pairs, peft, write_gguf_lora, write_lora, write_peft
 from tests.encoder.checkpoint.mlx_folders import write_quantized
 from tests.encoder.checkpoint.ollama_store import Store
 
@@ -72,12 +73,36 @@ def test_changed_file_is_opened_or_refused(tmp_path: Path, write: Writer, monkey
         assert time.process_time() - started < 2
 
 
-def refused_or_loaded(source: str) -> None:
+@pytest.mark.parametrize("kind", ["peft", "kohya", "gguf"])
+def test_changed_lora_is_merged_or_refused(tmp_path: Path, kind: str) -> None:
+    pairs = make_pairs(write_checkpoint(tmp_path / "base"))
+    if kind == "peft":
+        source = write_peft(tmp_path / "lora", peft(pairs), alpha_pattern={"q_proj": 3}, use_rslora=True)
+        files = [source / "adapter_config.json", source / "adapter_model.safetensors"]
+    elif kind == "kohya":
+        source = write_lora(tmp_path / "lora.safetensors", kohya(pairs), lora_adapter_metadata='{"lora_alpha": 3}')
+        files = [source]
+    else:
+        source = write_gguf_lora(tmp_path / "lora.gguf", pairs)
+        files = [source]
+    rng = random.Random(0)
+    for _ in range(ROUNDS):
+        file = rng.choice(files)
+        content = file.read_bytes()
+        file.write_bytes(change(content, min(len(content), header_length(file, content)), rng))
+        refused_or_loaded(str(tmp_path / "base"), Lora(str(source)))
+        file.write_bytes(content)
+
+
+def refused_or_loaded(source: str, *loras: Lora) -> None:
+    message = ""
     try:
-        checkpoint = open_checkpoint(ModelOptions(source))
+        checkpoint = open_checkpoint(ModelOptions(source, loras=loras))
         load_weights(checkpoint, Qwen3(checkpoint.config), mx.float32)
-    except CheckpointError:
-        pass
+    except CheckpointError as error:
+        message = str(error)
+    assert "\n" not in message
+    assert len(message) < 2000
 
 
 def header_length(file: Path, content: bytes) -> int:
