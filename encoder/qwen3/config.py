@@ -9,7 +9,7 @@ from typing import Any
 
 from encoder.errors import CheckpointError
 from encoder.qwen3.fields import Fields, shown
-from encoder.qwen3.rope import Rope, Scaling, read_rope, states_theta
+from encoder.qwen3.rope import Rope, Scaling, read_rope, refuse_scaling_outside, states_theta
 
 DEFAULT_THETA, DEFAULT_VL_THETA = 10_000.0, 500_000.0  # where a config names none
 
@@ -87,6 +87,7 @@ def _text_config(top: Fields) -> Fields:
         raise CheckpointError(
             f"{top.where}: text_config is {shown(text)}, expected an object. Is this a Qwen3 checkpoint?"
         )
+    refuse_scaling_outside(top)
     nested_type = "qwen3_vl_text" if top.get("model_type") == "qwen3_vl" else "qwen3"
     return Fields({"model_type": nested_type} | text, top.where)
 

@@ -142,6 +142,15 @@ def read_rope(text: Fields, default_theta: float, max_position_embeddings: int) 
     return theta, _scaling(chosen, text, theta, max_position_embeddings)
 
 
+def refuse_scaling_outside(top: Fields) -> None:
+    """Errors: CheckpointError for a scaling beside `text_config`, where it would have no effect."""
+    place = _places(top)[-1]
+    if _rope_type(place) not in _PLAIN:
+        raise CheckpointError(
+            f"{top.where}: RoPE is {shown(place.values)} beside text_config, expected within it. Move it there."
+        )
+
+
 def states_theta(text: Fields) -> bool:
     """Whether the config of a text model says rope_theta, where `read_rope` looks for it."""
     return any(place.get("rope_theta") is not None for place in (text, _places(text)[-1]))

@@ -150,7 +150,7 @@ def test_scaled_rope_equals_transformers(tmp_path: Path, build: Callable[..., An
     write_tokenizer(tmp_path)
     text_encoder = TextEncoder.open(ModelOptions(str(tmp_path), compute_dtype="float32"))
     prompts = random_prompts([600, 100, 64, 7, 1])
-    theirs = their_hidden_states(model.eval(), prompts, 600, text_encoder.checkpoint.tokenizer.pad_token_id)
+    theirs = their_hidden_states(model.eval(), prompts, 600, PAD_TOKEN_ID)
     ours = our_hidden_states(text_encoder, prompts, 600)
 
     for k, (our, their) in enumerate(zip(ours, theirs, strict=True)):

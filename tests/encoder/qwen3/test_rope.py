@@ -136,6 +136,9 @@ def test_old_and_new_description_may_stand_together_where_they_agree() -> None:
         pytest.param({"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "'llama3'", id="llama3"),
         pytest.param({"rope_scaling": {"rope_type": "proportional"}}, "'proportional'", id="proportional"),
         pytest.param({"rope_scaling": {"type": ["yarn"]}}, "RoPE is {'type': ", id="type-list"),
+        pytest.param(
+            {"text_config": without("rope_scaling"), "rope_scaling": YARN}, "within it. Move it there", id="outside"
+        ),
         pytest.param({"rope_parameters": {"full_attention": YARN}}, "in all layers", id="one-rope-for-each-layer"),
         pytest.param(
             {"rope_scaling": YARN, "rope_parameters": {"rope_theta": 5e6}}, "contradict each other", id="other-theta"

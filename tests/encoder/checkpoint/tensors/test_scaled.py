@@ -8,6 +8,7 @@ import ml_dtypes
 import mlx.core as mx
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from encoder import LAST_HIDDEN_STATE, TextEncoder
 from encoder.checkpoint import open_checkpoint
@@ -116,6 +117,20 @@ def test_missing_scale_is_refused_where_the_config_speaks_of_one(tmp_path: Path)
 def test_exponents_may_be_plain_bytes(tmp_path: Path) -> None:
     """As libraries store them that do not know the dtype."""
     write(tmp_path, (1, 32), "weight_scale", E8M0, as_bytes=True)
+
+    for ours, expected in zip(encode(tmp_path / "stored"), encode(tmp_path / "plain"), strict=True):
+        np.testing.assert_array_equal(ours, expected)
+
+
+def test_float8_may_be_plain_bytes_where_mflux_saved_it(tmp_path: Path) -> None:
+    """MLX has no dtype for it. One scale for each row, in the file of a pipeline that has no config.json."""
+    stored = write(tmp_path, (1, 4096), "weight_scale", np.float32)
+    for key, array in stored.items():
+        if array.dtype == E4M3:
+            stored[key] = array.view(np.uint8)
+            stored[f"{key}_scale"] = stored[f"{key}_scale"][:, 0]
+    (tmp_path / "stored" / "model.safetensors").unlink()
+    save_file(stored, tmp_path / "stored" / "0.safetensors", {"mflux_version": "0.24.0"})
 
     for ours, expected in zip(encode(tmp_path / "stored"), encode(tmp_path / "plain"), strict=True):
         np.testing.assert_array_equal(ours, expected)

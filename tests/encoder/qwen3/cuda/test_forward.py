@@ -28,7 +28,16 @@ from encoder.qwen3.model import Qwen3
 from encoder.qwen3.plain import PlainForward
 from encoder.types import Job, Tap
 from tests.checkpoints import write_checkpoint
-from tests.encoder.qwen3.cpu.test_forward import BATCHES, CLOSE, LAYERS, TAPS, add_outliers, largest_error, make_job
+from tests.encoder.qwen3.cpu.test_forward import (
+    BATCHES,
+    CLOSE,
+    LAYERS,
+    TAPS,
+    add_outliers,
+    largest_error,
+    make_job,
+    scale_rope,
+)
 
 HAS_GPU = mx.cuda.is_available()
 needs_gpu = pytest.mark.skipif(not HAS_GPU, reason="needs an NVIDIA GPU")
@@ -65,6 +74,16 @@ def test_fused_rows_equal_those_of_the_padded_rectangle(tmp_path: Path, dims: di
     for tap in TAPS:
         assert [len(rows) for rows in fused[tap]] == [job.computed_rows for job in jobs]
         assert largest_error(fused[tap], plain[tap], jobs) < CLOSE
+
+
+def test_scaled_rope_turns_rows_as_in_the_padded_rectangle(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, num_hidden_layers=LAYERS, hidden_size=24, intermediate_size=48)
+    scale_rope(tmp_path)
+    plain = PlainForward(load(tmp_path, mx.float32))(ALL_KINDS, TAPS)
+    model = load(tmp_path, mx.float32)
+    fused = FusedForward(model, MlxKernels(model.config))(ALL_KINDS, TAPS)
+
+    assert all(largest_error(fused[tap], plain[tap], ALL_KINDS) < CLOSE for tap in TAPS)
 
 
 def test_outlier_channels_leave_the_rest_exact(tmp_path: Path) -> None:
