@@ -64,7 +64,7 @@ def find_layout(folder: Path, component: str | None = None) -> Layout:
         component: the folder of the text encoder in a pipeline; None looks for it.
     Errors: CheckpointError for a pipeline without a Qwen3 text encoder, or with several.
     """
-    folder = _snapshot_of(_folder_of_model(folder))
+    folder = snapshot_of(_folder_of_model(folder))
     if component is not None and (folder / component).is_dir() and component == Path(component).name:
         return _component_layout(folder, component, None)
     names = _text_encoders_of(folder)
@@ -139,7 +139,7 @@ def _is_of_hub_cache(folder: Path) -> bool:
     return _HUB_FOLDER.fullmatch(folder.name) is not None and (folder / "snapshots").is_dir()
 
 
-def _snapshot_of(folder: Path) -> Path:
+def snapshot_of(folder: Path) -> Path:
     """The snapshot that a repository's folder in the hub's cache stands for; any other folder itself.
 
     Errors: CheckpointError when the folder has no snapshot, or several and no main branch.

@@ -25,6 +25,7 @@ from encoder.checkpoint.files.layout import (
     is_adapter_folder,
     listed,
     model_files,
+    snapshot_of,
 )
 from encoder.checkpoint.files.safetensors_header import read_header
 from encoder.checkpoint.tensors.weights import StoredArray
@@ -94,19 +95,27 @@ class Adapter:
     warnings: tuple[str, ...] = ()
 
 
-def open_adapter(path: Path) -> Adapter:
-    """Open an adapter: a folder, or a file in it.
+def find_adapter(path: Path) -> Path:
+    """The file of an adapter: `path` itself, the one beside the config that it is, or the one in the folder that it is.
 
-    Errors: CheckpointError when there is none, or it is damaged, of another format, or of a kind that is not computed.
+    Errors: CheckpointError when there is none, or several, or a pickle.
     """
     if path.name == ADAPTER_CONFIG_FILE:
         path = path.parent
-    file = _file_in(path) if path.is_dir() else path
+    file = _file_in(snapshot_of(path)) if path.is_dir() else path
     if file.suffix.lower() in _PICKLES:
         raise CheckpointError(
             f"{file}: is a pickle, which can run code and is not read. Save the LoRA as safetensors, once: "
             f"safetensors.torch.save_file(torch.load({file.name!r}, weights_only=True), 'lora.safetensors')."
         )
+    return file
+
+
+def open_adapter(file: Path) -> Adapter:
+    """Open an adapter in a safetensors file.
+
+    Errors: CheckpointError when it is damaged, of another format, or of a kind that is not computed.
+    """
     header = read_header(file)
     config = file.parent / ADAPTER_CONFIG_FILE
     if "lora_adapter_metadata" in header.metadata:

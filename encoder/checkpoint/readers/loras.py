@@ -6,37 +6,39 @@ tensors takes them into account.
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from encoder.checkpoint.checkpoint import Checkpoint
 from encoder.checkpoint.files.hub_files import fetch_adapter
 from encoder.checkpoint.files.layout import ADAPTER_CONFIG_FILE, ADAPTER_FILES
-from encoder.checkpoint.files.lora_file import Adapter, open_adapter
+from encoder.checkpoint.files.lora_file import Adapter, find_adapter, open_adapter
 from encoder.checkpoint.files.lora_updates import find_updates
 from encoder.checkpoint.readers.gguf_adapter import open_gguf_adapter
+from encoder.checkpoint.request import Request
 from encoder.checkpoint.tensors.fingerprint import fingerprint
 from encoder.checkpoint.tensors.lora import merge
 from encoder.checkpoint.tensors.weights import Weights
 from encoder.errors import CheckpointError
-from encoder.options import Lora
+from encoder.options import Lora, ModelOptions
 from encoder.types import MergedLora
 
 log = logging.getLogger(__name__)
 
 
-def merge_loras(checkpoint: Checkpoint, loras: Sequence[Lora], cache_dir: Path | None) -> Checkpoint:
-    """The checkpoint with LoRAs merged, in this order. Reads headers, and of the arrays only alpha.
+def merge_loras(checkpoint: Checkpoint, options: ModelOptions) -> Checkpoint:
+    """The checkpoint with the options' LoRAs merged, in this order. Reads headers, and of the arrays only alpha.
 
     Warns of a LoRA that lies beside the model and is not among them.
 
     Errors: CheckpointError for a LoRA that is missing or damaged, of an unknown kind, or made for another model.
     """
     beside = _adapters_beside(checkpoint)
-    for lora in loras:
-        path = _locate(lora.source, cache_dir)
-        adapter = open_gguf_adapter(path) if path.suffix.lower() == ".gguf" else open_adapter(path)
+    for lora in options.loras:
+        file = find_adapter(_locate(lora.source, options))
+        is_gguf = Request(str(file), options).is_file(".gguf")
+        adapter = open_gguf_adapter(file) if is_gguf else open_adapter(file)
         checkpoint = merge_adapter(checkpoint, adapter, lora)
         beside.discard(adapter.file.parent.resolve())
     unapplied = [f"{folder} holds a LoRA that is not applied; --lora {folder} merges it" for folder in sorted(beside)]
@@ -67,12 +69,12 @@ def _adapters_beside(checkpoint: Checkpoint) -> set[Path]:
     return {folder.resolve() for folder in folders if any((folder / name).is_file() for name in names)}
 
 
-def _locate(source: str, cache_dir: Path | None) -> Path:
+def _locate(source: str, options: ModelOptions) -> Path:
     """Where an adapter is: a folder or file here, else in the snapshot of a hub repository."""
-    path = Path(source).expanduser()
+    path = Request(source, options).path
     if source and os.path.exists(path):  # Path.exists raises for names that are too long
         return path
-    fetched = fetch_adapter(source, cache_dir)
+    fetched = fetch_adapter(source, options.cache_dir)
     if fetched is None:
         raise CheckpointError(
             f"--lora {source!r:.200}: no such folder or file, and not a hub id. Give a folder with "

@@ -39,7 +39,7 @@ def open_checkpoint(options: ModelOptions) -> Checkpoint:
         check_tensors(
             checkpoint.weights.tensors, checkpoint.config, depth.layers, options.model, checkpoint.origin.config
         )
-        checkpoint = merge_loras(checkpoint, options.loras, options.cache_dir)
+        checkpoint = merge_loras(checkpoint, options)
     except OSError as error:
         raise CheckpointError(f"{options.model}: cannot be read: {error}") from error
     for warning in checkpoint.warnings:

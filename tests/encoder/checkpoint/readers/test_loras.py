@@ -1,6 +1,7 @@
 """LoRAs: under every trainer's names they make of the model what a merge in float64 makes of it."""
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -232,6 +233,25 @@ def test_dora_rescales_rows_to_its_magnitudes(tmp_path: Path, weights: dict[str,
     found = encode(tmp_path / "base", Lora(str(folder)))
 
     assert_equal(found, reference(tmp_path / "merged", changed))
+
+
+@pytest.mark.parametrize("place", ["style.sft", "blob", "folder", "file-url", "hub-cache", "gguf-folder"])
+def test_lora_is_found_wherever_a_model_would_be(tmp_path: Path, weights: dict[str, Array], place: str) -> None:
+    """Blobs have no suffix, ComfyUI has another one, and the hub's cache has folders around it."""
+    pairs = make_pairs(weights)
+    file = write_lora(tmp_path / "lora.safetensors", kohya(pairs))
+    expected = fingerprint(tmp_path / "base", Lora(str(file)))
+    snapshot = tmp_path / "models--org--name" / "snapshots" / "c0ffee"
+    for folder in (tmp_path / "folder", tmp_path / "gguf-folder", snapshot):
+        folder.mkdir(parents=True)
+    for copy in ("style.sft", "blob", "folder/style.safetensors", snapshot / "style.safetensors"):
+        shutil.copy(file, tmp_path / copy)
+    write_gguf_lora(tmp_path / "gguf-folder" / "lora.gguf", pairs)
+    sources = {"file-url": f"file://{file}", "hub-cache": str(tmp_path / "models--org--name")}
+
+    found = fingerprint(tmp_path / "base", Lora(sources.get(place, str(tmp_path / place))))
+
+    assert found == expected
 
 
 @pytest.mark.parametrize("alpha", [ALPHA, 0])
