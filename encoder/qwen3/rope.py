@@ -132,14 +132,17 @@ def read_rope(text: Fields, default_theta: float, max_position_embeddings: int) 
     _refuse_partial_rope(text)
     _refuse_other_ropes(older)
     _refuse_other_ropes(newer)
-    theta = (chosen if chosen.get("rope_theta") is not None else text).number("rope_theta", default_theta)
+    stating = chosen if chosen.get("rope_theta") is not None else text
+    theta = stating.number("rope_theta", default_theta)
+    if theta <= 1:
+        raise stating.wrong("rope_theta", "a number above 1")
     forgotten = newer.number("rope_theta", theta) != theta or _rope_type(newer) not in (_rope_type(chosen), *_PLAIN)
     if forgotten:
         raise CheckpointError(
             f"{text.where}: rope_scaling {shown(older.values)} and rope_parameters {shown(newer.values)} contradict "
             f"each other, and transformers takes the first alone. Remove one of the two."
         )
-    return theta, _scaling(chosen, text, theta, max_position_embeddings)
+    return theta, _scaling(chosen, text, max_position_embeddings)
 
 
 def refuse_scaling_outside(top: Fields) -> None:
@@ -181,14 +184,12 @@ def _rope_type(place: Fields) -> Any:
     return place.get("rope_type", place.get("type", "default"))
 
 
-def _scaling(place: Fields, text: Fields, theta: float, max_position_embeddings: int) -> Scaling | None:
+def _scaling(place: Fields, text: Fields, max_position_embeddings: int) -> Scaling | None:
     """The scaling that one of the two objects describes."""
     if _rope_type(place) in _PLAIN:
         return None
     if _rope_type(place) == "linear":
         return LinearScaling(_scale(place, "factor"))
-    if theta <= 1:
-        raise text.wrong("rope_theta", "a number above 1, because RoPE is scaled by YaRN")
     # A field beside rope_scaling comes first, as in transformers, and the longest prompt of all is what is left.
     stated = text if text.get("original_max_position_embeddings") is not None else place
     original = stated.positive("original_max_position_embeddings", max_position_embeddings)

@@ -30,7 +30,7 @@ def _systems(names: str, theta: float, model: str) -> tuple[Word, ...]:
 # The first of these that is in a name says which model the name means.
 MODELS = (
     _word(r"qwen_3_vl|vl", QWEN3_VL_THETA, "Qwen3-VL"),
-    _word("2507", QWEN3_VL_THETA, "Qwen3-2507"),  # Qwen3-4B-Instruct-2507 and -Thinking-2507
+    _word(r"qwen_3.*(?<!\d)2507(?!\d)", QWEN3_VL_THETA, "Qwen3-2507"),  # Qwen3-4B-Instruct-2507 and -Thinking-2507
     _word(r"qwen_3(?![.\d])", QWEN3_THETA, "Qwen3"),  # not Qwen3.5
 )
 SYSTEMS = (
@@ -47,5 +47,5 @@ QWEN3_VL_SYSTEMS = "Krea 2, Ideogram 4, FLUX.3, Qwen-Image-2.1, Fibo 2 and most 
 
 # hidden_size and intermediate_size of the models that there are as Qwen3 alone.
 ONLY_QWEN3 = {(1024, 3072): "Qwen3-0.6B", (5120, 17408): "Qwen3-14B"}
-# Vocabularies that no Qwen3-VL is published with. A fine-tuned one may be cut to its tokenizer's 151,669.
-VOCABULARIES = {151_669: "Qwen3-Embedding", 151_665: "Qwen3-Embedding", 217_204: "ACE-Step's language model"}
+# Vocabularies that no Qwen3-VL has. The 151,669 of other Qwen3-Embedding is that of any model cut to its tokenizer.
+VOCABULARIES = {151_665: "Qwen3-Embedding-4B and 8B", 217_204: "ACE-Step's language model"}

@@ -130,7 +130,9 @@ def test_old_and_new_description_may_stand_together_where_they_agree() -> None:
         pytest.param({"rope_scaling": YARN | {"attention_factor": 0}}, "attention_factor is 0", id="no-attention"),
         pytest.param({"rope_scaling": YARN | {"truncate": "no"}}, "truncate is 'no'", id="truncate-string"),
         pytest.param({"rope_scaling": YARN | {"beta_fast": -1}}, "beta_fast is -1", id="negative-beta"),
-        pytest.param({"rope_scaling": YARN, "rope_theta": 1.0}, "rope_theta is 1.0", id="theta-of-one"),
+        pytest.param(
+            {"rope_scaling": YARN, "rope_theta": 1.0}, "rope_theta is 1.0, expected a number above 1", id="theta-of-one"
+        ),
         pytest.param({"rope_scaling": {"rope_type": "dynamic", "factor": 2}}, "'dynamic'", id="dynamic"),
         pytest.param({"rope_scaling": {"rope_type": "longrope"}}, "'longrope'", id="longrope"),
         pytest.param({"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "'llama3'", id="llama3"),

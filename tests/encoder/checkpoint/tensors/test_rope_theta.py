@@ -126,6 +126,8 @@ def test_other_signs_are_assumptions_too(fields: dict[str, Any], theta: float) -
         pytest.param({"names": ["text_encoder.safetensors", "text_encoders"]}, id="text-encoder"),
         pytest.param({"names": ["qwen_3.5_9b.safetensors"]}, id="another-qwen"),
         pytest.param({"names": ["animation.safetensors", "kreator", "revlon"]}, id="words-within-words"),
+        pytest.param({"names": ["te.safetensors", "backup_202507", "2507"]}, id="a-date"),
+        pytest.param({"vocab_size": 151669}, id="vocabulary-of-the-tokenizer"),
         pytest.param({"metadata": {"mflux_version": "0.24.0"}}, id="mflux-alone"),
         pytest.param(
             {"metadata": {"mflux_version": "0.24.0"}, "siblings": ["vae", "transformer/0.safetensors"]},
