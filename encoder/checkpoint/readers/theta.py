@@ -91,7 +91,13 @@ def _siblings(where: Path) -> Iterator[str]:
     if not where.is_dir():
         return
     pipeline = _pipeline(where)
-    for folder in {where, pipeline, pipeline / _TRANSFORMER}:
-        if folder.is_dir():
-            prefix = f"{_TRANSFORMER}/" if folder == pipeline / _TRANSFORMER else ""
-            yield from (f"{prefix}{path.name}" for path in islice(folder.iterdir(), _MAX_SIBLINGS))
+    yield from {*_entries(where), *_entries(pipeline)}
+    yield from (f"{_TRANSFORMER}/{name}" for name in _entries(pipeline / _TRANSFORMER))
+
+
+def _entries(folder: Path) -> list[str]:
+    """The names in a folder; none where it is not there or may not be read."""
+    try:
+        return [path.name for path in islice(folder.iterdir(), _MAX_SIBLINGS)]
+    except OSError:
+        return []
