@@ -29,6 +29,7 @@ class Groups:
         scales: (rows, groups).
         zeros: (rows, groups), or broadcast to it; None means 0.
         offsets: (rows, groups); None means 0.
+        residual: (rows, columns), added to the weight; None means 0.
         group_of_column: (columns,) integers, where the columns of a group are not neighbours.
     """
 
@@ -36,6 +37,7 @@ class Groups:
     scales: mx.array
     zeros: mx.array | None = None
     offsets: mx.array | None = None
+    residual: mx.array | None = None
     group_of_column: mx.array | None = None
 
 
@@ -65,7 +67,10 @@ class Grouped:
         weight = numbers * _spread(groups.scales, groups)
         if groups.offsets is not None:
             weight = weight + _spread(groups.offsets, groups)
-        return weight.reshape(rows, columns).astype(dtype)
+        weight = weight.reshape(rows, columns)
+        if groups.residual is not None:
+            weight = weight + groups.residual
+        return weight.astype(dtype)
 
     def pack(self, arrays: Arrays) -> dict[str, mx.array]:
         assert self.mlx_quantization is not None

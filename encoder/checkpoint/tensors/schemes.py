@@ -10,6 +10,7 @@ from encoder.checkpoint.tensors.mlx_quantized import mlx_quantized
 from encoder.checkpoint.tensors.modelopt import modelopt
 from encoder.checkpoint.tensors.quanto import quanto
 from encoder.checkpoint.tensors.scaled import scaled
+from encoder.checkpoint.tensors.sdnq import sdnq
 from encoder.checkpoint.tensors.torchao import torchao
 from encoder.checkpoint.tensors.unsupported import unsupported
 
@@ -24,6 +25,7 @@ SCHEMES: tuple[Scheme, ...] = (
     compressed_tensors,
     quanto,
     torchao,
+    sdnq,
     scaled,
     unsupported,
 )

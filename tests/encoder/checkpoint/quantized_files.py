@@ -355,3 +355,56 @@ def torchao_int4(path: str, weight: Array) -> tuple[Stored, Floats]:
         f"{path}._weight_scale": scales.T,
         f"{path}._weight_zero_point": offsets.T,
     }, floats
+
+
+def sdnq(bits: int, *, signed: bool = False, svd: bool = False) -> Quantize:
+    """SDNQ's integers in groups of 32; of 5 bits in its own order."""
+
+    def quantize(path: str, weight: Array) -> tuple[Stored, Floats]:
+        numbers, scales, zeros, floats = in_groups(weight, 32, 2**bits)
+        if signed:
+            zeros = np.full_like(zeros, 2 ** (bits - 1))
+        wide = scales.astype(np.float32)[..., None]
+        offsets = -zeros.astype(np.float32) * scales.astype(np.float32)
+        grouped = numbers.reshape((*wide.shape[:2], 32)) - (2 ** (bits - 1) if signed else 0)
+        floats = grouped.astype(np.float32) * wide + (0 if signed else offsets[..., None])
+        flat = numbers.reshape(-1).astype(np.uint8)
+        stored: Stored = {
+            f"{path}.weight": _spread_5_bits(flat) if bits == 5 else pack(flat, bits).view(np.uint8),
+            f"{path}.scale": scales[..., None],
+        }
+        if not signed:
+            stored[f"{path}.zero_point"] = offsets[..., None]
+        if svd:  # powers of two, so that the product is exact in any order
+            random = np.random.default_rng(0)
+            up, down = np.zeros((weight.shape[0], 2), np.float32), np.zeros((2, weight.shape[1]), np.float32)
+            up[:, 0], down[0] = 0.125, np.exp2(random.integers(-4, 0, weight.shape[1]))
+            stored |= {f"{path}.svd_up": up, f"{path}.svd_down": down}
+            floats = floats.reshape(weight.shape) + up @ down
+        return stored, floats.reshape(weight.shape).astype(np.float32)
+
+    return quantize
+
+
+def _spread_5_bits(numbers: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Of eight numbers, five in the low bits of a byte each, and the bits of the others above them."""
+    eights = numbers.reshape(-1, 8)
+    packed = eights[:, :5].copy()
+    packed[:, :3] |= (eights[:, 5:] & 7) << 5
+    packed[:, 3:] |= (eights[:, 5:7] >> 3) << 5
+    packed[:, 3] |= (eights[:, 7] >> 4) << 7
+    packed[:, 4] |= (eights[:, 7] >> 3 & 1) << 7
+    return packed
+
+
+def sdnq_transposed(path: str, weight: Array) -> tuple[Stored, Floats]:
+    """SDNQ's int8 as it is stored for products of integers."""
+    scales = (np.abs(weight).max(axis=1, keepdims=True) / 127).astype(np.float32)
+    numbers = np.round(weight / scales).astype(np.int8)
+    return {f"{path}.weight": numbers.T, f"{path}.scale": scales.T}, numbers.astype(np.float32) * scales
+
+
+def sdnq_float4(path: str, weight: Array) -> tuple[Stored, Floats]:
+    scales = (np.abs(weight).max(axis=1, keepdims=True) / 6).astype(np.float32)
+    packed, floats = _float4(weight, scales)
+    return {f"{path}.weight": packed.reshape(-1), f"{path}.scale": scales}, floats

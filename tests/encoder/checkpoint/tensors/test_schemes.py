@@ -70,6 +70,15 @@ FORMATS = [
     pytest.param(files.quanto_bits(4, 128), {}, "quanto int4", id="quanto-int4"),
     pytest.param(files.quanto_bits(2, 32), {}, "quanto int2", id="quanto-int2"),
     pytest.param(files.quanto_bytes, {}, "int8", id="quanto-int8"),
+    pytest.param(files.sdnq(4), described("sdnq", weights_dtype="uint4"), "SDNQ uint4", id="sdnq-uint4"),
+    pytest.param(files.sdnq(4, svd=True), described("sdnq", weights_dtype="uint4"), "SDNQ uint4", id="sdnq-svd"),
+    pytest.param(
+        files.sdnq(5, signed=True), described("sdnq", weights_dtype="uint4"), "SDNQ int5", id="sdnq-int5-dynamic"
+    ),
+    pytest.param(files.sdnq_transposed, described("sdnq", weights_dtype="int8"), "SDNQ int8", id="sdnq-transposed"),
+    pytest.param(
+        files.sdnq_float4, described("sdnq", weights_dtype="float4_e2m1fn"), "SDNQ float4_e2m1fn", id="sdnq-float4"
+    ),
 ]
 TORCHAO = [
     pytest.param(files.torchao_int8(32), "IntxUnpackedToInt8Tensor", "torchao IntxUnpackedToInt8Tensor", id="int8"),
