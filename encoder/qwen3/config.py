@@ -80,7 +80,7 @@ def states_rope_theta(config: dict[str, Any]) -> bool:
 
 
 def _text_config(top: Fields) -> Fields:
-    if "text_config" not in top.values:
+    if top.get("text_config") is None:
         return top
     text = top.values["text_config"]
     if not isinstance(text, dict):
@@ -93,20 +93,29 @@ def _text_config(top: Fields) -> Fields:
 
 
 def _refuse_other_models(text: Fields) -> None:
-    if text.values.get("model_type", "qwen3") not in ("qwen3", "qwen3_vl_text"):
+    if "_class_name" in text.values:
+        raise text.wrong("_class_name", "the config of a text encoder: this part of a pipeline is another")
+    if text.get("model_type", "qwen3") not in ("qwen3", "qwen3_vl_text"):
         raise text.wrong("model_type", "'qwen3' or 'qwen3_vl_text'")
-    if text.values.get("hidden_act", "silu") != "silu":
+    if text.get("hidden_act", "silu") not in ("silu", "swish"):  # two names of one function
         raise text.wrong("hidden_act", "'silu'")
-    layer_types = text.get("layer_types") or []
-    if text.flag("use_sliding_window") or not isinstance(layer_types, list) or _has_other(layer_types):
+    if _has_windows(text):
         raise CheckpointError(
-            f"{text.where}: use_sliding_window is {text.get('use_sliding_window')}, layer_types is "
-            f"{shown(layer_types)}, expected full_attention in every layer and no sliding window."
+            f"{text.where}: use_sliding_window is {shown(text.get('use_sliding_window'))}, layer_types is "
+            f"{shown(text.get('layer_types'))}, expected full_attention in every layer: windows are not implemented."
         )
 
 
-def _has_other(layer_types: list[Any]) -> bool:
-    return any(layer_type != "full_attention" for layer_type in layer_types)
+def _has_windows(text: Fields) -> bool:
+    """Whether a layer attends to the last tokens only. Where no layer_types are given, the last layers do."""
+    layer_types = text.get("layer_types")
+    if layer_types is not None:
+        return not isinstance(layer_types, list) or any(kind != "full_attention" for kind in layer_types)
+    no_size = "sliding_window" in text.values and text.values["sliding_window"] is None
+    if not text.flag("use_sliding_window") or no_size:
+        return False
+    first = text.get("max_window_layers", 28)
+    return not isinstance(first, int) or first < text.positive("num_hidden_layers")
 
 
 def _key_value_heads(text: Fields, num_attention_heads: int) -> int:

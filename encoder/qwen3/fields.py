@@ -29,7 +29,8 @@ class Fields:
 
     def wrong(self, key: str, expected: str) -> CheckpointError:
         """The error of a value that is not as expected."""
-        return CheckpointError(f"{self.where}: {key} is {shown(self.values.get(key))}, expected {expected}.")
+        found = f"{key} is {shown(self.values[key])}" if key in self.values else f"has no {key}"
+        return CheckpointError(f"{self.where}: {found}, expected {expected}. Is it a Qwen3 or Qwen3-VL, as published?")
 
     def flag(self, key: str) -> bool:
         """A boolean, False where it is absent."""
@@ -62,4 +63,4 @@ class Fields:
 def shown(value: Any) -> str:
     """A value for a message, cut where it is long."""
     text = repr(value)
-    return text if len(text) <= 100 else f"{text[:97]}..."
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,9 +1,10 @@
 """Reads a single safetensors file, as ComfyUI's folder models/text_encoders holds them.
 
-The dims follow from the shapes, unless a config.json of the same model lies beside the file.
+The dims follow from the shapes, unless a config.json of the same model lies beside the file or in a folder of its name.
 Source: ComfyUI, comfy/sd.py:detect_te_model, comfy/text_encoders/llama.py.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def open_request(request: Request) -> Checkpoint:
     if _is_part(file, folder):
         return open_folder(folder, request)
     header = read_header(file)
-    config_file, warnings = _config_beside(folder / CONFIG_FILE, header)
+    config_file, warnings = _config_beside([file.with_suffix(""), folder], header)
     files = Files(
         where=file,
         headers=[header],
@@ -67,13 +68,12 @@ def _indexed(folder: Path) -> set[str]:
     return set(read_index(folder / INDEX_FILE).values())
 
 
-def _config_beside(config_file: Path, header: Header) -> tuple[Path | None, tuple[str, ...]]:
-    """The config.json beside the file, if it is of the same model; and a warning if it is of another."""
-    if not config_file.is_file():
-        return None, ()
-    if _describes(config_file, header):
-        return config_file, ()
-    return None, (f"{config_file} is of another model, and is not used",)
+def _config_beside(folders: Sequence[Path], header: Header) -> tuple[Path | None, tuple[str, ...]]:
+    """The first config.json in these folders that is of the same model; a warning where there are only others."""
+    found = [folder / CONFIG_FILE for folder in folders if (folder / CONFIG_FILE).is_file()]
+    own = next((config_file for config_file in found if _describes(config_file, header)), None)
+    others = () if own else tuple(f"{config_file} is of another model, and is not used" for config_file in found)
+    return own, others
 
 
 def _describes(config_file: Path, header: Header) -> bool:

@@ -48,6 +48,11 @@ _MODULES = {
 }
 _OUTSIDE_LAYERS = {"token_embd.weight": "embed_tokens.weight", "output_norm.weight": "norm.weight"}
 _UNUSED = ("output.", "rope_freqs.", "v.", "mm.")  # language model head, factors of one, and Ollama's vision tower
+_NO_MODELS = {  # by general.type
+    "mmproj": "the vision tower of a model",
+    "imatrix": "statistics for quantizing a model",
+    "vocab": "a vocabulary",
+}
 _FIELDS = {  # of config.json, and the GGUF key of each, which follows the architecture: `qwen3.embedding_length`
     "hidden_size": "embedding_length",
     "intermediate_size": "feed_forward_length",
@@ -76,20 +81,31 @@ def open_gguf(file: Path, request: Request) -> Checkpoint:
     Errors: CheckpointError when it is damaged, lacks a part, or is no Qwen3.
     """
     header = read_gguf_headers(file)
-    if header.metadata.get("general.type") == "adapter":
-        raise CheckpointError(
-            f"{file}: is a LoRA and no model. Give the model that it was trained on, and the LoRA beside it: "
-            f"--model MODEL --lora {file}"
-        )
+    _expect_model(header.metadata, file)
     keys = _find_keys([array.key for array in header.arrays], file, request.options.component)
     tensors = {name: _tensor(name, array) for array in header.arrays if (name := keys.names.get(array.key)) is not None}
     if "embed_tokens.weight" not in tensors or len(tensors["embed_tokens.weight"].shape) != 2:
-        raise CheckpointError(f"{file}: has no matrix token_embd.weight, expected the tensors of a Qwen3.")
+        raise CheckpointError(
+            f"{file}: has no matrix token_embd.weight, and general.architecture is "
+            f"{shown(header.metadata.get('general.architecture'))}. Give the GGUF file of a Qwen3 or Qwen3-VL."
+        )
     config, theta = _config(header, tensors, keys, file, request)
     check_frequency_factors(header.arrays, str(file))
     tokenizer = _tokenizer(header.metadata, config, file, request)
     origin = Origin("GGUF", f"the metadata of {file}", theta.source, tokenizer.source)
     return describe(request.name, config, Weights(tensors), tokenizer, origin, [*keys.warnings, *theta.warnings])
+
+
+def _expect_model(metadata: dict[str, Any], file: Path) -> None:
+    """Errors: CheckpointError for the other files that llama.cpp's tools write."""
+    kind = "mmproj" if metadata.get("general.architecture") == "clip" else metadata.get("general.type")
+    if kind == "adapter":
+        raise CheckpointError(
+            f"{file}: is a LoRA and no model. Give the model that it was trained on, and the LoRA beside it: "
+            f"--model MODEL --lora {file}"
+        )
+    if isinstance(kind, str) and kind in _NO_MODELS:
+        raise CheckpointError(f"{file}: holds {_NO_MODELS[kind]} and no model. Give the GGUF file of the model itself.")
 
 
 def _find_keys(keys: list[str], file: Path, component: str | None) -> EncoderKeys:
@@ -116,7 +132,10 @@ def _config(
     """The dims, and how rope_theta is known: from the metadata, or, where there are none, as of any file of tensors."""
     architecture = header.metadata.get("general.architecture")
     if architecture not in ARCHITECTURES and "token_embd.weight" in keys.names:  # else the names are Hugging Face's
-        raise CheckpointError(f"{file}: general.architecture is {architecture!r}, expected 'qwen3' or 'qwen3vl'.")
+        raise CheckpointError(
+            f"{file}: general.architecture is {shown(architecture)}, expected 'qwen3' or 'qwen3vl'. Give the GGUF file "
+            f"of a Qwen3 or Qwen3-VL."
+        )
     if f"{architecture}.embedding_length" not in header.metadata:
         shapes = config_from_shapes(tensors, str(file), QWEN3_THETA)
         theta = theta_without_config(file, header.arrays, keys.prefix, header.metadata, shapes, request)

@@ -64,7 +64,7 @@ def open_folder(folder: Path, request: Request) -> Checkpoint:
     if not has_config:
         _expect_one_model(layout.text_encoder, headers)
     files = Files(
-        where=layout.text_encoder,
+        where=layout.text_encoder if has_config else _only_file(layout.text_encoder, headers),
         headers=headers,
         config_file=config_file if has_config else None,
         tokenizers=layout.tokenizers,
@@ -122,6 +122,13 @@ def _read_indexed_headers(folder: Path, component: str | None) -> list[Header]:
             f"Fetch the files again."
         )
     return headers
+
+
+def _only_file(folder: Path, headers: list[Header]) -> Path:
+    """The file that is the folder's model, where its name may say which; else the folder."""
+    files = {array.file for header in headers for array in header.arrays}
+    own_name = len(files) == 1 and not any(_SHARD.fullmatch(file.stem) or file.name == WEIGHTS_FILE for file in files)
+    return files.pop() if own_name else folder
 
 
 def _expect_one_model(folder: Path, headers: list[Header]) -> None:

@@ -3,10 +3,12 @@
 import logging
 import os
 from dataclasses import replace
+from pathlib import Path
 
 from encoder.checkpoint.checkpoint import Checkpoint
 from encoder.checkpoint.files.hub_files import fetch
 from encoder.checkpoint.files.hub_id import HubId
+from encoder.checkpoint.files.lookalikes import explain_lookalike
 from encoder.checkpoint.files.lora_file import expect_no_adapter
 from encoder.checkpoint.readers import comfyui, demo, gguf, huggingface, ollama
 from encoder.checkpoint.readers.loras import merge_loras
@@ -74,15 +76,26 @@ def _open_from_hub(request: Request) -> Checkpoint:
     return replace(reader.open_request(fetched), revision=snapshot.name)
 
 
+def _explain_file(file: Path) -> str:
+    """What a file is that no reader takes, and what to give in its place."""
+    if file.suffix == ".json":
+        return f"describes a part of a model. Give the folder of the model, as {file.parent} may be."
+    return explain_lookalike(file) or "is a file of no known format. Give a *.safetensors or *.gguf file, or a folder."
+
+
 def _parse_hub_id(request: Request) -> HubId:
     """The hub id that the source is, at the revision that was asked for."""
     hub_id, revision = HubId.parse(request.source), request.options.revision
     if hub_id is None:
-        found = "is a file of no known format" if os.path.isfile(request.path) else "no such folder or file"
+        if os.path.isfile(request.path):
+            raise CheckpointError(f"{request.path}: {_explain_file(request.path)}")
+        found = "no such folder or file"
+        if request.source != request.source.strip(" \t\r\n\"'"):
+            found = "has quotes or blanks around it; so written it is no such folder or file"
         if "://" in request.source:
             found = "is an address, but not of a model on the hub, like https://huggingface.co/Qwen/Qwen3-0.6B"
         raise CheckpointError(
-            f"{request.source!r}: {found}, and not a hub id like Qwen/Qwen3-0.6B. "
+            f"{request.source!r:.300}: {found}, and not a hub id like Qwen/Qwen3-0.6B. "
             f"Give the folder of a checkpoint, a *.safetensors or *.gguf file, a hub id, an Ollama name, or 'demo'."
         )
     if revision and hub_id.revision and revision != hub_id.revision:

@@ -56,7 +56,7 @@ def open_files(files: Files, request: Request) -> Checkpoint:
     arrays = [array for header in files.headers for array in header.arrays]
     metadata = {key: value for header in files.headers for key, value in header.metadata.items()}
     raw_config = read_json_object(files.config_file) if files.config_file is not None else {}
-    dims = Qwen3Config.from_dict(raw_config, str(files.config_file)) if raw_config else None
+    dims = Qwen3Config.from_dict(raw_config, str(files.config_file)) if files.config_file is not None else None
     hints = Hints(raw_config, metadata, dims)
     assembled = assemble(by_key(arrays), SCHEMES, hints, str(files.where), files.component)
     if dims is None:
@@ -74,7 +74,7 @@ def open_files(files: Files, request: Request) -> Checkpoint:
     tokenizer = _tokenizer(files, arrays, config, request)
     origin = Origin(
         format=files.format,
-        config=str(files.config_file or "the tensors' shapes; rms_norm_eps is Qwen3's"),
+        config=str(files.config_file or "the tensors' shapes, with Qwen3's rms_norm_eps"),
         rope_theta=theta.source,
         tokenizer=tokenizer.source,
     )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from encoder.checkpoint.tensors.encodings import FLOATS, Plain
+from encoder.checkpoint.tensors.encodings import FLOATS, Doubles, Plain
 from encoder.checkpoint.tensors.keys import EncoderKeys, find_encoder
 from encoder.checkpoint.tensors.weights import StoredArray, StoredTensor
 from encoder.errors import CheckpointError
@@ -150,11 +150,23 @@ def _plain(path: str, parts: Parts, buffers: list[str]) -> list[StoredTensor]:
         if is_buffer(part, parts):
             buffers.append(array.key)
             continue
-        if array.dtype not in FLOATS:
+        if array.dtype not in (*FLOATS, "F64"):
             raise CheckpointError(
                 f"{array.file}: {array.key} has dtype {array.dtype}, expected {', '.join(FLOATS)}, "
                 f"or scales beside it that say how it is quantized."
             )
         name = f"{path}.{part}" if path else part
-        tensors.append(StoredTensor(name, array.shape, Plain(FLOATS[array.dtype]), {"weight": array}))
+        tensors.append(_floats(name, _as_vector(array) if name.endswith("norm.weight") else array))
     return tensors
+
+
+def _as_vector(array: StoredArray) -> StoredArray:
+    """A norm's weights without axes of length 1, which some converters add."""
+    lengths = tuple(length for length in array.shape if length != 1)
+    return replace(array, shape=lengths) if len(lengths) == 1 else array
+
+
+def _floats(name: str, array: StoredArray) -> StoredTensor:
+    if array.dtype == "F64":
+        return StoredTensor(name, array.shape, Doubles(), {"weight": replace(array, shape=(*array.shape, 8))})
+    return StoredTensor(name, array.shape, Plain(FLOATS[array.dtype]), {"weight": array})

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import mlx.core as mx
+import numpy as np
 
 from encoder.checkpoint.tensors.quantization import Quantization
 from encoder.checkpoint.tensors.weights import Arrays
@@ -21,6 +22,22 @@ class Plain:
 
     def decode(self, arrays: Arrays, dtype: mx.Dtype) -> mx.array:
         return arrays["weight"].astype(dtype)
+
+    def pack(self, arrays: Arrays) -> dict[str, mx.array]:
+        raise NotImplementedError("floats are not packed")
+
+
+@dataclass(frozen=True, slots=True)
+class Doubles:
+    """Floats of 64 bits, stored as bytes: the last axis has the eight of each number. MLX has none on a GPU."""
+
+    label: str = "float64"
+    quantized: bool = False
+    mlx_quantization: Quantization | None = None
+
+    def decode(self, arrays: Arrays, dtype: mx.Dtype) -> mx.array:
+        numbers = np.array(arrays["weight"]).view(np.float64)[..., 0]
+        return mx.array(numbers.astype(np.float32)).astype(dtype)
 
     def pack(self, arrays: Arrays) -> dict[str, mx.array]:
         raise NotImplementedError("floats are not packed")

@@ -12,7 +12,14 @@ _MAX_LISTED = 4
 _MAX_SHOWN = 120  # characters of a key
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.\w+$")
 _CAUSES = (  # what a part of an extra key says about its writer
-    (re.compile(r"\.base_layer\."), "saved with a LoRA that is not merged; merge it, or give base and LoRA separately"),
+    (
+        re.compile(r"\.(base_layer|original_module|modules_to_save)\."),
+        "saved with an adapter that is not merged; merge it, or give base and LoRA separately",
+    ),
+    (
+        re.compile(r"qkv_proj|gate_up_proj"),
+        "stored with fused matrices, as inference engines do; take the original",
+    ),
     (re.compile(r"experts\.|\.gate\.weight$|shared_expert"), "a mixture of experts, which is another model"),
     (re.compile(r"pre_feedforward_layernorm|linear_attn|\.mixer\."), "another model than Qwen3"),
     (re.compile(r"_scale|scales?\b|zero|absmax|qweight|codebook"), "quantized in a way that is not read here"),
@@ -73,9 +80,10 @@ def check_tensors(
         if items
     ]
     if problems:
+        layers = 1 + max((layer for name in tensors if (layer := layer_of(name)) is not None), default=-1)
         raise CheckpointError(
             f"{where}: its tensors are not those of the Qwen3 that {dims_from} describes: {'; '.join(problems)}. "
-            f"{_cause(found.values(), missing, misshapen, extra)}"
+            f"{_cause(found.values(), missing, misshapen, extra)}{_layers_differ(config, layers)}"
         )
 
 
@@ -90,6 +98,12 @@ def _cause(stored: Iterable[StoredTensor], missing: list[str], misshapen: list[s
     if misshapen:
         return "Are the dims and the weights of the same model?"
     return "Is the checkpoint complete? Fetch it again." if missing else "Is it a Qwen3 of another kind?"
+
+
+def _layers_differ(config: Qwen3Config, layers: int) -> str:
+    if layers == config.num_hidden_layers:
+        return ""
+    return f" It has tensors of {layers:,} layers, and num_hidden_layers is {config.num_hidden_layers:,}."
 
 
 def _listed(items: list[str]) -> str:

@@ -10,7 +10,8 @@ torch.compile, DDP, PEFT          _orig_mod.model.layers.…, module.model.layer
 Ollama's image models             text_encoder/model.layers.…
 ComfyUI, all models in one file   text_encoders.qwen3_4b.transformer.model.layers.…, model.diffusion_model.…, vae.…
 
-So no prefix is listed here: it is what stands before `layers.0.self_attn.q_norm.weight`.
+So no prefix is listed here: it is what stands before `layers.0.self_attn.q_norm.weight`. What PyTorch wraps around
+single layers stands within a name, `layers.0._checkpoint_wrapped_module.mlp.…`, and is left out of it.
 """
 
 import re
@@ -19,7 +20,11 @@ from dataclasses import dataclass
 
 from encoder.errors import CheckpointError
 
-_ANCHOR = re.compile(r"(?P<prefix>(?:.*[./])?)layers\.\d+\.self_attn\.q_norm\.weight", re.DOTALL)
+_WRAPPERS = r"(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)*"
+_ANCHOR = re.compile(
+    rf"(?P<prefix>(?:.*[./])?)layers\.\d+\.{_WRAPPERS}self_attn\.{_WRAPPERS}q_norm\.{_WRAPPERS}weight", re.DOTALL
+)
+_WITHIN = re.compile(rf"(?<=\.){_WRAPPERS}")
 _OWN = ("embed_tokens.", "layers.", "norm.")  # what stands below the prefix of a Qwen3
 _HEAD = "lm_head."
 _EMBEDDING = "embed_tokens."
@@ -32,14 +37,29 @@ _EXPECTED_BESIDE = re.compile(  # other parts of a whole model, and other models
 # Quark, vLLM, AutoFP8, FBGEMM, quanto. A weight's own scales are called otherwise, and so is `pre_quant_scale`.
 _ACTIVATION = r"(input|output|act|activation|q|k|v|kv|qkv|kv_cache|prob|prob_output)"
 _NO_PARAMETERS = re.compile(
-    r"(rotary_emb\.inv_freq"  # RoPE frequencies, which follow from rope_theta
+    r"(rotary_emb\.\w+"  # RoPE's frequencies, and tables of them, which follow from rope_theta
     r"|scaled_fp8"  # ComfyUI's mark on a file with scale_weight
     rf"|\.{_ACTIVATION}_(scale|scale_inv|scale_ub|global_scale|zero_point|amax|scaling_factor)"
+    r"|\.[kv]_cache\.(scale|zero_point)"
     r"|\.scale_input"
     r"|\.(input|output|softmax|[qkv]_bmm)_quantizer\._amax"
     r")$"
 )
 _MAX_SHOWN = 3
+
+# What a key says about a model that people take for the encoder, in this order.
+_OTHER_MODELS = (
+    (
+        re.compile(r"(^|\.)(diffusion_model|double_blocks|transformer_blocks|noise_refiner|cap_embedder)\."),
+        "a denoiser",
+    ),
+    (re.compile(r"\.SelfAttention\.[qkvo]\."), "T5"),
+    (re.compile(r"text_model\.encoder\.layers\."), "CLIP"),
+    (re.compile(r"(encoder|decoder)\.(conv_in|conv_out|mid_block|up_blocks|downsamples)\b"), "a VAE"),
+    (re.compile(r"\.linear_attn\."), "Qwen3.5 or Qwen3-Next"),
+    (re.compile(r"\.self_attn\.q_proj\.bias$"), "Qwen2.5 or its VL"),
+    (re.compile(r"\.self_attn\.q_proj\."), "another language model, such as Llama or Mistral"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +114,7 @@ def find_encoder(keys: Iterable[str], where: str, component: str | None = None) 
 
 def _name_below(prefix: str, key: str) -> str | None:
     """The parameter's name; None for a key that is not the encoder's, or that the encoder never needs."""
-    name = key[len(prefix) :] if key.startswith(prefix) else ""
+    name = _WITHIN.sub("", key[len(prefix) :]) if key.startswith(prefix) else ""
     return None if not name.startswith(_OWN) or _NO_PARAMETERS.search(name) or _ADAPTER.search(name) else name
 
 
@@ -143,9 +163,11 @@ def _explain_no_qwen3(keys: Collection[str]) -> str:
             "holds a LoRA adapter and no model. Give the model that it was trained on as --model, and this as --lora."
         )
     shown = ", ".join(f"{key:.80}" for key in list(keys)[:_MAX_SHOWN]) or "no tensor"
+    seems = next((model for pattern, model in _OTHER_MODELS if any(map(pattern.search, keys))), None)
+    guess = f"It seems to be {seems}. " if seems else ""
     return (
         f"holds no Qwen3: no key ends in layers.0.self_attn.q_norm.weight; its {len(keys):,} tensors begin with "
-        f"{shown}. Give a checkpoint of Qwen3 or of Qwen3-VL."
+        f"{shown}. {guess}Give a checkpoint of Qwen3 or of Qwen3-VL."
     )
 
 

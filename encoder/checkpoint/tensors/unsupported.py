@@ -64,7 +64,9 @@ def unsupported(path: str, parts: Parts, hints: Hints) -> None:
     Errors: CheckpointError for an array that is not floats, and for one that floats do not have beside them.
     """
     name = next((_BY_ARRAYS[part] for part in parts if part in _BY_ARRAYS), None)
-    strange = [array for part, array in parts.items() if array.dtype not in FLOATS and not is_buffer(part, parts)]
+    strange = [
+        array for part, array in parts.items() if array.dtype not in (*FLOATS, "F64") and not is_buffer(part, parts)
+    ]
     array = next(iter(strange or (parts.values() if name is not None else ())), None)
     if array is None:
         return

@@ -100,10 +100,31 @@ def test_head_dim_is_read_or_defaulted(config: dict[str, Any], head_dim: int) ->
 
 
 @pytest.mark.parametrize(
+    "same",
+    [
+        pytest.param({"model_type": None, "text_config": None, "hidden_act": None}, id="null-is-absent"),
+        pytest.param({"hidden_act": "swish"}, id="other-name-of-silu"),
+        pytest.param({"use_sliding_window": True, "sliding_window": None}, id="windows-without-a-size"),
+        pytest.param(
+            {"use_sliding_window": True, "sliding_window": 4096, "max_window_layers": 36},
+            id="windows-after-the-last-layer",
+        ),
+        pytest.param(
+            {"use_sliding_window": True, "sliding_window": 9, "layer_types": ["full_attention"] * 36},
+            id="windows-in-no-layer",
+        ),
+    ],
+)
+def test_config_that_means_the_same_in_transformers_is_read(same: dict[str, Any]) -> None:
+    """Converters and people write it in many ways; in transformers layer_types decide, then max_window_layers."""
+    assert Qwen3Config.from_dict(without(**same)) == Qwen3Config.from_dict(without())
+
+
+@pytest.mark.parametrize(
     ("config", "message"),
     [
-        pytest.param({}, "num_attention_heads is None", id="empty"),
-        pytest.param(without("hidden_size"), "hidden_size is None", id="missing"),
+        pytest.param({}, "has no num_attention_heads", id="empty"),
+        pytest.param(without("hidden_size"), "has no hidden_size", id="missing"),
         pytest.param(without(hidden_size="2560"), "hidden_size is '2560'", id="string"),
         pytest.param(without(num_hidden_layers=0), "num_hidden_layers is 0", id="zero"),
         pytest.param(without(num_hidden_layers=True), "num_hidden_layers is True", id="bool"),
@@ -115,7 +136,9 @@ def test_head_dim_is_read_or_defaulted(config: dict[str, Any], head_dim: int) ->
         pytest.param(without(model_type="llama"), "model_type is 'llama'", id="other-model"),
         pytest.param(without(model_type="qwen3_moe"), "model_type is 'qwen3_moe'", id="mixture-of-experts"),
         pytest.param(without(hidden_act="gelu"), "hidden_act is 'gelu'", id="other-activation"),
-        pytest.param(without(use_sliding_window=True), "sliding window", id="sliding-window"),
+        pytest.param(
+            without(use_sliding_window=True, sliding_window=4096, max_window_layers=35), "windows", id="sliding-window"
+        ),
         pytest.param(without(rope_scaling="linear"), "rope_scaling is 'linear', expected an object", id="rope-string"),
         pytest.param(without(rope_parameters=[1]), r"rope_parameters is \[1\]", id="rope-list"),
         pytest.param(without(rope_parameters={"partial_rotary_factor": 0.5}), "over whole heads", id="partial-rope"),
@@ -127,6 +150,7 @@ def test_head_dim_is_read_or_defaulted(config: dict[str, Any], head_dim: int) ->
         pytest.param(without(rms_norm_eps=10**400), "rms_norm_eps is 1000", id="over-float"),
         pytest.param(without(hidden_size=2**40), "expected an integer from 1 to 16777216", id="absurd-size"),
         pytest.param(without(attention_bias="false"), "attention_bias is 'false'", id="flag-string"),
+        pytest.param({"_class_name": "AutoencoderKL"}, "_class_name is 'AutoencoderKL'", id="part-of-a-pipeline"),
         pytest.param({"text_config": "qwen3"}, "text_config is 'qwen3'", id="text-config-string"),
     ],
 )

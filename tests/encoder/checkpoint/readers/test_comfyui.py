@@ -178,6 +178,18 @@ def test_tokenizer_is_found(tmp_path: Path, weights: Stored, place: str) -> None
     assert open_checkpoint(ModelOptions(str(file), **given)).tokenizer.vocab_size == 282
 
 
+@pytest.mark.parametrize("place", ["", "qwen"])
+def test_config_beside_a_file_counts_whatever_the_file_is_called(tmp_path: Path, weights: Stored, place: str) -> None:
+    """Beside it, or in the folder of its name, where its tokenizer is looked for too."""
+    file = write_file(tmp_path, {f"model.{name}": weight for name, weight in weights.items()}, "qwen.safetensors")
+    write_checkpoint(tmp_path / "other", rope_theta=7e6, **DIMS)
+    (tmp_path / place).mkdir(exist_ok=True)
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / "other" / name).rename(tmp_path / place / name)
+
+    assert open_checkpoint(ModelOptions(str(file))).config.rope_theta == 7e6
+
+
 def test_missing_tokenizer_of_an_unknown_vocabulary_is_asked_for(tmp_path: Path, weights: Stored) -> None:
     """Qwen3's own would give ids that the model does not have."""
     file = write_file(tmp_path, {f"model.{name}": array for name, array in weights.items()})

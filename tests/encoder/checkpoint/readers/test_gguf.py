@@ -202,6 +202,8 @@ def train_tokenizer() -> tokenizers.Tokenizer:
     ("options", "message"),
     [
         pytest.param({"architecture": "llama"}, "general.architecture is 'llama'", id="another-model"),
+        pytest.param({"architecture": "clip"}, "holds the vision tower of a model and no model", id="projector"),
+        pytest.param({"general__type": "imatrix"}, "holds statistics for quantizing a model", id="imatrix"),
         pytest.param({"split.count": 3}, "one of 3 parts, which its name does not say", id="split"),
         pytest.param({"qwen3__rope__scaling__type": "longrope"}, "'longrope'", id="other-rope"),
         pytest.param({"qwen3__rope__dimension_count": 32}, "dimension_count is 32", id="part-of-a-head"),

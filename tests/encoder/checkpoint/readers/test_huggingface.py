@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from encoder import LAST_HIDDEN_STATE, TextEncoder
 from encoder.checkpoint import open_checkpoint
 from encoder.checkpoint.tensors.expected import parameter_shapes
 from encoder.errors import CheckpointError
 from encoder.options import ModelOptions
 from encoder.qwen3.config import Qwen3Config
-from tests.checkpoints import write_checkpoint, write_json, write_pipeline, write_tensors, write_tokenizer
+from tests.checkpoints import Array, write_checkpoint, write_json, write_pipeline, write_tensors, write_tokenizer
 
 INDEX = "model.safetensors.index.json"
 
@@ -155,7 +156,6 @@ def test_two_tensors_for_one_parameter_are_refused(tmp_path: Path) -> None:
     [
         pytest.param(np.uint32, "U32", id="words-without-scales"),
         pytest.param(np.int8, "I8", id="int8"),
-        pytest.param(np.float64, "F64", id="double"),
     ],
 )
 def test_numbers_that_nothing_explains_are_refused_by_name(tmp_path: Path, dtype: Any, stored: str) -> None:
@@ -450,6 +450,50 @@ def test_unneeded_tensors_are_counted_in_a_warning(tmp_path: Path) -> None:
     assert checkpoint.warnings == (
         "2 tensors (score.weight, model.embed_tokens.position_ids) that a text encoder does not need are not read",
     )
+
+
+def test_norms_may_have_axes_of_length_one(tmp_path: Path) -> None:
+    """Some converters make every tensor a matrix."""
+    weights = write_checkpoint(tmp_path)
+    write_tensors(tmp_path, {f"model.{name}": np.atleast_2d(array) for name, array in weights.items()})
+
+    shapes = {
+        name: tensor.shape for name, tensor in open_checkpoint(ModelOptions(str(tmp_path))).weights.tensors.items()
+    }
+    assert shapes == {name: array.shape for name, array in weights.items()}
+
+
+def test_doubles_are_read_as_the_nearest_floats(tmp_path: Path) -> None:
+    """NumPy's default, which MLX's GPUs do not have."""
+    write_checkpoint(tmp_path / "floats")
+    weights = write_checkpoint(tmp_path / "doubles")
+    write_tensors(tmp_path / "doubles", {f"model.{name}": array.astype(np.float64) for name, array in weights.items()})
+
+    def hidden_states(name: str) -> Array:
+        encoder = TextEncoder.open(ModelOptions(str(tmp_path / name)))
+        return encoder.encode(["a cat"], LAST_HIDDEN_STATE, "float32")[0].hidden_states
+
+    np.testing.assert_array_equal(hidden_states("doubles"), hidden_states("floats"))
+
+
+def test_fused_matrices_are_named_as_such(tmp_path: Path) -> None:
+    """Inference engines save what they computed with."""
+    weights = write_checkpoint(tmp_path)
+    fused = {f"model.{name}": array for name, array in weights.items() if "gate_proj" not in name}
+    write_tensors(tmp_path, {key.replace("up_proj", "gate_up_proj"): array for key, array in fused.items()})
+
+    with pytest.raises(CheckpointError, match=r"It seems to be stored with fused matrices"):
+        open_checkpoint(ModelOptions(str(tmp_path)))
+
+
+def test_other_number_of_layers_is_said(tmp_path: Path) -> None:
+    """A config that belongs to another size of the model."""
+    write_checkpoint(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    write_json(tmp_path / "config.json", config | {"num_hidden_layers": 3})
+
+    with pytest.raises(CheckpointError, match=r"It has tensors of 2 layers, and num_hidden_layers is 3"):
+        open_checkpoint(ModelOptions(str(tmp_path)))
 
 
 def test_tied_weights_may_be_kept_under_the_heads_name(tmp_path: Path) -> None:

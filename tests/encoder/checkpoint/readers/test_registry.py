@@ -39,8 +39,21 @@ def test_file_of_an_unknown_format_is_refused(tmp_path: Path) -> None:
     write_checkpoint(tmp_path)
     (tmp_path / "model.ckpt").write_bytes(b"PK\x03\x04archive/data.pkl")
 
-    with pytest.raises(CheckpointError, match="is a file of no known format"):
+    with pytest.raises(CheckpointError, match=r"model.ckpt: is a PyTorch pickle or a zip"):
         open_checkpoint(ModelOptions(str(tmp_path / "model.ckpt")))
+    (tmp_path / "model.bin").write_bytes(bytes(range(99)))
+    with pytest.raises(CheckpointError, match=r"model.bin: is a file of no known format"):
+        open_checkpoint(ModelOptions(str(tmp_path / "model.bin")))
+    with pytest.raises(CheckpointError, match=r"tokenizer.json: describes a part of a model. Give the folder"):
+        open_checkpoint(ModelOptions(str(tmp_path / "tokenizer.json")))
+
+
+def test_quotes_around_a_path_are_pointed_at(tmp_path: Path) -> None:
+    """Docker hands over those of an --env-file."""
+    write_checkpoint(tmp_path)
+
+    with pytest.raises(CheckpointError, match=r"has quotes or blanks around it"):
+        open_checkpoint(ModelOptions(f'"{tmp_path}"'))
 
 
 def test_file_of_a_folder_means_the_folder(tmp_path: Path) -> None:

@@ -39,6 +39,16 @@ def test_prefix_is_what_stands_before_the_layers(prefix: str) -> None:
     assert found.warnings == []
 
 
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module._orig_mod."])
+def test_wrapper_of_single_layers_is_left_out_of_their_names(wrapper: str) -> None:
+    """FSDP, activation checkpointing and torch.compile wrap layers, and modules within them."""
+    keys = [re.sub(r"(layers\.\d\.|self_attn\.)", rf"\1{wrapper}", f"model.{name}") for name in NAMES]
+    found = find_encoder(keys, "file")
+
+    assert list(found.names.values()) == NAMES
+    assert found.warnings == []
+
+
 @pytest.mark.parametrize(
     "key",
     [
@@ -50,6 +60,8 @@ def test_prefix_is_what_stands_before_the_layers(prefix: str) -> None:
         "vision_tower.blocks.0.norm1.weight",
         "model.layers.0.self_attn.rotary_emb.inv_freq",
         "rotary_emb.inv_freq",
+        "model.layers.0.self_attn.rotary_emb.cos_cached",
+        "model.layers.0.self_attn.k_cache.scale",
         "model.diffusion_model.layers.0.attention.qkv.weight",
         "vae.decoder.conv_in.weight",
         "scaled_fp8",
@@ -182,7 +194,13 @@ def test_several_models_are_listed_and_one_is_chosen() -> None:
     ("keys", "message"),
     [
         pytest.param([], "begin with no tensor", id="empty"),
-        pytest.param(["model.layers.0.self_attn.q_proj.weight"], "holds no Qwen3", id="other-model"),
+        pytest.param(["model.layers.0.self_attn.q_proj.weight"], "another language model", id="llama"),
+        pytest.param(["model.layers.0.self_attn.q_proj.bias"], "Qwen2.5 or its VL", id="qwen2"),
+        pytest.param(["encoder.block.0.layer.0.SelfAttention.q.weight"], "seems to be T5", id="t5"),
+        pytest.param(["text_model.encoder.layers.0.self_attn.q_proj.weight"], "seems to be CLIP", id="clip"),
+        pytest.param(["model.diffusion_model.layers.0.attention.qkv.weight"], "seems to be a denoiser", id="denoiser"),
+        pytest.param(["decoder.conv_in.weight"], "seems to be a VAE", id="vae"),
+        pytest.param(["a.weight"], "its 1 tensors begin with a.weight. Give a checkpoint", id="unknown"),
         pytest.param(["base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"], "holds a LoRA", id="adapter"),
         pytest.param(["x" * 10_000], re.escape("x" * 80 + ". Give"), id="long-key"),
     ],
