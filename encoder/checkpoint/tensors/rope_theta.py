@@ -5,6 +5,7 @@ what the user says, a config, the frequencies themselves, a vision tower. A name
 a warning. Where nothing says it, or two names contradict each other, the user is asked.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,14 +22,15 @@ from encoder.checkpoint.tensors.families import (
 )
 from encoder.errors import CheckpointError
 from encoder.qwen3.config import Qwen3Config
-from encoder.qwen3.fields import shown
+from encoder.qwen3.fields import MAX_DIM, Fields, shown
+from encoder.qwen3.rope import read_rope, states_theta
 
 _ASK = "Give --rope-theta 1000000 or --rope-theta 5000000, or put the model's config.json beside it."
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _VISION = re.compile(r"(?:^|\.)(?:visual\.|deepstack)")  # as Qwen3-VL names its vision tower, and what no other has
 _LANGUAGE_MODEL = re.compile(r"(?:^|\.)(?:language_model|vision_tower)\.")  # also in other vision models
 _COMPONENT = re.compile(r"^(?:text_encoders|cond_stage_model)\.(\w+)\.")
-_NAMING_METADATA = re.compile(r"arch|model|name|title|class|base|source|repo")
+_NAMING_METADATA = re.compile(r"arch|model|format|name|title|class|base|source|repo")
 _MAX_NAME = 300  # letters; what is longer is no name
 # Krea 2 and Ideogram 4 came with mflux 0.18. Before, it saved no Qwen3-VL whose keys begin with `layers.`
 _MFLUX_WITH_VL = (0, 18)
@@ -159,6 +161,10 @@ def _facts(evidence: Evidence) -> Iterator[Sign]:
     """What is certain, the surest first."""
     if evidence.frequencies is not None:
         yield evidence.frequencies, "it holds RoPE's frequencies"
+    for key, value in evidence.metadata.items():
+        theta = _theta_of_embedded_config(value, f"{evidence.where}: {shown(key)} in the header")
+        if theta is not None:
+            yield theta, f"it holds a config, {shown(key)} in the header"
     if any(map(_VISION.search, evidence.keys)):
         yield QWEN3_VL_THETA, "it holds the vision tower of a Qwen3-VL"
     only = ONLY_QWEN3.get((evidence.hidden_size, evidence.intermediate_size))
@@ -167,6 +173,24 @@ def _facts(evidence: Evidence) -> Iterator[Sign]:
     version = _mflux_version(evidence)
     if version is not None and version < _MFLUX_WITH_VL:
         yield QWEN3_THETA, "it was saved by an mflux that has no Qwen3-VL"
+
+
+def _theta_of_embedded_config(text: str, where: str) -> float | None:
+    """What a config says that somebody put into a header as JSON. Errors: CheckpointError for a scaled RoPE."""
+    if '"rope_theta"' not in text:
+        return None
+    try:
+        config = json.loads(text)
+        inner = config.get("text_config", config)
+        fields = Fields(inner, where) if isinstance(inner, dict) else None
+    except (ValueError, AttributeError, RecursionError):
+        return None  # it is no config
+    if fields is None or not states_theta(fields):
+        return None
+    theta, scaling = read_rope(fields, QWEN3_THETA, MAX_DIM)
+    if scaling is not None:
+        raise CheckpointError(f"{where}: RoPE is scaled by {scaling}. Put this config beside the file as config.json.")
+    return theta
 
 
 def _hints(evidence: Evidence) -> Iterator[Sign]:

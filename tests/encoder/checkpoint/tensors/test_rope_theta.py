@@ -28,6 +28,8 @@ def evidence(**fields: Any) -> Evidence:
         pytest.param({"hidden_size": 1024, "intermediate_size": 3072}, 1e6, id="dims-of-0.6B"),
         pytest.param({"hidden_size": 5120, "intermediate_size": 17408}, 1e6, id="dims-of-14B"),
         pytest.param({"metadata": {"mflux_version": "0.12.0"}}, 1e6, id="mflux-before-krea-2"),
+        pytest.param({"metadata": {"config": '{"text_config": {"rope_theta": 2e6}}'}}, 2e6, id="config-in-the-header"),
+        pytest.param({"metadata": {"c": '{"rope_parameters": {"rope_theta": 2e6}}'}}, 2e6, id="newer-config"),
         pytest.param({"metadata": {"mflux_version": "0.9.6"}}, 1e6, id="mflux-of-one-digit"),
     ],
 )
@@ -134,6 +136,8 @@ def test_other_signs_are_assumptions_too(fields: dict[str, Any], theta: float) -
             id="mflux-with-a-transformer",
         ),
         pytest.param({"metadata": {"mflux_version": "latest", "format": "pt"}}, id="metadata-that-name-nothing"),
+        pytest.param({"metadata": {"config": '["rope_theta"]', "c": '{"rope_theta"'}}, id="what-is-no-config"),
+        pytest.param({"metadata": {"config": '{"text_config": 1, "rope_theta": 2}'}}, id="what-is-half-a-config"),
     ],
 )
 def test_where_nothing_says_it_the_user_is_asked(fields: dict[str, Any]) -> None:
@@ -161,6 +165,14 @@ def test_where_nothing_says_it_the_user_is_asked(fields: dict[str, Any]) -> None
 def test_signs_that_contradict_each_other_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match=r"rope_theta is 1000000.*Give --rope-theta"):
         find_rope_theta(evidence(**fields))
+
+
+def test_scaled_rope_in_a_header_is_refused() -> None:
+    """The theta alone would give another model."""
+    config = '{"rope_theta": 1e6, "rope_scaling": {"rope_type": "linear", "factor": 4}}'
+
+    with pytest.raises(CheckpointError, match=r"^a/model.safetensors: 'config' in the header: RoPE is scaled"):
+        find_rope_theta(evidence(metadata={"config": config}))
 
 
 def test_what_the_user_gives_comes_first() -> None:
