@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from encoder.checkpoint.files.json_file import read_json_object
@@ -195,8 +196,12 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def first_with_tokenizer(folders: Sequence[Path]) -> Path | None:
-    """The first of `folders` that has a tokenizer, None if no folder has one."""
-    return next(filter(has_tokenizer, folders), None)
+    """The first of `folders` that has a tokenizer.json, else the first that has a slow tokenizer; None if none has one.
+
+    In a pipeline, vocab.json and merges.txt may be those of another text encoder.
+    """
+    fast = (folder for folder in folders if is_there(folder / TOKENIZER_FILE))
+    return next(chain(fast, filter(has_tokenizer, folders)), None)
 
 
 def read_index(file: Path, component: str | None = None) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """Finds the tokenizer that belongs to a checkpoint. `tokenizer_build` makes it from its files."""
 
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,8 +20,6 @@ from encoder.checkpoint.request import Request
 from encoder.errors import CheckpointError
 from encoder.pipeline.tokenizer import Tokenizer
 
-log = logging.getLogger(__name__)
-
 QWEN3_TOKENS = 151_643  # in Qwen3's vocabulary, without the added tokens
 
 
@@ -33,8 +30,7 @@ def open_tokenizer(folder: Path) -> Tokenizer:
     """
     if has_tokenizer(folder):
         return build_tokenizer(_files_in(folder))
-    half = next((name for name in (VOCAB_FILE, MERGES_FILE) if (folder / name).is_file()), None)
-    if half:
+    if half := _half_a_tokenizer(folder):
         raise CheckpointError(
             f"{folder}: has {half}, expected {TOKENIZER_FILE}, or both {VOCAB_FILE} and {MERGES_FILE}. "
             f"Copy the other there from the model's repository."
@@ -59,7 +55,7 @@ def open_named_tokenizer(name: str, cache_dir: Path | None) -> Tokenizer:
 
 
 def find_tokenizer(request: Request, folders: Sequence[Path], vocab_size: int) -> Tokenizer:
-    """The tokenizer for weights that come without one.
+    """The tokenizer for weights that hold none.
 
     It is the one that the user named, else the first in `folders`, else Qwen3's own from the hub or its cache: all
     models of the family share it.
@@ -68,7 +64,7 @@ def find_tokenizer(request: Request, folders: Sequence[Path], vocab_size: int) -
     """
     if request.options.tokenizer is not None:
         return open_named_tokenizer(request.options.tokenizer, request.options.cache_dir)
-    folder = first_with_tokenizer(folders)
+    folder = first_with_tokenizer(folders) or next(filter(_half_a_tokenizer, folders), None)
     if folder is None and vocab_size < QWEN3_TOKENS:
         raise CheckpointError(
             f"{request.name}: has no tokenizer, and none lies beside it. Its vocabulary of {vocab_size:,} is not "
@@ -76,8 +72,13 @@ def find_tokenizer(request: Request, folders: Sequence[Path], vocab_size: int) -
         )
     if folder is None:
         folder = fetch_qwen3_tokenizer(request.options.cache_dir)
-    log.info("%s: has no tokenizer; taken from %s", request.name, folder)
     return open_tokenizer(folder)
+
+
+def _half_a_tokenizer(folder: Path) -> str | None:
+    """The one of a slow tokenizer's two files that is there, None where both are or none is."""
+    found = [name for name in (VOCAB_FILE, MERGES_FILE) if (folder / name).is_file()]
+    return found[0] if len(found) == 1 else None
 
 
 def _files_in(folder: Path) -> Mapping[str, Path]:

@@ -44,6 +44,7 @@ def open_checkpoint(options: ModelOptions) -> Checkpoint:
         checkpoint = merge_loras(checkpoint, options)
     except OSError as error:
         raise CheckpointError(f"{options.model}: cannot be read: {error}") from error
+    log.info("%s: its tokenizer is %s", options.model, checkpoint.origin.tokenizer)
     for warning in checkpoint.warnings:
         log.warning("%s: %s", options.model, warning)
     return checkpoint

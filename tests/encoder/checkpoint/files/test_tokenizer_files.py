@@ -1,6 +1,7 @@
 """Which tokenizer weights without one get, and which tokenizers do not fit."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,24 @@ def test_the_tokenizer_that_was_named_is_held_to_the_vocabulary_too(tmp_path: Pa
 
     with pytest.raises(CheckpointError, match="301 tokens, expected at most the 300"):
         open_checkpoint(ModelOptions(str(tmp_path), tokenizer=str(tmp_path / "larger")))
+
+
+def test_another_text_encoders_slow_tokenizer_is_passed_over(tmp_path: Path) -> None:
+    """A pipeline with CLIP and Qwen3 has vocab.json and merges.txt in `tokenizer`."""
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "vocab.json").write_text("{}")
+    (tmp_path / "tokenizer" / "merges.txt").write_text("")
+    write_tokenizer(tmp_path / "processor")
+    request = Request("model.safetensors", ModelOptions("model.safetensors"))
+
+    found = tokenizer_files.find_tokenizer(request, [tmp_path / "tokenizer", tmp_path / "processor"], 300)
+
+    assert found.source == str(tmp_path / "processor" / "tokenizer.json")
+
+
+def test_the_log_says_which_tokenizer_was_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_checkpoint(tmp_path)
+    with caplog.at_level(logging.INFO):
+        open_checkpoint(ModelOptions(str(tmp_path)))
+
+    assert f"its tokenizer is {tmp_path / 'tokenizer.json'}" in caplog.text

@@ -282,7 +282,7 @@ def test_half_a_slow_tokenizer_is_refused_with_the_way_out(tmp_path: Path) -> No
     write_json(tmp_path / "vocab.json", {})
 
     with pytest.raises(CheckpointError, match=r"has vocab.json, expected tokenizer.json, or both"):
-        open_checkpoint(ModelOptions(str(tmp_path), tokenizer=str(tmp_path)))
+        open_checkpoint(ModelOptions(str(tmp_path)))
 
 
 @pytest.mark.parametrize(
