@@ -42,10 +42,16 @@ def _split(value: object) -> object:
 
 
 def _not_blank(key: SecretStr | None) -> SecretStr | None:
-    """An empty key is refused, not dropped: a service that should ask for a key must not start without one."""
-    if key is not None and not key.get_secret_value().strip():
+    """The key as a header can carry it: without the line end of the file that it was read from.
+
+    An empty key is refused, not dropped: a service that should ask for a key must not start without one.
+    """
+    if key is None:
+        return None
+    stripped = key.get_secret_value().strip()
+    if not stripped:
         raise ValueError("is set and empty, expected a key. Give it one, or unset it to serve without a key.")
-    return key
+    return SecretStr(stripped)
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

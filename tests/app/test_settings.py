@@ -92,6 +92,13 @@ def test_a_misspelt_variable_is_named_with_the_setting_that_was_meant(
     ]
 
 
+def test_a_key_is_what_a_header_can_carry() -> None:
+    """A key that is read from a file ends in a line end."""
+    key = load_settings({"api_key": " secret\n"}).api_key
+
+    assert key is not None and key.get_secret_value() == "secret"
+
+
 @pytest.mark.parametrize("command", ["inspect", "convert"])
 def test_an_empty_name_of_a_checkpoint_is_not_the_demo(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:

@@ -274,11 +274,11 @@ def _as_checkpoint_errors(hub_id: HubId) -> Iterator[None]:
     except LocalEntryNotFoundError as error:
         raise CheckpointError(
             f"{repository}: is not complete in the cache, and the hub cannot be reached. Connect once (unset "
-            f"HF_HUB_OFFLINE where it is set), or give the folder of a copy.{_proxies()} Cause: {_one_line(error)}"
+            f"HF_HUB_OFFLINE where it is set), or give the folder of a copy.{_addresses()} Cause: {_one_line(error)}"
         ) from error
     except Exception as error:  # full disk, broken transfer: the HTTP library, and so its errors, vary with the version
         raise CheckpointError(
-            f"{repository}: fetching it failed, start again to resume.{_proxies()} Cause: {_one_line(error)}"
+            f"{repository}: fetching it failed, start again to resume.{_addresses()} Cause: {_one_line(error)}"
         ) from error
 
 
@@ -287,7 +287,8 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:_MAX_CAUSE] or type(error).__name__
 
 
-def _proxies() -> str:
-    """A sentence about the variables that name a proxy; "" where none does. Their values may hold a password."""
+def _addresses() -> str:
+    """A sentence on each variable of the environment that says how to reach the hub. A value may hold a password."""
     names = [name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "all_proxy")]
-    return f" {' and '.join(names)} must be like http://host:port or socks5://host:port." if names else ""
+    proxies = f" {' and '.join(names)} must be like http://host:port or socks5://host:port." if names else ""
+    return proxies + (" HF_ENDPOINT must be like https://host." if "HF_ENDPOINT" in os.environ else "")

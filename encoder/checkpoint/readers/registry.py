@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -95,8 +96,9 @@ def _parse_hub_id(request: Request) -> HubId:
             found = "has quotes or blanks around it; so written it is no such folder or file"
         if "://" in request.source:
             found = "is an address, but not of a model on the hub, like https://huggingface.co/Qwen/Qwen3-0.6B"
+        shown = re.sub("//[^/]*@", "//", request.source)  # an address may hold a token
         raise CheckpointError(
-            f"{request.source!r:.300}: {found}, and not a hub id like Qwen/Qwen3-0.6B. "
+            f"{shown!r:.300}: {found}, and not a hub id like Qwen/Qwen3-0.6B. "
             f"Give the folder of a checkpoint, a *.safetensors or *.gguf file, a hub id, an Ollama name, or 'demo'."
         )
     if revision and hub_id.revision and revision != hub_id.revision:

@@ -279,6 +279,13 @@ def test_proxy_that_cannot_be_used_is_one_line_naming_its_variable(open_on_hub: 
     assert "\n" not in opened["error"]
 
 
+def test_address_of_a_hub_that_cannot_be_used_is_one_line(open_on_hub: Open) -> None:
+    [opened] = open_on_hub("org/model", HF_ENDPOINT="hf-mirror.com")
+
+    assert "HF_ENDPOINT must be like https://host." in opened["error"]
+    assert "\n" not in opened["error"]
+
+
 def test_empty_proxy_is_none(open_on_hub: Open) -> None:
     [opened] = open_on_hub("org/model", ALL_PROXY=" ", HTTP_PROXY="", http_proxy=" ")
 
@@ -373,7 +380,7 @@ def test_address_of_a_model_is_taken_as_its_id(hub: HubServer, open_on_hub: Open
         f"{hub.url}/org/model",
         f"{hub.url}/org/model/tree/v1",
         f"{hub.url}/org/model/resolve/main/model-00001-of-00002.safetensors?download=true",
-        "https://example.com/org/model",
+        "https://user:token@example.com/org/model",
     )
 
     assert [checkpoint.get("revision") for checkpoint in opened[:2]] == [COMMIT] * 2
