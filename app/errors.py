@@ -3,6 +3,7 @@
 `HANDLERS` are FastAPI exception handlers. `app.add_exception_handler` replaces one, or adds one for a class of its own.
 
 ServiceError: what can go wrong in HTTP itself; the encoder's own errors are in `encoder.errors`
+ ├─ MalformedRequest       what came is not HTTP/1
  ├─ MalformedBody          the body is not what its content type says
  ├─ Unauthorized           the API key is missing or wrong
  ├─ NotAcceptable          the client accepts none of the formats of this route
@@ -58,6 +59,10 @@ class ServiceError(Exception):
         self.headers = headers
 
 
+class MalformedRequest(ServiceError):
+    """What came is not HTTP/1; the connection is closed."""
+
+
 class MalformedBody(ServiceError):
     """The body is empty, or does not parse."""
 
@@ -102,6 +107,7 @@ class Answer(NamedTuple):
 
 
 ANSWERS: dict[type[Exception], Answer] = {
+    MalformedRequest: Answer(400, "malformed_request"),
     MalformedBody: Answer(400, "malformed_body"),
     Unauthorized: Answer(401, "unauthorized"),
     NotAcceptable: Answer(406, "not_acceptable"),

@@ -17,13 +17,12 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app import open_files
-from app.errors import error_response
+from app.errors import MalformedRequest, error_response
 from encoder import Overloaded
 
 LINGER_S = 10.0
 MAX_LINGER_BYTES = 256 * 1024 * 1024  # dropped as they come, so they take no memory
 RETRY_AFTER_S = 1
-INVALID = "Invalid HTTP request received."
 
 
 class Protocol(HttpToolsProtocol):
@@ -39,9 +38,12 @@ class Protocol(HttpToolsProtocol):
             self._refuse(allowed)
 
     def _refuse(self, allowed: int) -> None:
-        """Answer before a request is read. No lingering, which would keep the file open."""
+        """No lingering, which would keep the file open."""
         open_files.warn(f"connection refused, {allowed:,} are open")
-        error = Overloaded(f"The service has {allowed:,} connections open and takes no more.", RETRY_AFTER_S)
+        self._answer(Overloaded(f"The service has {allowed:,} connections open and takes no more.", RETRY_AFTER_S))
+
+    def _answer(self, error: Exception) -> None:
+        """Answer what is no request, and close."""
         response = error_response(error)
         headers = [*response.raw_headers, (b"connection", b"close")]
         head = [STATUS_LINE[response.status_code], *(b"%b: %b\r\n" % header for header in headers), b"\r\n"]
@@ -62,10 +64,21 @@ class Protocol(HttpToolsProtocol):
         try:
             while rest:
                 rest = self._feed(rest)
-        except httptools.HttpParserError:
-            self.logger.warning(INVALID)
-            self._invalid = True
-            self.send_400_response(INVALID)
+        except httptools.HttpParserError as error:
+            self._end_request(error)
+
+    def _end_request(self, error: httptools.HttpParserError) -> None:
+        """Answer bytes that are no request. One before them that still runs ends as if the client had disconnected."""
+        self._invalid = True
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        reason = str(error.__context__ or error)  # what a callback of the parser has raised, if it was one
+        self._answer(
+            MalformedRequest(
+                f"This is no HTTP request: {reason}.", "Send HTTP/1.1, to an http:// address: the service has no TLS."
+            )
+        )
 
     def _feed(self, data: memoryview) -> memoryview:
         """Parse. Returns what is left, which is something only after a request that asks for an upgrade."""

@@ -162,7 +162,7 @@ def test_refusal_reaches_a_client_that_sends_on(
         answer = read_all(connection)
 
     assert statuses(answer) == [status]
-    assert answer.endswith((b"}}", b"received."))
+    assert answer.endswith(b"}}")
 
 
 def test_refusal_reaches_a_client_of_a_unix_socket(start_server: Start, tmp_path: Path) -> None:
@@ -187,6 +187,45 @@ def test_late_body_is_told_so(start_server: Start) -> None:
         answer = read_all(connection)
 
     assert statuses(answer) == [408]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", id="TLS"),
+        pytest.param(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", id="HTTP/2"),
+        pytest.param(b"POST http://[ HTTP/1.1\r\nHost: a\r\n\r\n", id="address"),
+        pytest.param(b"GET / HTTP/1.1\r\nHost a\r\n\r\n", id="header"),
+    ],
+)
+def test_what_is_no_request_is_told_so_as_every_error_is(server: RunningServer, sent: bytes) -> None:
+    with connected(server) as connection:
+        connection.sendall(sent)
+        head, _, body = read_all(connection).partition(b"\r\n\r\n")
+
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"content-type: application/json" in head
+    error = json.loads(body)["error"]
+    assert error["code"] == "malformed_request"
+    assert error["message"].startswith("This is no HTTP request: ")
+
+
+def test_body_that_breaks_off_into_something_else_ends_its_request(
+    start_server: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else the request would wait for its body, and answer where 400 has been said."""
+    caplog.set_level("INFO")
+    with start_server(body_timeout_s=0.3) as server, connected(server) as connection:
+        connection.sendall(request("Transfer-Encoding: chunked", length=None) + b"1\r\n{\r\n")
+        time.sleep(0.1)
+        connection.sendall(b"no chunk\r\n")
+        answer = connection.recv(65536)
+        time.sleep(0.5)
+        connection.close()
+
+    assert statuses(answer) == [400]
+    assert "POST /tokenize 499" in caplog.text
+    assert "Exception" not in caplog.text
 
 
 def test_connection_that_is_kept_takes_the_next_request_after_a_refusal(server: RunningServer) -> None:
