@@ -127,7 +127,9 @@ class LingeringTransport:
 
     def __init__(self, transport: asyncio.Transport, is_receiving: Callable[[], bool]) -> None:
         self.lingers = False
-        self.write = transport.write  # without a call in between: large replies are written in many parts
+        self.write: Callable[[Any], None] = (
+            transport.write
+        )  # without a call in between: large replies are written in many parts
         self._transport = transport
         self._is_receiving = is_receiving
         self._left = MAX_LINGER_BYTES
@@ -141,10 +143,13 @@ class LingeringTransport:
 
     def close(self) -> None:
         """Send what has been written, then close: at once, or when the client closes, or after LINGER_S."""
-        if self.is_closing() or not self._is_receiving():
+        if self.lingers:
+            return
+        if self._transport.is_closing() or not self._is_receiving():
             self._transport.close()
             return
         self.lingers = True
+        self.write = _write_nothing
         self._transport.resume_reading()
         self._transport.write_eof()
         asyncio.get_running_loop().call_later(LINGER_S, self._transport.abort)
@@ -154,3 +159,7 @@ class LingeringTransport:
         self._left -= num_bytes
         if self._left < 0:
             self._transport.abort()
+
+
+def _write_nothing(data: object) -> None:
+    """For requests before the last that still run: the end of the stream has been sent."""

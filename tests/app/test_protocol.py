@@ -228,6 +228,20 @@ def test_body_that_breaks_off_into_something_else_ends_its_request(
     assert "Exception" not in caplog.text
 
 
+def test_requests_before_what_is_no_request_end_quietly(
+    server: RunningServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Pipelined in one segment: none of them has been answered when 400 is said."""
+    with connected(server) as connection:
+        connection.sendall((request() + BODY) * 2 + b"nonsense\r\n")
+        answer = connection.recv(65536)
+        time.sleep(0.2)
+        rest = connection.recv(65536)
+
+    assert (statuses(answer), rest) == ([400], b"")
+    assert "Exception" not in caplog.text
+
+
 def test_connection_that_is_kept_takes_the_next_request_after_a_refusal(server: RunningServer) -> None:
     assert statuses(exchange(server, [request(length=len(BIG)), BIG])) == [413, 200]
 

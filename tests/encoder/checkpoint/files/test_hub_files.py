@@ -268,9 +268,7 @@ def test_hub_is_reached_through_a_socks_proxy(hub: HubServer, open_on_hub: Open)
     assert set(proxy.connected) == {hub.server_address[1]}
 
 
-@pytest.mark.parametrize(
-    "proxy", ["socks://127.0.0.1:9", "socks4://127.0.0.1:9", "no address", "http://[::1", "http://host:port", "ftp://a"]
-)
+@pytest.mark.parametrize("proxy", ["socks://127.0.0.1:9", "no address", "http://host:port"])
 def test_proxy_that_cannot_be_used_is_one_line_naming_its_variable(open_on_hub: Open, proxy: str) -> None:
     """Desktops write `socks://`. The value may hold a password."""
     [opened] = open_on_hub("org/model", ALL_PROXY=proxy, NO_PROXY="", no_proxy="")
