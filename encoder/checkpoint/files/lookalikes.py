@@ -6,10 +6,14 @@ _HEAD_BYTES = 512
 _MAX_SAID = 60  # characters of a text that is shown
 
 
-def explain_lookalike(file: Path) -> str | None:
+def explain_lookalike(file: Path, *, expects_text: bool = False) -> str | None:
     """What the file is and what to do, as the end of a message; None where nothing is known of it.
 
     Reads its first bytes. Raises OSError when it cannot be read.
+
+    Args:
+        file: that could not be read as what its name says.
+        expects_text: whether text is nothing to wonder at, as it is in a *.json.
     """
     if file.with_name(f"{file.name}.aria2").exists():
         return f"is not whole: {file.name}.aria2 says that its download has not ended. Start that again to resume it."
@@ -34,7 +38,7 @@ def explain_lookalike(file: Path) -> str | None:
         return "holds the attributes that macOS keeps beside a file. Take the file without `._` before its name."
     if not head.strip(b"\0"):
         return "begins with zeros only. Was the download interrupted? Fetch it again."
-    if file.suffix.lower() == ".json" or head[8:9] == b"{" or head.startswith(b"GGUF"):
+    if expects_text or file.suffix.lower() == ".json" or head[8:9] == b"{" or head.startswith(b"GGUF"):
         return None
     if text.startswith((b"{", b"[")):
         return "is JSON text. Is it the index of a model, or the error message of a server? Fetch the file again."

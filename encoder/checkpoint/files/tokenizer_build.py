@@ -151,7 +151,7 @@ def _as_checkpoint_errors(*files: Path) -> Iterator[None]:
         yield
     except Exception as error:  # the library raises nothing narrower
         for file in files:
-            if found := explain_lookalike(file):
+            if found := explain_lookalike(file, expects_text=True):
                 raise CheckpointError(f"{file}: {found}") from error
         raise CheckpointError(
             f"{' and '.join(map(str, files))}: cannot be read as a tokenizer, and may be cut off: {_shown(error)}. "

@@ -14,6 +14,7 @@ from encoder.checkpoint.files.layout import (
     VOCAB_FILE,
     first_with_tokenizer,
     has_tokenizer,
+    is_there,
 )
 from encoder.checkpoint.files.tokenizer_build import build_tokenizer
 from encoder.checkpoint.request import Request
@@ -39,11 +40,13 @@ def open_tokenizer(folder: Path) -> Tokenizer:
 
 
 def open_named_tokenizer(name: str, cache_dir: Path | None) -> Tokenizer:
-    """The tokenizer that the user named: a tokenizer.json, a folder, or a hub id.
+    """The tokenizer that the user named: a tokenizer.json of any name, a folder or any of its files, or a hub id.
 
     Errors: CheckpointError when it is none of them, or cannot be read.
     """
     path = Path(os.path.expanduser(name))
+    if path.is_file() and path.name in TOKENIZER_FILES:
+        path = path.parent
     if path.is_file():
         return build_tokenizer({**_files_in(path.parent), TOKENIZER_FILE: path})
     if path.is_dir():
@@ -84,4 +87,4 @@ def _half_a_tokenizer(folder: Path) -> str | None:
 def _files_in(folder: Path) -> Mapping[str, Path]:
     """The files of a folder that decide what its tokenizer is, by name."""
     files = {name: folder / name for name in (*TOKENIZER_FILES, CONFIG_FILE)}
-    return {name: file for name, file in files.items() if file.is_file()}
+    return {name: file for name, file in files.items() if is_there(file)}

@@ -103,6 +103,13 @@ def test_a_named_file_takes_the_settings_beside_it(folder: Path) -> None:
     assert ids(open_named_tokenizer(str(file), None), "<loc>") == (FIRST_FREE,)
 
 
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "tokenizer_config.json"])
+def test_a_file_of_a_slow_tokenizer_stands_for_its_folder(folder: Path, name: str) -> None:
+    make_slow(folder)
+
+    assert ids(open_named_tokenizer(str(folder / name), None), "<|im_end|>") == (258,)
+
+
 def test_a_slow_tokenizers_files_give_the_same_tokens(folder: Path) -> None:
     fast = open_tokenizer(folder)
     make_slow(folder)
@@ -173,6 +180,8 @@ def test_settings_that_declare_no_tokens_are_refused_in_one_line(folder: Path, f
     ("name", "content", "message"),
     [
         ("vocab.json", "{", "vocab.json and .*merges.txt: cannot be read"),
+        ("merges.txt", POINTER.decode(), "merges.txt: is a Git LFS pointer"),
+        ("vocab.json", "", "vocab.json: is empty"),
         ("merges.txt", "a b c d\n", "vocab.json and .*merges.txt: cannot be read"),
         ("tokenizer_config.json", '{"tokenizer_class": "BertTokenizer"}', "tokenizer_class is BertTokenizer, expected"),
     ],

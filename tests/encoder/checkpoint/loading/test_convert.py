@@ -50,6 +50,21 @@ def test_plain_checkpoint_stays_the_same(
         np.testing.assert_array_equal(ours, expected)
 
 
+def test_tokens_declared_beside_tokenizer_json_are_kept(tmp_path: Path) -> None:
+    """The copy's tokenizer.json has all of them, with their flags."""
+    write_checkpoint(tmp_path / "a", **DIMS, vocab_size=290)
+    extra = ["<loc>", {"content": "<pad>", "lstrip": True}]
+    settings = {"tokenizer_class": "Qwen2Tokenizer", "extra_special_tokens": extra, "pad_token": "<pad>"}
+    write_json(tmp_path / "a" / "tokenizer_config.json", settings)
+    original = open_checkpoint(ModelOptions(str(tmp_path / "a"))).tokenizer
+    convert_checkpoint(open_checkpoint(ModelOptions(str(tmp_path / "a"))), tmp_path / "b")
+    converted = open_checkpoint(ModelOptions(str(tmp_path / "b"))).tokenizer
+
+    text = "a  <loc>  <pad><|im_end|> <think>"
+    assert converted.tokenize(text, max_length=99) == original.tokenize(text, max_length=99)
+    assert (converted.vocab_size, converted.pad_token) == (original.vocab_size, original.pad_token) == (284, "<pad>")
+
+
 @pytest.mark.parametrize("quantize", ["4", "8", "mxfp4", "mxfp8", "nvfp4"])
 def test_converting_and_quantizing_on_load_are_the_same(tmp_path: Path, quantize: str) -> None:
     """A user can try a quantization on load, and then convert once."""
