@@ -17,19 +17,28 @@ A message names the subject, what was expected, what was found, and the next ste
 
 import re
 
+_LONG = re.compile(r"([^\s/]{100})[^\s/]{200,}")  # longer than the name of any file
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def one_line(text: str) -> str:
+    """The text as one line that every output can write.
+
+    Line breaks, control characters and halves of surrogate pairs, which names in files and words of libraries may have,
+    are escaped. What is longer than the name of a file is cut.
+    """
+    return _CONTROL.sub(lambda match: repr(match[0])[1:-1], _LONG.sub(r"\1…", text))
 
 
 class EncoderError(Exception):
     """Base of all errors that this package raises on purpose.
 
     Args:
-        message: what is wrong. Line breaks, control characters and halves of surrogate pairs, which names in files and
-            words of libraries may have, are escaped: it is one line, and every output can write it.
+        message: what is wrong; as `one_line` writes it.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(_CONTROL.sub(lambda match: repr(match[0])[1:-1], message))
+        super().__init__(one_line(message))
 
 
 class CheckpointError(EncoderError):

@@ -8,7 +8,7 @@ from encoder.checkpoint.tensors.dims import layer_of
 from encoder.checkpoint.tensors.encodings import Plain
 from encoder.checkpoint.tensors.fingerprint import fingerprint
 from encoder.checkpoint.tensors.weights import StoredTensor, Weights
-from encoder.errors import CheckpointError
+from encoder.errors import CheckpointError, one_line
 from encoder.pipeline.tokenizer import Tokenizer
 from encoder.qwen3.config import Qwen3Config
 from encoder.types import DType, MergedLora
@@ -114,7 +114,7 @@ def describe(
         dtype=dtype or _compute_dtype(weights),
         random_weights=random_weights,
         origin=origin,
-        warnings=(*warnings, *_padding_warnings(tokenizer)),
+        warnings=tuple(map(one_line, (*warnings, *_padding_warnings(tokenizer)))),
     )
 
 

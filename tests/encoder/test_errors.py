@@ -20,3 +20,10 @@ def test_message_is_one_line_of_text_whatever_the_name_of_a_file(tmp_path: Path,
         open_checkpoint(ModelOptions(str(tmp_path / name)))
     assert str(error.value).startswith(f"{tmp_path}/{shown}: has no *.safetensors file")
     assert str(error.value).encode().isascii()
+
+
+def test_long_values_are_cut_and_names_of_files_are_not() -> None:
+    """Libraries repeat the whole value that they do not like."""
+    path = "/".join(["n" * 255] * 3)
+
+    assert str(CheckpointError(f"{path}: found {'x' * 100_000} expected y")) == f"{path}: found {'x' * 100}… expected y"

@@ -113,7 +113,7 @@ def _folder_of_model(folder: Path, levels: int = 2) -> Path:
 
     Errors: CheckpointError when several folders within it have a model.
     """
-    if not folder.is_dir() or _is_of_model(folder):
+    if not folder.is_dir() or (folder / CONFIG_FILE).is_file() or _is_of_model(folder):
         return folder
     inner = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
     models = [path for path in inner if _is_of_model(path)]
@@ -127,9 +127,9 @@ def _folder_of_model(folder: Path, levels: int = 2) -> Path:
 
 
 def _is_of_model(folder: Path) -> bool:
-    """Whether there is a model in `folder`, or a pipeline, or a repository of the hub's cache."""
+    """Whether there are weights in `folder`, or it is a pipeline, or a repository of the hub's cache."""
     return (
-        any((folder / name).is_file() for name in (CONFIG_FILE, PIPELINE_FILE, INDEX_FILE))
+        any((folder / name).is_file() for name in (PIPELINE_FILE, INDEX_FILE))
         or any((folder / name).is_dir() for name in TEXT_ENCODER_FOLDERS)
         or _is_of_hub_cache(folder)
         or any(model_files(folder, suffix) for suffix in MODEL_SUFFIXES)

@@ -120,10 +120,13 @@ def _name_below(prefix: str, key: str) -> str | None:
 
 def _tied_embedding(keys: Collection[str], prefix: str) -> dict[str, str]:
     """A head that stands for the embedding: of two tied weights, some writers keep the head alone."""
-    parent = prefix.removesuffix("model.")
-    heads = {f"{parent}{_HEAD}", f"{prefix}{_HEAD}"}
-    found = {key: head for key in keys for head in heads if key.startswith(head)}
-    return {key: _EMBEDDING + key.removeprefix(head) for key, head in found.items()}
+    parts = re.findall(r"[^./]*[./]", prefix)
+    for count in range(len(parts), -1, -1):  # the head stands beside the encoder, or beside what the encoder is in
+        head = "".join(parts[:count]) + _HEAD
+        found = {key: _EMBEDDING + key.removeprefix(head) for key in keys if key.startswith(head)}
+        if found:
+            return found
+    return {}
 
 
 def _choose_prefix(keys: Collection[str], where: str, component: str | None) -> str:

@@ -257,6 +257,15 @@ def test_only_model_within_a_folder_is_found(tmp_path: Path, path: str) -> None:
     assert open_checkpoint(ModelOptions(str(tmp_path))).weights.tensors.keys() == weights.keys()
 
 
+def test_config_without_weights_is_no_model_to_choose(tmp_path: Path) -> None:
+    """sentence-transformers puts the settings of pooling beside the model's folder."""
+    weights = write_checkpoint(tmp_path / "0_Transformer")
+    (tmp_path / "1_Pooling").mkdir()
+    write_json(tmp_path / "1_Pooling" / "config.json", {"word_embedding_dimension": 16})
+
+    assert open_checkpoint(ModelOptions(str(tmp_path))).weights.tensors.keys() == weights.keys()
+
+
 def test_folder_of_several_models_asks_for_one(tmp_path: Path) -> None:
     """Which of them is no guess to make."""
     for name in ("Qwen3-0.6B", "Qwen3-4B"):
@@ -442,13 +451,13 @@ def test_what_is_not_the_file_is_said(tmp_path: Path, content: bytes, message: s
 
 def test_unneeded_tensors_are_counted_in_a_warning(tmp_path: Path) -> None:
     """The head of a classifier, and a buffer of integers."""
-    more = {"score.weight": np.zeros((1, 16), np.float32), "model.embed_tokens.position_ids": np.arange(10)}
+    more = {"score\n.weight": np.zeros((1, 16), np.float32), "model.embed_tokens.position_ids": np.arange(10)}
     weights = write_checkpoint(tmp_path, extra=more)
     checkpoint = open_checkpoint(ModelOptions(str(tmp_path)))
 
     assert checkpoint.weights.tensors.keys() == weights.keys()
     assert checkpoint.warnings == (
-        "2 tensors (score.weight, model.embed_tokens.position_ids) that a text encoder does not need are not read",
+        r"2 tensors (score\n.weight, model.embed_tokens.position_ids) that a text encoder does not need are not read",
     )
 
 

@@ -166,7 +166,14 @@ def test_adapter_beside_a_whole_model_is_left_out_with_a_word() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prefix", "head"), [("model.", "lm_head."), ("language_model.model.", "language_model.lm_head.")]
+    ("prefix", "head"),
+    [
+        ("model.", "lm_head."),
+        ("language_model.model.", "language_model.lm_head."),
+        ("model.language_model.", "lm_head."),
+        ("", "lm_head."),
+        ("base_model.model.model.", "base_model.model.lm_head."),
+    ],
 )
 def test_tied_head_stands_for_the_embedding(prefix: str, head: str) -> None:
     """Of two names for one tensor, safetensors' writers keep one."""
