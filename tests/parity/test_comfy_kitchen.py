@@ -72,10 +72,10 @@ def test_hidden_states_are_those_of_the_weights_as_the_library_decodes_them(
         stored[f"{key.removesuffix('weight')}comfy_quant"] = note(fields)
         plain[key] = quantized.dequantize().contiguous()
     save_file(plain, tmp_path / "plain" / "model.safetensors")
-    save_file(stored, tmp_path / "quantized.safetensors")
+    save_file(stored, tmp_path / "qwen_3_4b.safetensors")
     write_tokenizer(tmp_path)
 
-    assert_close(tmp_path / "quantized.safetensors", tmp_path / "plain")
+    assert_close(tmp_path / "qwen_3_4b.safetensors", tmp_path / "plain")
 
 
 def test_awq_is_decoded_as_by_the_library(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_awq_is_decoded_as_by_the_library(tmp_path: Path) -> None:
         stored |= {key: packed, f"{path}weight_scale": scale, f"{path}weight_zeros": zeros}
         stored[f"{path}comfy_quant"] = note({"format": "awq_w4a16", "group_size": 64})
     save_file(plain, tmp_path / "plain" / "model.safetensors")
-    save_file(stored, tmp_path / "quantized.safetensors")
+    save_file(stored, tmp_path / "qwen_3_4b.safetensors")
     write_tokenizer(tmp_path)
 
-    assert_close(tmp_path / "quantized.safetensors", tmp_path / "plain")
+    assert_close(tmp_path / "qwen_3_4b.safetensors", tmp_path / "plain")

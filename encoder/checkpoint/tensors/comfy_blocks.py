@@ -16,6 +16,7 @@ from encoder.checkpoint.tensors.weights import Arrays, StoredTensor
 from encoder.errors import CheckpointError
 
 _TILE_ROWS, _TILE_COLUMNS = 128, 4
+_SCALES = ("U8", "F8_E4M3", "F8_E8M0")  # of 8 bits, as their own dtype or as bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +90,10 @@ def _blocks(path: str, parts: Parts, note: Note, quantization: Quantization) -> 
     shape = (weight.shape[0], weight.shape[1] * per_byte)
     groups = shape[1] // quantization.group_size
     padded = tiled_nbytes(shape[0], groups)
-    if scales is None or scales.nbytes != padded:
-        found = "none" if scales is None else f"{scales.nbytes:,}"
+    if scales is None or scales.nbytes != padded or scales.dtype not in _SCALES:
+        found = "no scales" if scales is None else f"{scales.nbytes:,} bytes of scales ({scales.dtype})"
         raise CheckpointError(
-            f"{note.where} has {found} bytes of scales, expected {padded:,} for {quantization.label}."
+            f"{note.where} has {found}, expected {padded:,} ({' or '.join(_SCALES)}) for {quantization.label}."
         )
     roles = {"weight": weight, "scales": scales}
     return StoredTensor(f"{path}.weight", shape, ComfyBlocks(quantization, shape), roles)

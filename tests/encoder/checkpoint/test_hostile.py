@@ -3,6 +3,7 @@
 HOSTILE_ROUNDS=830 changes 10,000 files in place of some hundreds, HOSTILE_SEED others.
 """
 
+import itertools
 import os
 import random
 import resource
@@ -22,6 +23,7 @@ from encoder.options import Lora, ModelOptions
 from encoder.qwen3.model import Qwen3
 from tests.checkpoints import write_checkpoint, write_json, write_pipeline, write_tensors
 from tests.encoder.checkpoint.comfyui_files import nvfp4, write_file
+from tests.encoder.checkpoint.comfyui_transformed import awq_w4a16, int8_convrot, nvfp4_awq, w4a8
 from tests.encoder.checkpoint.gguf_files import DIMS, write_gguf
 from tests.encoder.checkpoint.lora_files import kohya, make_pairs, peft, write_gguf_lora, write_lora, write_peft
 from tests.encoder.checkpoint.mlx_folders import write_quantized
@@ -48,6 +50,16 @@ def comfyui(path: Path) -> tuple[str, list[Path]]:
     tensors = {f"model.{name}": weight for name, weight in write_checkpoint(path / "plain", **DIMS).items()}
     for key in [key for key in tensors if "mlp" in key]:
         tensors |= nvfp4(key.removesuffix(".weight"), tensors[key])[0]
+    file = write_file(path, tensors)
+    return str(file), [file]
+
+
+def comfyui_transformed(path: Path) -> tuple[str, list[Path]]:
+    """Each layer in another format, each format with its own arrays and note."""
+    quantizers = itertools.cycle([int8_convrot(16), w4a8(), w4a8(bits=6, codebook=False), awq_w4a16, nvfp4_awq(16)])
+    tensors = {f"model.{name}": weight for name, weight in write_checkpoint(path / "plain", **DIMS).items()}
+    for key in [key for key in tensors if "proj" in key]:
+        tensors |= next(quantizers)(key.removesuffix(".weight"), tensors[key])[0]
     file = write_file(path, tensors)
     return str(file), [file]
 
@@ -101,7 +113,7 @@ def peak_bytes() -> int:
 
 @pytest.mark.parametrize(
     "write",
-    [folder, mlx_folder, comfyui, gguf, ollama, pipeline, declared_tokens, single_file],
+    [folder, mlx_folder, comfyui, comfyui_transformed, gguf, ollama, pipeline, declared_tokens, single_file],
     ids=lambda f: f.__name__,
 )
 def test_changed_file_is_opened_or_refused(tmp_path: Path, write: Writer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -221,6 +221,8 @@ REFUSED = [
         nvfp4, {"weight_scale_2": np.ones((512, 1), np.float32)}, r"as weight_scale_2 F32 \(512, 1\)", id="nvfp4-rows"
     ),
     pytest.param(nvfp4, {"weight_scale": np.zeros(5, np.uint8)}, "has 5 bytes of scales", id="nvfp4-scales"),
+    pytest.param(nvfp4, {"weight_scale": np.zeros((512, 16), np.int8)}, "bytes of scales .I8.", id="nvfp4-integers"),
+    pytest.param(nvfp4, {"weight_scale": None}, "has no scales", id="nvfp4-no-scales"),
     pytest.param(
         nvfp4_awq(),
         {"pre_quant_scale": np.ones(3, np.float32)},
