@@ -7,7 +7,6 @@ lora_adapter_metadata   the same fields as PEFT's, in the header of diffusers' f
 Where none of them says alpha, it is the rank, as in PEFT, diffusers and ComfyUI.
 """
 
-import json
 import math
 import os
 import re
@@ -28,6 +27,7 @@ from encoder.checkpoint.files.layout import (
     snapshot_of,
 )
 from encoder.checkpoint.files.safetensors_header import read_header
+from encoder.checkpoint.tensors.json_text import parse_json_object
 from encoder.checkpoint.tensors.weights import StoredArray
 from encoder.errors import CheckpointError
 
@@ -191,12 +191,7 @@ def _candidates(folder: Path) -> list[Path]:
 
 def _scaling_in_header(text: str, where: str) -> Scaling:
     where = f"{where}: lora_adapter_metadata"
-    try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{where}: cannot be read as JSON: {error}.") from error
-    if not isinstance(fields, dict):
-        raise CheckpointError(f"{where}: is {fields!r:.80}, expected an object.")
+    fields = parse_json_object(text, where)
     own = {key.removeprefix("text_encoder."): value for key, value in fields.items() if key.startswith("text_encoder.")}
     return _peft_scaling(own or fields, where)
 

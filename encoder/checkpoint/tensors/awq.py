@@ -7,17 +7,9 @@ Source: AutoAWQ 88e4c76, utils/packing_utils.py:dequantize_gemm, modules/linear/
 
 import mlx.core as mx
 
+from encoder.checkpoint.tensors.array_checks import FLOAT_DTYPES, Expected, check_arrays, check_groups
 from encoder.checkpoint.tensors.assemble import Hints, Parts, take
-from encoder.checkpoint.tensors.grouped import (
-    FLOAT_DTYPES,
-    Grouped,
-    Groups,
-    affine_of_mlx,
-    as_words,
-    check_arrays,
-    is_in_order,
-    unpack_bits,
-)
+from encoder.checkpoint.tensors.grouped import Grouped, Groups, affine_of_mlx, as_words, unpack_bits
 from encoder.checkpoint.tensors.weights import Arrays, StoredTensor
 
 _IN_WORD = 8  # numbers of 4 bits in 32
@@ -34,8 +26,8 @@ def awq(path: str, parts: Parts, hints: Hints) -> StoredTensor | None:
         return None
     label = "AWQ 4-bit"
     arrays = {"weight": parts.pop("qweight")} | take(parts, "qzeros", "scales")
-    is_in_order(label, arrays, groups, columns)
-    expected = {"weight": (("I32",), (columns, words)), "scales": (FLOAT_DTYPES, (groups, rows))}
+    check_groups(label, arrays["weight"], groups, columns)
+    expected: Expected = {"weight": (("I32",), (columns, words)), "scales": (FLOAT_DTYPES, (groups, rows))}
     if "qzeros" in arrays:
         expected["qzeros"] = (("I32",), (groups, words))
     check_arrays(label, arrays, expected)

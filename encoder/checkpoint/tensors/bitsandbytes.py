@@ -6,16 +6,16 @@ that stand for the floats of a second table ("double quantization"). What is no 
 Source: bitsandbytes 0.50.2, functional.py:QuantState, dequantize_4bit, int8_vectorwise_dequant; nn/modules.py.
 """
 
-import json
 from dataclasses import dataclass, replace
 from math import isfinite, prod
-from typing import Any
 
 import mlx.core as mx
 
+from encoder.checkpoint.tensors.array_checks import FLOAT_DTYPES, Expected, check_arrays
 from encoder.checkpoint.tensors.assemble import Hints, Parts, take
-from encoder.checkpoint.tensors.grouped import FLOAT_DTYPES, Grouped, Groups, check_arrays
-from encoder.checkpoint.tensors.quantization import Quantization
+from encoder.checkpoint.tensors.encodings import OnlyDecoded
+from encoder.checkpoint.tensors.grouped import Grouped, Groups
+from encoder.checkpoint.tensors.json_text import parse_json_object
 from encoder.checkpoint.tensors.weights import Arrays, StoredArray, StoredTensor
 from encoder.errors import CheckpointError
 
@@ -26,7 +26,7 @@ _BLOCK_SIZES = tuple(2**exponent for exponent in range(5, 13))
 
 
 @dataclass(frozen=True, slots=True)
-class Blocks4Bit:
+class Blocks4Bit(OnlyDecoded):
     """Two numbers in a byte, the first in the upper half. Blocks run on over the ends of rows."""
 
     label: str
@@ -35,7 +35,6 @@ class Blocks4Bit:
     nested_block_size: int
     nested_offset: float
     quantized: bool = True
-    mlx_quantization: Quantization | None = None
 
     def decode(self, arrays: Arrays, dtype: mx.Dtype) -> mx.array:
         packed = arrays["weight"].reshape(-1)
@@ -48,9 +47,6 @@ class Blocks4Bit:
             return arrays["absmax"]
         nested = arrays["nested_quant_map"][arrays["absmax"]]
         return _times_blocks(nested, arrays["nested_absmax"], self.nested_block_size) + self.nested_offset
-
-    def pack(self, arrays: Arrays) -> dict[str, mx.array]:
-        raise NotImplementedError(f"MLX has no layer for {self.label}")
 
 
 def bitsandbytes_4bit(path: str, parts: Parts, hints: Hints) -> StoredTensor | None:
@@ -65,7 +61,7 @@ def bitsandbytes_4bit(path: str, parts: Parts, hints: Hints) -> StoredTensor | N
     encoding = _encoding(label, note, nested="nested_absmax" in arrays)
     numbers = prod(encoding.shape)
     blocks = -(-numbers // encoding.block_size)
-    expected = {
+    expected: Expected = {
         "weight": (("U8",), (-(-numbers // 2),)),
         "quant_map": (("F32",), (16,)),
         "absmax": (("F32",), (blocks,)),
@@ -114,7 +110,7 @@ def _times_blocks(values: mx.array, scales: mx.array, block_size: int) -> mx.arr
 
 
 def _encoding(label: str, note: StoredArray, *, nested: bool) -> Blocks4Bit:
-    state = _read_state(note)
+    state = parse_json_object(note.read_bytes(_MAX_STATE_BYTES), f"{note.file.name}: {note.key}")
     if not nested:
         state |= {"nested_blocksize": _BLOCK_SIZES[0], "nested_offset": 0.0}
     shape, offset = state.get("shape"), state.get("nested_offset")
@@ -130,13 +126,3 @@ def _encoding(label: str, note: StoredArray, *, nested: bool) -> Blocks4Bit:
             f"{_BLOCK_SIZES[0]} to {_BLOCK_SIZES[-1]} numbers."
         )
     return Blocks4Bit(label, (shape[0], shape[1]), block_size, nested_block_size, offset)
-
-
-def _read_state(note: StoredArray) -> dict[str, Any]:
-    try:
-        state = json.loads(note.read_bytes(_MAX_STATE_BYTES))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{note.file.name}: {note.key}: cannot be read as JSON: {error}.") from error
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{note.file.name}: {note.key} is {state!r:.80}, expected an object.")
-    return state

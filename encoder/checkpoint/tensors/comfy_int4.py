@@ -17,32 +17,27 @@ import mlx.core as mx
 
 from encoder.checkpoint.tensors.assemble import Parts, take
 from encoder.checkpoint.tensors.comfy_note import Note
-from encoder.checkpoint.tensors.encodings import FLOATS
+from encoder.checkpoint.tensors.encodings import FLOATS, OnlyDecoded
 from encoder.checkpoint.tensors.grouped import Grouped, Groups, unpack_bits
-from encoder.checkpoint.tensors.quantization import Quantization
 from encoder.checkpoint.tensors.transformed import ROW_SCALE
 from encoder.checkpoint.tensors.weights import Arrays, StoredArray, StoredTensor
 from encoder.errors import CheckpointError
 
 
 @dataclass(frozen=True, slots=True)
-class SignedInt4:
+class SignedInt4(OnlyDecoded):
     """Numbers from -8 to 7. What scales them is another encoding's."""
 
     label: str = "int4"
     quantized: bool = True
-    mlx_quantization: Quantization | None = None
 
     def decode(self, arrays: Arrays, dtype: mx.Dtype) -> mx.array:
         codes = unpack_bits(arrays["weight"], 4)
         return ((codes ^ 8).astype(mx.float32) - 8).astype(dtype)  # two's complement
 
-    def pack(self, arrays: Arrays) -> dict[str, mx.array]:
-        raise NotImplementedError(f"MLX has no layer for {self.label}")
-
 
 @dataclass(frozen=True, slots=True)
-class GroupedCodes:
+class GroupedCodes(OnlyDecoded):
     """Integers from -127 to 127, decoded from codes of 4 or 6 bits and a relative scale for each group.
 
     With a `correction`, a number added in each group, they are already times the scale of the row, `channel`.
@@ -55,7 +50,6 @@ class GroupedCodes:
     bits: Literal[4, 6]
     group_size: int
     quantized: bool = True
-    mlx_quantization: Quantization | None = None
 
     @property
     def label(self) -> str:
@@ -73,9 +67,6 @@ class GroupedCodes:
             channel = arrays["channel"].astype(mx.float32).reshape(-1, 1, 1)
             numbers = numbers * channel + arrays["correction"].astype(mx.float32).T[..., None]
         return numbers.reshape(rows, columns).astype(dtype)
-
-    def pack(self, arrays: Arrays) -> dict[str, mx.array]:
-        raise NotImplementedError(f"MLX has no layer for {self.label}")
 
     def _levels(self, arrays: Arrays) -> mx.array:
         """The level of each code, (rows, columns) float32."""

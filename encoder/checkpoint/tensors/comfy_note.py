@@ -5,7 +5,6 @@ the header under `_quantization_metadata`, by the layer's path in the file.
 Source: ComfyUI 0271a46, comfy/ops.py:_load_quantized_module, comfy/utils.py:convert_old_quants.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,6 +12,7 @@ from typing import Any
 
 from encoder.checkpoint.tensors.assemble import Hints
 from encoder.checkpoint.tensors.encodings import FLOATS
+from encoder.checkpoint.tensors.json_text import parse_json_object
 from encoder.checkpoint.tensors.weights import StoredArray
 from encoder.errors import CheckpointError
 
@@ -73,7 +73,7 @@ def find_note(path: str, weight: StoredArray, beside: StoredArray | None, hints:
         if text or _header_note(path, weight, hints):
             hints.notices[f"{weight.file.name}: a note (comfy_quant) on plain floats, which are read as floats"] += 1
         return None
-    fields = _parse(text, f"{where}: comfy_quant") if text else _header_note(path, weight, hints)
+    fields = parse_json_object(text, f"{where}: comfy_quant") if text else _header_note(path, weight, hints)
     if fields is None:
         return None
     params = fields.get("params")
@@ -104,7 +104,7 @@ def _layers(metadata: str | None) -> dict[str, dict[str, Any]]:
     """The header's notes, by the path that each has there."""
     if metadata is None:
         return {}
-    layers = _parse(metadata.encode(), "_quantization_metadata").get("layers", {})
+    layers = parse_json_object(metadata, "_quantization_metadata").get("layers", {})
     if not isinstance(layers, dict):
         raise CheckpointError(f"_quantization_metadata: layers is {layers!r:.80}, expected an object.")
     return {path: note if isinstance(note, dict) else {"format": note} for path, note in layers.items()}
@@ -121,13 +121,3 @@ def _by_end(metadata: str | None) -> dict[str, dict[str, Any] | None]:
         start = max(path.rfind("layers."), path.rfind("embed_tokens"), 0)
         ends[path[start:]] = note if ends.get(path[start:], note) == note else None
     return ends
-
-
-def _parse(text: bytes, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{where}: cannot be read as JSON: {error}.") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{where}: is {value!r:.80}, expected an object.")
-    return value

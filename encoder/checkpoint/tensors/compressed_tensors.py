@@ -17,24 +17,15 @@ from math import ceil
 
 import mlx.core as mx
 
+from encoder.checkpoint.tensors.array_checks import FLOAT_DTYPES, ONE_NUMBER, Expected, check_arrays, check_groups
 from encoder.checkpoint.tensors.assemble import Hints, Parts, take
 from encoder.checkpoint.tensors.float_blocks import mxfp4_tensor, mxfp6_tensor, nvfp4_tensor
-from encoder.checkpoint.tensors.grouped import (
-    FLOAT_DTYPES,
-    Grouped,
-    Groups,
-    affine_of_mlx,
-    as_words,
-    check_arrays,
-    is_in_order,
-    unpack_bits,
-)
+from encoder.checkpoint.tensors.grouped import Grouped, Groups, affine_of_mlx, as_words, is_in_order, unpack_bits
 from encoder.checkpoint.tensors.quantization_config import quantization_config
 from encoder.checkpoint.tensors.scaled import NUMBERS, scaled_tensor
 from encoder.checkpoint.tensors.weights import Arrays, StoredArray, StoredTensor
 from encoder.errors import CheckpointError
 
-_WHOLE: tuple[tuple[int, ...], ...] = ((), (1,), (1, 1))  # shapes of one scale for the tensor
 _ACTIVATIONS = ("input_global_scale", "input_zero_point", "output_zero_point")
 
 
@@ -86,8 +77,8 @@ def _integers(path: str, parts: Parts, hints: Hints) -> StoredTensor:
     label = f"compressed-tensors int{bits}"
     shape = arrays["scales"].shape
     groups = shape[1] if len(shape) == 2 else 1
-    whole = shape in _WHOLE
-    expected: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
+    whole = shape in ONE_NUMBER
+    expected: Expected = {
         "weight": (("I32",), (rows, ceil(columns * bits / 32))),
         "scales": (FLOAT_DTYPES, shape if whole else (rows, groups)),
     }
@@ -136,9 +127,9 @@ def _numbers(path: str, parts: Parts, weight: StoredArray, scale: StoredArray) -
     label = "compressed-tensors int8"
     names = {"weight": "weight", "scales": "weight_scale", "zeros": "weight_zero_point"}
     arrays = {role: parts.pop(name) for role, name in names.items()}
-    shape = scale.shape if scale.shape in _WHOLE else (rows, groups)
+    shape = scale.shape if scale.shape in ONE_NUMBER else (rows, groups)
     check_arrays(label, arrays, {"scales": (FLOAT_DTYPES, shape), "zeros": (("I8",), shape)})
-    is_in_order(label, arrays, groups, columns)
+    check_groups(label, weight, groups, columns)
     return StoredTensor(f"{path}.weight", (rows, columns), Grouped(label, _read_bytes), arrays)
 
 

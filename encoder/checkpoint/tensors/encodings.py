@@ -12,35 +12,42 @@ from encoder.types import DType
 FLOATS: dict[str, DType] = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # as safetensors spells them
 
 
+class OnlyDecoded:
+    """The half of an `Encoding` for which MLX has no form: it is decoded, never packed."""
+
+    __slots__ = ()
+
+    @property
+    def mlx_quantization(self) -> Quantization | None:
+        """None."""
+        return None
+
+    def pack(self, arrays: Arrays) -> dict[str, mx.array]:
+        """Never called, see `Encoding.pack`."""
+        raise NotImplementedError(f"MLX has no form of {self}")
+
+
 @dataclass(frozen=True, slots=True)
-class Plain:
+class Plain(OnlyDecoded):
     """Floats, stored as they are."""
 
     label: DType
     quantized: bool = False
-    mlx_quantization: Quantization | None = None
 
     def decode(self, arrays: Arrays, dtype: mx.Dtype) -> mx.array:
         return arrays["weight"].astype(dtype)
 
-    def pack(self, arrays: Arrays) -> dict[str, mx.array]:
-        raise NotImplementedError("floats are not packed")
-
 
 @dataclass(frozen=True, slots=True)
-class Doubles:
+class Doubles(OnlyDecoded):
     """Floats of 64 bits, stored as bytes: the last axis has the eight of each number. MLX has none on a GPU."""
 
     label: str = "float64"
     quantized: bool = False
-    mlx_quantization: Quantization | None = None
 
     def decode(self, arrays: Arrays, dtype: mx.Dtype) -> mx.array:
         numbers = np.array(arrays["weight"]).view(np.float64)[..., 0]
         return mx.array(numbers.astype(np.float32)).astype(dtype)
-
-    def pack(self, arrays: Arrays) -> dict[str, mx.array]:
-        raise NotImplementedError("floats are not packed")
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,19 +4,20 @@ Numbers follow each other from the lowest bit of a byte, and scales are in the o
 order of both (see comfy_blocks.py).
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
 import mlx.core as mx
 
+from encoder.checkpoint.tensors.array_checks import FLOAT_DTYPES, Expected, check_arrays
 from encoder.checkpoint.tensors.encodings import MlxQuantized
-from encoder.checkpoint.tensors.grouped import FLOAT_DTYPES, Grouped, Groups, check_arrays, unpack_bits
+from encoder.checkpoint.tensors.grouped import Grouped, Groups, unpack_bits
 from encoder.checkpoint.tensors.quantization import Quantization
-from encoder.checkpoint.tensors.small_floats import float4_e2m1, float6_e2m3, float8
+from encoder.checkpoint.tensors.small_floats import EXPONENTS, float4_e2m1, float6_e2m3, float8
 from encoder.checkpoint.tensors.weights import Arrays, StoredArray, StoredTensor
 
 _NVFP4_BLOCK, _MX_BLOCK = 16, 32
-_EXPONENTS = ("U8", "F8_E8M0")
 
 
 def nvfp4_tensor(
@@ -51,7 +52,10 @@ def mxfp4_tensor(path: str, weight: StoredArray, scales: StoredArray) -> StoredT
     """A weight of (rows, columns / 2) bytes with exponents of (rows, columns / 32). Errors: as of `nvfp4_tensor`."""
     rows, columns = _shape(weight, 4, _MX_BLOCK)
     arrays = {"weight": weight, "scales": scales}
-    expected = {"weight": (("U8",), (rows, columns // 2)), "scales": (_EXPONENTS, (rows, columns // _MX_BLOCK))}
+    expected: Expected = {
+        "weight": (("U8",), (rows, columns // 2)),
+        "scales": (EXPONENTS, (rows, columns // _MX_BLOCK)),
+    }
     check_arrays("mxfp4", arrays, expected)
     arrays = {  # which is MLX's own order
         "weight": replace(weight, dtype="U32", shape=(rows, columns // 8)),
@@ -64,7 +68,10 @@ def mxfp6_tensor(path: str, weight: StoredArray, scales: StoredArray) -> StoredT
     """A weight of E2M3, (rows, columns * 3 / 4) bytes, with exponents. Errors: as of `nvfp4_tensor`."""
     rows, columns = _shape(weight, 6, _MX_BLOCK)
     arrays = {"weight": weight, "scales": scales}
-    expected = {"weight": (("U8",), (rows, columns * 3 // 4)), "scales": (_EXPONENTS, (rows, columns // _MX_BLOCK))}
+    expected: Expected = {
+        "weight": (("U8",), (rows, columns * 3 // 4)),
+        "scales": (EXPONENTS, (rows, columns // _MX_BLOCK)),
+    }
     check_arrays("mxfp6", arrays, expected)
     return StoredTensor(f"{path}.weight", (rows, columns), Grouped("mxfp6", _read_mxfp6), arrays)
 
@@ -73,6 +80,11 @@ def _shape(weight: StoredArray, bits: int, block: int) -> tuple[int, int]:
     """Rows and columns, cut off to whole blocks."""
     rows, data = weight.shape if len(weight.shape) == 2 else (0, 0)
     return rows, data * 8 // bits // block * block
+
+
+def _check_mx(label: str, arrays: Mapping[str, StoredArray], stored: tuple[int, int], columns: int) -> None:
+    scales = (stored[0], columns // _MX_BLOCK)
+    check_arrays(label, arrays, {"weight": (("U8",), stored), "scales": (EXPONENTS, scales)})
 
 
 def _read_nvfp4(divides: bool, arrays: Arrays) -> Groups:

@@ -14,17 +14,9 @@ from typing import Any
 
 import mlx.core as mx
 
+from encoder.checkpoint.tensors.array_checks import FLOAT_DTYPES, Expected, check_arrays
 from encoder.checkpoint.tensors.assemble import Hints, Parts, take
-from encoder.checkpoint.tensors.grouped import (
-    FLOAT_DTYPES,
-    Grouped,
-    Groups,
-    affine_of_mlx,
-    as_words,
-    check_arrays,
-    is_in_order,
-    unpack_bits,
-)
+from encoder.checkpoint.tensors.grouped import Grouped, Groups, affine_of_mlx, as_words, is_in_order, unpack_bits
 from encoder.checkpoint.tensors.quantization_config import quantization_config, text_of
 from encoder.checkpoint.tensors.weights import Arrays, StoredArray, StoredTensor
 from encoder.errors import CheckpointError
@@ -58,7 +50,7 @@ def gptq(path: str, parts: Parts, hints: Hints) -> StoredTensor | None:
     columns = words * 32 // bits
     label = f"GPTQ {bits}-bit"
     arrays = {"weight": parts.pop("qweight")} | take(parts, "qzeros", "scales", "g_idx")
-    expected: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
+    expected: Expected = {
         "weight": (("I32",), (columns * bits // 32, rows)),
         "scales": (FLOAT_DTYPES, (groups, rows)),
         "qzeros": (("I32",), (groups, rows * bits // 32)),

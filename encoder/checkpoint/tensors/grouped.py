@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 import mlx.core as mx
 import numpy as np
 
+from encoder.checkpoint.tensors.array_checks import check_groups
 from encoder.checkpoint.tensors.quantization import Quantization
 from encoder.checkpoint.tensors.weights import Arrays, StoredArray
 from encoder.errors import CheckpointError
 
-FLOAT_DTYPES = ("F32", "F16", "BF16")
 _MLX_BITS = (2, 4, 8)  # those whose numbers do not straddle bytes
 _MLX_GROUPS = (32, 64, 128)
 _MAX_COLUMNS = 2**20
@@ -111,27 +111,6 @@ def unpack_bits(packed: mx.array, bits: int) -> mx.array:
     return mx.stack(numbers, axis=-1).reshape(rows, -1)
 
 
-def check_arrays(
-    label: str, arrays: Mapping[str, StoredArray], expected: Mapping[str, tuple[tuple[str, ...], tuple[int, ...]]]
-) -> None:
-    """Compare arrays with the dtypes and the shape that each must have.
-
-    Args:
-        label: of the quantization, for the message.
-        arrays: of one tensor; "weight" is there.
-        expected: by role, the dtypes and the shape. Roles that are not named may be there or not.
-    Errors: CheckpointError naming the first array that is missing or does not fit.
-    """
-    weight = arrays["weight"]
-    for role, (dtypes, shape) in expected.items():
-        array = arrays.get(role)
-        wanted = f"{' or '.join(dtypes)} {shape} for {label}"
-        if array is None:
-            raise CheckpointError(f"{weight.file.name}: {weight.key} has no {role} beside it, expected {wanted}.")
-        if array.dtype not in dtypes or array.shape != shape:
-            raise CheckpointError(f"{array.file.name}: {array.key} is {array.dtype} {array.shape}, expected {wanted}.")
-
-
 def as_words(arrays: Mapping[str, StoredArray]) -> dict[str, StoredArray]:
     """The arrays, those of signed words as unsigned ones: the bits of several numbers have no sign."""
     return {role: replace(array, dtype="U32") if array.dtype == "I32" else array for role, array in arrays.items()}
@@ -140,18 +119,14 @@ def as_words(arrays: Mapping[str, StoredArray]) -> dict[str, StoredArray]:
 def is_in_order(label: str, arrays: Mapping[str, StoredArray], groups: int, columns: int) -> bool:
     """Whether the columns of each group are neighbours. Reads the array "g_idx", the group of each column.
 
-    Errors: CheckpointError where groups are not whole, or a column is in a group that has no scale.
+    Errors: CheckpointError where there is none and groups are not whole, or a column is in a group that has no scale.
     """
-    weight, order = arrays["weight"], arrays.get("g_idx")
-    whole = groups > 0 and columns > 0 and columns % groups == 0
-    if order is None and whole:
-        return True
+    order = arrays.get("g_idx")
     if order is None or not groups:
-        raise CheckpointError(
-            f"{weight.file.name}: {weight.key} of {label} has {columns} columns in {groups} groups, expected whole "
-            f"groups."
-        )
+        check_groups(label, arrays["weight"], groups, columns)
+        return True
     found = np.frombuffer(order.read_bytes(4 * _MAX_COLUMNS), np.int32)
+    whole = columns % groups == 0
     if whole and (found == -1).all():  # compressed-tensors, where columns are in order
         return True
     if found.size != columns or np.any(found < 0) or np.any(found >= groups):

@@ -17,7 +17,7 @@ from typing import Literal
 
 import mlx.core as mx
 
-from encoder.checkpoint.tensors.quantization import Quantization
+from encoder.checkpoint.tensors.encodings import OnlyDecoded
 from encoder.checkpoint.tensors.weights import Arrays, Encoding, StoredArray, StoredTensor
 
 Kind = Literal["weight", "lora", "loha", "lokr", "diff"]
@@ -121,12 +121,11 @@ class Update:
 
 
 @dataclass(frozen=True, slots=True)
-class Merged:
+class Merged(OnlyDecoded):
     """A stored weight of any encoding and the updates of adapters, in the order in which they were named."""
 
     base: Encoding
     updates: tuple[Update, ...]
-    mlx_quantization: Quantization | None = None
 
     @property
     def label(self) -> str:
@@ -142,9 +141,6 @@ class Merged:
         for index, update in enumerate(self.updates):
             weight = update.apply(weight, base, {name: arrays[_role(index, name)] for name in update.arrays})
         return weight.astype(dtype)
-
-    def pack(self, arrays: Arrays) -> dict[str, mx.array]:
-        raise NotImplementedError("a merged weight is decoded")
 
 
 def merge(tensor: StoredTensor, updates: Sequence[Update]) -> StoredTensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 from encoder.checkpoint.tensors.assemble import Hints, Parts, take
 from encoder.checkpoint.tensors.dims import columns_of
-from encoder.checkpoint.tensors.encodings import MlxQuantized
+from encoder.checkpoint.tensors.encodings import FLOATS, MlxQuantized
 from encoder.checkpoint.tensors.quantization import Quantization
 from encoder.checkpoint.tensors.weights import StoredArray, StoredTensor
 from encoder.errors import CheckpointError
@@ -42,7 +42,7 @@ def packed_tensor(name: str, arrays: dict[str, StoredArray], quantization: Quant
             raise CheckpointError(
                 f"{where} has {role} of shape {found}, expected {expected}: {columns} columns, {quantization.label}."
             )
-    floats = scales.dtype in ("BF16", "F16", "F32")
+    floats = scales.dtype in FLOATS
     if floats != quantization.has_biases:
         raise CheckpointError(f"{where} has scales of {scales.dtype}, which is not {quantization.label}.")
     return StoredTensor(name, (rows, columns), MlxQuantized(quantization, "global_scale" in arrays), arrays)

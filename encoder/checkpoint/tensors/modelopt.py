@@ -15,23 +15,15 @@ from dataclasses import replace
 
 import mlx.core as mx
 
+from encoder.checkpoint.tensors.array_checks import FLOAT_DTYPES, check_arrays, check_groups
 from encoder.checkpoint.tensors.assemble import Hints, Parts, take
 from encoder.checkpoint.tensors.float_blocks import mxfp4_tensor, nvfp4_tensor
-from encoder.checkpoint.tensors.grouped import (
-    FLOAT_DTYPES,
-    Grouped,
-    Groups,
-    affine_of_mlx,
-    check_arrays,
-    is_in_order,
-    unpack_bits,
-)
+from encoder.checkpoint.tensors.grouped import Grouped, Groups, affine_of_mlx, unpack_bits
 from encoder.checkpoint.tensors.quantization_config import quantization_config, text_of
 from encoder.checkpoint.tensors.scaled import NUMBERS, scaled_tensor
+from encoder.checkpoint.tensors.small_floats import EXPONENTS
 from encoder.checkpoint.tensors.transformed import transformed
 from encoder.checkpoint.tensors.weights import Arrays, StoredArray, StoredTensor
-
-_EXPONENTS = ("U8", "F8_E8M0")
 
 
 def modelopt(path: str, parts: Parts, hints: Hints) -> StoredTensor | None:
@@ -55,7 +47,7 @@ def _four_bits(path: str, parts: Parts, weight: StoredArray, scale: StoredArray)
     whole = take(parts, "weight", "weight_scale", "weight_scale_2").get("weight_scale_2")
     if scale.dtype == "F8_E4M3":
         return nvfp4_tensor(path, weight, scale, whole, divides=False)
-    if scale.dtype in _EXPONENTS:
+    if scale.dtype in EXPONENTS:
         return mxfp4_tensor(path, weight, scale)
     # Here weight_scale_2 is that of a float8 to which kernels round the weight again.
     label = "ModelOpt int4"
@@ -63,7 +55,7 @@ def _four_bits(path: str, parts: Parts, weight: StoredArray, scale: StoredArray)
     groups = scale.shape[1] if len(scale.shape) == 2 else 0
     arrays = {"weight": weight, "scales": scale}
     check_arrays(label, arrays, {"scales": (FLOAT_DTYPES, (rows, groups))})
-    is_in_order(label, arrays, groups, columns)
+    check_groups(label, arrays["weight"], groups, columns)
     encoding = Grouped(label, _read_int4, affine_of_mlx(4, columns // groups))
     return StoredTensor(f"{path}.weight", (rows, columns), encoding, arrays)
 

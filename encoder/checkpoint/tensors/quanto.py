@@ -13,9 +13,10 @@ from math import prod
 
 import mlx.core as mx
 
+from encoder.checkpoint.tensors.array_checks import FLOAT_DTYPES, check_arrays
 from encoder.checkpoint.tensors.assemble import Hints, Parts, take
 from encoder.checkpoint.tensors.dims import columns_of
-from encoder.checkpoint.tensors.grouped import FLOAT_DTYPES, Grouped, Groups, affine_of_mlx, check_arrays
+from encoder.checkpoint.tensors.grouped import Grouped, Groups, affine_of_mlx
 from encoder.checkpoint.tensors.scaled import scaled_tensor
 from encoder.checkpoint.tensors.weights import Arrays, StoredArray, StoredTensor
 from encoder.errors import CheckpointError

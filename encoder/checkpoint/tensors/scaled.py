@@ -17,54 +17,45 @@ from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
+from encoder.checkpoint.tensors.array_checks import is_per_row
 from encoder.checkpoint.tensors.assemble import Hints, Parts, take
-from encoder.checkpoint.tensors.encodings import FLOATS
-from encoder.checkpoint.tensors.quantization import Quantization
+from encoder.checkpoint.tensors.encodings import FLOATS, OnlyDecoded
 from encoder.checkpoint.tensors.quantization_config import quantization_config
+from encoder.checkpoint.tensors.small_floats import EXPONENTS, FLOAT8, float8
 from encoder.checkpoint.tensors.weights import Arrays, StoredArray, StoredTensor
 from encoder.errors import CheckpointError
 
 Block = tuple[int, int]  # rows and columns that share a scale
 
 SCALES = ("weight_scale", "scale_weight", "weight_scale_inv")
-NUMBERS = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "I8": "int8"}
+NUMBERS = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "I8": "int8"}  # names for people
 _USUAL_BLOCK, _MX_BLOCK = (128, 128), (1, 32)
 
 
 @dataclass(frozen=True, slots=True)
-class Scaled:
+class Scaled(OnlyDecoded):
     """`number * scale`, computed in float32.
 
     Attributes:
-        kind: of the numbers, one of the values of NUMBERS.
+        dtype: of the numbers, one of the keys of NUMBERS.
         block: rows and columns that share a scale, where there is neither one scale nor one for each row.
     """
 
-    kind: str
+    dtype: str
     block: Block = _USUAL_BLOCK
     quantized: bool = True
-    mlx_quantization: Quantization | None = None
 
     @property
     def label(self) -> str:
         rows, columns = self.block
-        return self.kind if self.block == _USUAL_BLOCK else f"{self.kind} in blocks of {rows} x {columns}"
+        return NUMBERS[self.dtype] + ("" if self.block == _USUAL_BLOCK else f" in blocks of {rows} x {columns}")
 
     def decode(self, arrays: Arrays, dtype: mx.Dtype) -> mx.array:
-        numbers = self._numbers(arrays["weight"])
+        stored = arrays["weight"]
+        numbers = float8(stored, self.dtype) if self.dtype in FLOAT8 else stored.astype(mx.float32)
         if "scale" in arrays:
-            numbers = numbers * _spread(_floats(arrays["scale"]), numbers.shape, self.block)
+            numbers = numbers * _spread(arrays["scale"], numbers.shape, self.block)
         return numbers.astype(dtype)
-
-    def pack(self, arrays: Arrays) -> dict[str, mx.array]:
-        raise NotImplementedError(f"MLX has no layer for {self.label}")
-
-    def _numbers(self, stored: mx.array) -> mx.array:
-        if self.kind == "float8_e4m3fn":
-            return mx.from_fp8(stored, dtype=mx.float32)
-        if self.kind == "float8_e5m2":  # the upper half of a float16
-            return (stored.astype(mx.uint16) << 8).view(mx.float16).astype(mx.float32)
-        return stored.astype(mx.float32)
 
 
 def scaled(path: str, parts: Parts, hints: Hints) -> StoredTensor | None:
@@ -103,10 +94,10 @@ def scaled_tensor(path: str, parts: Parts, block: Block | None = None, *, is_cas
             f"{', '.join(SCALES)}, as the file says that it is quantized. Is the checkpoint complete?"
         )
     if not scales:
-        return StoredTensor(f"{path}.weight", weight.shape, Scaled(NUMBERS[weight.dtype]), arrays)
+        return StoredTensor(f"{path}.weight", weight.shape, Scaled(weight.dtype), arrays)
     arrays["scale"] = parts.pop(scales[0])
     block = _fitting_block(weight, arrays["scale"], block)
-    return StoredTensor(f"{path}.weight", weight.shape, Scaled(NUMBERS[weight.dtype], block), arrays)
+    return StoredTensor(f"{path}.weight", weight.shape, Scaled(weight.dtype, block), arrays)
 
 
 def _stated_block(hints: Hints) -> Block | None:
@@ -127,11 +118,10 @@ def _fitting_block(weight: StoredArray, scale: StoredArray, stated: Block | None
     Errors: CheckpointError when it is neither one scale, nor one for each row, nor one for each block.
     """
     shape = weight.shape
-    whole: list[tuple[int, ...]] = [(), (1,), (1, 1), shape[:1], (*shape[:1], 1)]
     block = stated or (_MX_BLOCK if scale.dtype == "U8" else _USUAL_BLOCK)
-    if scale.dtype in (*FLOATS, "F8_E8M0") and scale.shape in whole:
+    if scale.dtype in (*FLOATS, "F8_E8M0") and is_per_row(scale.shape, shape):
         return _USUAL_BLOCK
-    if scale.dtype in (*FLOATS, "F8_E8M0", "U8") and len(shape) == 2:
+    if scale.dtype in (*FLOATS, *EXPONENTS) and len(shape) == 2:
         groups = scale.shape[1] if len(scale.shape) > 1 and scale.shape[0] == shape[0] else 0
         if stated is None and scale.dtype != "U8" and groups and shape[1] % groups == 0:
             block = (1, shape[1] // groups)
@@ -149,16 +139,9 @@ def _grid(shape: tuple[int, ...], block: Block) -> tuple[int, int]:
     return -(-shape[0] // block[0]), -(-shape[1] // block[1])
 
 
-def _floats(scale: mx.array) -> mx.array:
-    """Scales as float32. Those of 8 bits are exponents of two; 255, which is NaN, becomes infinity for the loader."""
-    if scale.dtype != mx.uint8:
-        return scale.astype(mx.float32)
-    bits = scale.astype(mx.uint32) << 23
-    return mx.where(scale == 0, mx.array(0x00400000, mx.uint32), bits).view(mx.float32)  # 2 ** -127 is subnormal
-
-
 def _spread(scale: mx.array, shape: tuple[int, ...], block: Block) -> mx.array:
-    """The scale in a shape that broadcasts to a weight of `shape`."""
+    """The scale as float32, in a shape that broadcasts to a weight of `shape`."""
+    scale = float8(scale, "F8_E8M0") if scale.dtype == mx.uint8 else scale.astype(mx.float32)
     if scale.size == 1:
         return scale.reshape(())
     if scale.shape in (shape[:1], (*shape[:1], 1)):

@@ -15,9 +15,10 @@ from typing import Any
 
 import mlx.core as mx
 
+from encoder.checkpoint.tensors.array_checks import FLOAT_DTYPES, Expected, check_arrays, check_groups
 from encoder.checkpoint.tensors.assemble import Hints, Parts, take
 from encoder.checkpoint.tensors.dims import columns_of
-from encoder.checkpoint.tensors.grouped import FLOAT_DTYPES, Grouped, Groups, check_arrays, is_in_order, unpack_bits
+from encoder.checkpoint.tensors.grouped import Grouped, Groups, unpack_bits
 from encoder.checkpoint.tensors.quantization_config import quantization_config, text_of
 from encoder.checkpoint.tensors.small_floats import float8
 from encoder.checkpoint.tensors.transformed import transformed
@@ -142,7 +143,7 @@ def _check(arrays: Parts, numbers: Numbers, shape: tuple[int, int], transposed: 
     weight, scale, label = arrays["weight"], arrays["scale"], f"SDNQ {numbers.name}"
     groups = 1 if transposed else scale.shape[1]
     grid = (1, rows) if transposed else (rows, groups, 1)[: len(scale.shape)]
-    expected: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
+    expected: Expected = {
         "weight": ((numbers.stored_as,), weight.shape),
         "scale": (_SCALE_DTYPES, grid),
     }
@@ -157,7 +158,7 @@ def _check(arrays: Parts, numbers: Numbers, shape: tuple[int, int], transposed: 
         expected["svd_up"] = (FLOAT_DTYPES, (rank, rows) if turned else (rows, rank))
         expected["svd_down"] = (FLOAT_DTYPES, (columns, rank) if turned else (rank, columns))
     check_arrays(label, arrays, expected)
-    is_in_order(label, arrays, groups, columns)
+    check_groups(label, arrays["weight"], groups, columns)
 
 
 def _read(numbers: Numbers, shape: tuple[int, int], transposed: bool, arrays: Arrays) -> Groups:

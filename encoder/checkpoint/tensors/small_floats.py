@@ -5,6 +5,9 @@ Source: OCP Microscaling Formats (MX) 1.0, 5.3; OCP 8-bit Floating Point (OFP8) 
 
 import mlx.core as mx
 
+FLOAT8 = ("F8_E4M3", "F8_E5M2")  # dtypes as safetensors spells them
+EXPONENTS = ("U8", "F8_E8M0")  # of powers of two; the first where a writer's library does not know the second
+
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _E2M3 = (*(m / 8 for m in range(8)), *((1 + m / 8) * 2**e for e in range(3) for m in range(8)))
 
@@ -20,7 +23,12 @@ def float6_e2m3(codes: mx.array) -> mx.array:
 
 
 def float8(data: mx.array, dtype: str) -> mx.array:
-    """From bytes. `dtype` as safetensors spells it: F8_E4M3, F8_E5M2, and F8_E8M0, a power of two without a sign."""
+    """From bytes. A NaN among exponents, 255, becomes infinity, which the loader finds too.
+
+    Args:
+        data: uint8.
+        dtype: one of FLOAT8, or F8_E8M0, a power of two without a sign.
+    """
     if dtype == "F8_E4M3":
         return mx.from_fp8(data, dtype=mx.float32)
     if dtype == "F8_E5M2":  # the upper half of a float16

@@ -19,18 +19,11 @@ from typing import Any
 
 import mlx.core as mx
 
+from encoder.checkpoint.tensors.array_checks import FLOAT_DTYPES, Expected, check_arrays, check_groups
 from encoder.checkpoint.tensors.assemble import Hints, Parts
 from encoder.checkpoint.tensors.comfy_blocks import tiled_nbytes, untile
-from encoder.checkpoint.tensors.grouped import (
-    FLOAT_DTYPES,
-    Grouped,
-    Groups,
-    affine_of_mlx,
-    check_arrays,
-    is_in_order,
-    unpack_bits,
-)
-from encoder.checkpoint.tensors.small_floats import float4_e2m1, float8
+from encoder.checkpoint.tensors.grouped import Grouped, Groups, affine_of_mlx, unpack_bits
+from encoder.checkpoint.tensors.small_floats import EXPONENTS, FLOAT8, float4_e2m1, float8
 from encoder.checkpoint.tensors.transformed import transformed
 from encoder.checkpoint.tensors.unsupported import not_read
 from encoder.checkpoint.tensors.weights import Arrays, StoredArray, StoredTensor
@@ -38,8 +31,6 @@ from encoder.errors import CheckpointError
 
 _PREFIX = "_weight_"
 _BLOCKS = {"Int8Tensor": "I8", "IntxUnpackedToInt8Tensor": "I8", "Float8Tensor": "F8"}  # class: numbers
-_FLOAT8 = ("F8_E4M3", "F8_E5M2")
-_EXPONENTS = ("F8_E8M0", "U8")
 
 
 def torchao(path: str, parts: Parts, hints: Hints) -> StoredTensor | None:
@@ -63,7 +54,7 @@ def _read_kind(path: str, arrays: Parts, kind: str, *, swizzled: bool) -> Stored
     qdata = arrays["weight"]
     if kind in _BLOCKS:
         return _blocks(path, arrays, kind)
-    if kind == "MXTensor" and qdata.dtype in _FLOAT8:
+    if kind == "MXTensor" and qdata.dtype in FLOAT8:
         return _tiled(path, arrays, swizzled, 32, qdata.shape[1])
     if kind == "NVFP4Tensor":
         return _tiled(path, arrays, swizzled, 16, qdata.shape[1] * 2)
@@ -93,8 +84,8 @@ def _blocks(path: str, arrays: Parts, kind: str) -> StoredTensor:
             f"{scale.file.name}: {scale.key} has shape {scale.shape}, expected a scale for each block of a weight of "
             f"shape {(rows, columns)}."
         )
-    numbers = ("I8",) if _BLOCKS[kind] == "I8" else _FLOAT8
-    expected: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
+    numbers = ("I8",) if _BLOCKS[kind] == "I8" else FLOAT8
+    expected: Expected = {
         "weight": (numbers, (rows, columns)),
         "scale": (FLOAT_DTYPES, whole),
     }
@@ -131,8 +122,8 @@ def _tiled(path: str, arrays: Parts, swizzled: bool, block: int, columns: int) -
         label,
         arrays,
         {
-            "weight": (("U8",) if is_nvfp4 else _FLOAT8, arrays["weight"].shape),
-            "scale": (("F8_E4M3",) if is_nvfp4 else _EXPONENTS, scale.shape if swizzled else (rows, groups)),
+            "weight": (("U8",) if is_nvfp4 else FLOAT8, arrays["weight"].shape),
+            "scale": (("F8_E4M3",) if is_nvfp4 else EXPONENTS, scale.shape if swizzled else (rows, groups)),
         },
     )
     if "per_tensor_scale" in arrays:
@@ -143,7 +134,7 @@ def _tiled(path: str, arrays: Parts, swizzled: bool, block: int, columns: int) -
 
 def _read_tiled(dtype: str, swizzled: bool, shape: tuple[int, int], arrays: Arrays) -> Groups:
     codes = untile(arrays["scale"], *shape) if swizzled else arrays["scale"]
-    if dtype in _FLOAT8:
+    if dtype in FLOAT8:
         return Groups(float8(arrays["weight"], dtype), float8(codes, "F8_E8M0"))
     scales = float8(codes, "F8_E4M3")
     if "per_tensor_scale" in arrays:
@@ -155,13 +146,13 @@ def _int4(path: str, arrays: Parts) -> StoredTensor:
     label = "torchao Int4Tensor"
     rows, columns = arrays["weight"].shape[0], arrays["weight"].shape[1] * 2
     groups = arrays["scale"].shape[0] if arrays["scale"].shape else 0
-    expected: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
+    expected: Expected = {
         "weight": (("I8", "U8"), arrays["weight"].shape),
         "scale": (FLOAT_DTYPES, (groups, rows)),
         "zero_point": (FLOAT_DTYPES, (groups, rows)),
     }
     check_arrays(label, arrays, expected)
-    is_in_order(label, arrays, groups, columns)
+    check_groups(label, arrays["weight"], groups, columns)
     encoding = Grouped(label, _read_int4, affine_of_mlx(4, columns // groups))
     return StoredTensor(f"{path}.weight", (rows, columns), encoding, arrays)
 

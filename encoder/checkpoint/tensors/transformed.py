@@ -13,9 +13,9 @@ from math import isqrt
 
 import mlx.core as mx
 
+from encoder.checkpoint.tensors.array_checks import is_per_row
 from encoder.checkpoint.tensors.assemble import Parts, take
-from encoder.checkpoint.tensors.encodings import FLOATS
-from encoder.checkpoint.tensors.quantization import Quantization
+from encoder.checkpoint.tensors.encodings import FLOATS, OnlyDecoded
 from encoder.checkpoint.tensors.weights import Arrays, Encoding, StoredTensor
 from encoder.errors import CheckpointError
 
@@ -24,7 +24,7 @@ _NUMBERS_AT_ONCE = 2**20  # so that the steps of a rotation stay in the CPU's ca
 
 
 @dataclass(frozen=True, slots=True)
-class Transformed:
+class Transformed(OnlyDecoded):
     """The numbers of `inner`, rotated back, times `row_scale`, times `column_scale`, in float32.
 
     A rotation mixes the columns of a row, so the scale of a row can follow it: integers are rotated without rounding.
@@ -33,7 +33,6 @@ class Transformed:
     inner: Encoding
     rotation: int | None
     columns_are_scaled: bool
-    mlx_quantization: Quantization | None = None
     quantized: bool = True
 
     @property
@@ -62,9 +61,6 @@ class Transformed:
             decoded[start : start + step] = part.astype(dtype)
             mx.eval(decoded)
         return decoded
-
-    def pack(self, arrays: Arrays) -> dict[str, mx.array]:
-        raise NotImplementedError(f"MLX has no layer for {self.label}")
 
 
 def unrotate(numbers: mx.array, block: int) -> mx.array:
@@ -106,8 +102,7 @@ def transformed(tensor: StoredTensor, parts: Parts, rotation: int | None = None)
             f"power of 4 that divides the columns. Take another file of this model."
         )
     arrays = dict(tensor.arrays)
-    whole = ((), (1,), (1, 1), tensor.shape[:1], (*tensor.shape[:1], 1))
-    if "scale" in arrays and arrays["scale"].shape in whole and arrays["scale"].dtype in FLOATS:
+    if "scale" in arrays and is_per_row(arrays["scale"].shape, tensor.shape) and arrays["scale"].dtype in FLOATS:
         arrays[ROW_SCALE] = arrays.pop("scale")  # of 8-bit numbers: it can follow the rotation
     if scales is not None:
         if scales.dtype not in FLOATS or scales.shape not in ((columns,), (1, columns)) or len(tensor.shape) != 2:

@@ -140,7 +140,7 @@ def test_every_exponent_is_a_power_of_two() -> None:
     """Down to 2 ** -127, which is subnormal. 255 is NaN, and becomes infinity, which the loader refuses."""
     exponents = np.arange(256, dtype=np.uint8)
     arrays = {"weight": mx.array(np.ones((256, 1), np.int8)), "scale": mx.array(exponents.reshape(256, 1))}
-    decoded = np.array(Scaled("int8").decode(arrays, mx.float32))
+    decoded = np.array(Scaled("I8").decode(arrays, mx.float32))
 
     np.testing.assert_array_equal(decoded[:255, 0], exponents[:255].view(E8M0).astype(np.float32))
     assert np.isinf(decoded[255, 0])
