@@ -34,6 +34,7 @@ from encoder.checkpoint.files.layout import (
     MERGES_FILE,
     MODEL_SUFFIXES,
     PIPELINE_FILE,
+    QUANTIZATION_FILE,
     TEXT_ENCODER_FOLDERS,
     TOKENIZER_FILE,
     TOKENIZER_FILES,
@@ -62,7 +63,11 @@ _SLOW_FILES = (VOCAB_FILE, MERGES_FILE)  # of a tokenizer: 4 MB that most reposi
 # Of a single model and of a pipeline. A name that a repository does not have costs nothing.
 _SMALL_FILES = (
     PIPELINE_FILE,
-    *(f"{folder}{name}" for folder in _MODEL_FOLDERS for name in (CONFIG_FILE, INDEX_FILE, ADAPTER_CONFIG_FILE)),
+    *(
+        f"{folder}{name}"
+        for folder in _MODEL_FOLDERS
+        for name in (CONFIG_FILE, QUANTIZATION_FILE, INDEX_FILE, ADAPTER_CONFIG_FILE)
+    ),
     *(f"{folder}{name}" for folder in _TOKENIZER_PLACES for name in TOKENIZER_FILES if name not in _SLOW_FILES),
 )
 

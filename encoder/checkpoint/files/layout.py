@@ -15,6 +15,7 @@ from encoder.checkpoint.tensors.keys import find_encoder
 from encoder.errors import CheckpointError
 
 CONFIG_FILE = "config.json"
+QUANTIZATION_FILE = "hf_quant_config.json"  # ModelOpt's, beside a config.json that may not speak of the quantization
 WEIGHTS_FILE = "model.safetensors"  # where the weights are in one file
 INDEX_FILE = "model.safetensors.index.json"  # where they are in several
 TOKENIZER_FILE = "tokenizer.json"

@@ -10,6 +10,7 @@ from encoder.checkpoint.tensors.assemble import Hints, Parts, take
 from encoder.checkpoint.tensors.dims import columns_of
 from encoder.checkpoint.tensors.encodings import FLOATS, MlxQuantized
 from encoder.checkpoint.tensors.quantization import Quantization
+from encoder.checkpoint.tensors.quantization_config import quantization_config, text_of
 from encoder.checkpoint.tensors.weights import StoredArray, StoredTensor
 from encoder.errors import CheckpointError
 
@@ -20,7 +21,11 @@ def mlx_quantized(path: str, parts: Parts, hints: Hints) -> StoredTensor | None:
     """Scheme for a module with `scales`. Errors: CheckpointError when the arrays do not fit each other."""
     if "scales" not in parts or "weight" not in parts:
         return None
+    if parts["weight"].dtype != "U32" and text_of(quantization_config(hints), "quant_method"):  # another library's
+        return None
     arrays = take(parts, "weight", "scales", "biases", "global_scale")
+    if "qbiases" in parts:  # transformers' MetalLinear
+        arrays["biases"] = parts.pop("qbiases")
     return packed_tensor(f"{path}.weight", arrays, _described(path, arrays, hints))
 
 

@@ -36,6 +36,7 @@ _BY_DTYPE = {  # which no config tells from the float8 that is read
     "F8_E4M3FNUZ": "float8 of AMD's older GPUs (e4m3fnuz)",
     "F8_E5M2FNUZ": "float8 of AMD's older GPUs (e5m2fnuz)",
 }
+_WIDE = ("F64", "C64")  # of no quantization; assemble.py reads the first, and says what it expects of the second
 _NAMES = {  # by quant_method; others are called as the config calls them
     "aqlm": "AQLM",
     "auto-round": "AutoRound",
@@ -64,9 +65,8 @@ def unsupported(path: str, parts: Parts, hints: Hints) -> None:
     Errors: CheckpointError for an array that is not floats, and for one that floats do not have beside them.
     """
     name = next((_BY_ARRAYS[part] for part in parts if part in _BY_ARRAYS), None)
-    strange = [
-        array for part, array in parts.items() if array.dtype not in (*FLOATS, "F64") and not is_buffer(part, parts)
-    ]
+    plain = (*FLOATS, *_WIDE)
+    strange = [array for part, array in parts.items() if array.dtype not in plain and not is_buffer(part, parts)]
     array = next(iter(strange or (parts.values() if name is not None else ())), None)
     if array is None:
         return

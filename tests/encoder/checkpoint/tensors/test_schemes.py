@@ -13,8 +13,9 @@ from encoder.checkpoint import open_checkpoint
 from encoder.checkpoint.loading.array_reader import ArrayReader
 from encoder.checkpoint.tensors.encodings import dequantize
 from encoder.checkpoint.tensors.weights import StoredTensor
+from encoder.errors import CheckpointError
 from encoder.options import ModelOptions
-from tests.checkpoints import Array, write_checkpoint
+from tests.checkpoints import Array, quantize_with_mlx, write_checkpoint
 from tests.encoder.checkpoint import quantized_files as files
 from tests.encoder.checkpoint.quantized_files import (
     Quantize,
@@ -154,3 +155,111 @@ def test_what_mlx_has_too_is_packed_for_it_without_loss(
 def read(tensor: StoredTensor) -> dict[str, mx.array]:
     with ArrayReader() as reader:
         return {role: reader.read(array) for role, array in tensor.arrays.items()}
+
+
+DAMAGED = [
+    pytest.param(
+        bitsandbytes_4bit(), {}, {"weight": np.zeros((9, 1), np.uint8)}, "weight is U8 .9,., expected", id="nf4"
+    ),
+    pytest.param(bitsandbytes_4bit(), {}, {"weight.absmax": None}, "has no absmax beside it", id="nf4-no-absmax"),
+    pytest.param(
+        bitsandbytes_4bit(),
+        {},
+        {"weight.quant_state.bitsandbytes__nf4": np.frombuffer(b'{"shape": [9, "x"]}', np.uint8)},
+        "expected the shape of a matrix",
+        id="nf4-state",
+    ),
+    pytest.param(
+        bitsandbytes_4bit(),
+        {},
+        {"weight.quant_state.bitsandbytes__nf4": np.frombuffer(b"{", np.uint8)},
+        "cannot be read as JSON",
+        id="nf4-no-json",
+    ),
+    pytest.param(
+        files.llm_int8, {}, {"weight_format": np.array(2, np.uint8)}, "order of a GPU's kernel", id="llm-int8"
+    ),
+    pytest.param(awq(64), {}, {"qzeros": np.zeros((2, 9), np.int32)}, r"qzeros is I32 \(2, 9\), expected", id="awq"),
+    pytest.param(
+        gptq(4, 64), {}, {}, "config.json calls '', expected quantization_config.checkpoint_format", id="gptq"
+    ),
+    pytest.param(
+        gptq(4, 64),
+        described("gptq"),
+        {"g_idx": np.full(128, 9, np.int32)},
+        "expected 128 from 0 to 1",
+        id="gptq-groups",
+    ),
+    pytest.param(
+        packed_integers(4, 32, symmetric=True),
+        {},
+        {"weight_shape": np.array([128, 2**40])},
+        "expected the shape of a matrix",
+        id="ct-shape",
+    ),
+    pytest.param(
+        packed_integers(4, 32, symmetric=True),
+        described("compressed-tensors", config_groups={"a": {"weights": {"num_bits": 8}}}),
+        {},
+        "config.json says 8 bits",
+        id="ct-bits",
+    ),
+    pytest.param(
+        packed_integers(4, 32, symmetric=True),
+        described("compressed-tensors", transform_config={"config_groups": {"R1": {}}}),
+        {},
+        "is rotated, as transform_config",
+        id="ct-rotated",
+    ),
+    pytest.param(
+        files.nvfp4_divided, {}, {"weight_scale": np.ones((128, 8), np.float16)}, "expected F8_E4M3", id="nvfp4"
+    ),
+    pytest.param(files.quanto_bits(4, 128), {}, {"weight._shift": None}, "has no shifts beside it", id="quanto"),
+    pytest.param(files.torchao_int4, described("torchao"), {}, "the header does not say how", id="torchao"),
+    pytest.param(files.sdnq(4), described("sdnq", weights_dtype="uint4", use_codebook=True), {}, "codebook", id="sdnq"),
+]
+
+
+@pytest.mark.parametrize(("quantize", "config", "changes", "message"), DAMAGED)
+def test_arrays_that_do_not_fit_are_named(
+    tmp_path: Path,
+    weights: Mapping[str, Array],
+    quantize: Quantize,
+    config: dict[str, Any],
+    changes: dict[str, Array | None],
+    message: str,
+) -> None:
+    def damage(path: str, weight: Array) -> tuple[dict[str, Array], Array]:
+        stored, floats = quantize(path, weight)
+        if path.endswith("layers.1.self_attn.q_proj"):
+            stored |= {f"{path}.{part}": array for part, array in changes.items() if array is not None}
+            stored = {key: array for key, array in stored.items() if changes.get(key[len(path) + 1 :], 0) is not None}
+        return stored, floats
+
+    quantized, _ = write_folders(tmp_path, weights, damage, config)
+
+    with pytest.raises(CheckpointError, match=message) as caught:
+        open_checkpoint(ModelOptions(str(quantized)))
+    assert "\n" not in str(caught.value)
+
+
+def test_modelopt_may_describe_the_quantization_in_a_file_of_its_own(
+    tmp_path: Path, weights: Mapping[str, Array]
+) -> None:
+    quantized, decoded = write_folders(tmp_path, weights, files.nvfp4_multiplied, {})
+    (quantized / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "NVFP4"}}')
+
+    np.testing.assert_array_equal(encode(quantized), encode(decoded))
+
+
+def test_metal_layers_of_transformers_are_those_of_mlx(tmp_path: Path, weights: Mapping[str, Array]) -> None:
+    """They call the biases qbiases."""
+
+    def quantize(path: str, weight: Array) -> tuple[dict[str, Array], Array]:
+        stored, decoded = quantize_with_mlx({f"{path}.weight": weight}, {"bits": 4, "group_size": 64})
+        return {key.replace(".biases", ".qbiases"): array for key, array in stored.items()}, decoded[f"{path}.weight"]
+
+    config = described("metal", bits=4, group_size=64)
+    quantized, decoded = write_folders(tmp_path, weights, quantize, config)
+
+    np.testing.assert_array_equal(encode(quantized), encode(decoded))

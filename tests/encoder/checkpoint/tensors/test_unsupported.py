@@ -32,6 +32,14 @@ FORMS: dict[str, tuple[dict[str, Array], dict[str, Any]]] = {
         {"qweight": np.zeros((32, 2), np.int32), "qzeros": WORDS, "scales": np.ones((32, 8), np.float16)},
         {"quant_method": "awq", "version": "gemv"},
     ),
+    "HIGGS": (
+        {"weight": WORDS.astype(np.int16), "scales": HALVES[None], "tables": HALVES, "tables2": HALVES},
+        {"quant_method": "higgs"},
+    ),
+    r"GPTQ \(gptq_p\)": (
+        {"qweight": np.zeros((2, 40), np.int32), "scales": HALVES[None], "qzeros": WORDS},
+        {"quant_method": "gptq", "checkpoint_format": "gptq_p"},
+    ),
     "some-new-method": ({"weight": WORDS, "weight_scale": HALVES}, {"quant_method": "Some-New-Method"}),
     "a quantization of which nothing is known here": ({"weight": np.zeros((32, 16), np.uint16)}, {}),
 }
@@ -47,12 +55,19 @@ def test_it_is_named_with_a_way_out(tmp_path: Path, name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("dtype", [ml_dtypes.float8_e8m0fnu, np.complex64, np.int64, np.bool_])
+@pytest.mark.parametrize("dtype", [ml_dtypes.float8_e8m0fnu, np.int64, np.bool_])
 def test_types_that_no_weight_has_are_named(tmp_path: Path, dtype: Any) -> None:
     """safetensors knows more dtypes than models have."""
     write(tmp_path, {"weight": np.zeros((32, 16), dtype)}, {})
 
     with pytest.raises(CheckpointError, match=rf"{PATH}.weight \(\w+ .*nothing is known here, which is not read"):
+        open_checkpoint(ModelOptions(str(tmp_path)))
+
+
+def test_complex_numbers_are_not_taken_for_a_quantization(tmp_path: Path) -> None:
+    write(tmp_path, {"weight": np.zeros((32, 16), np.complex64)}, {})
+
+    with pytest.raises(CheckpointError, match=rf"{PATH}.weight has dtype C64, expected BF16, F16, F32"):
         open_checkpoint(ModelOptions(str(tmp_path)))
 
 
