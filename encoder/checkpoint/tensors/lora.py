@@ -78,15 +78,16 @@ class Update:
             base: float32, the weight before all of them. Magnitudes are those of its rows.
             arrays: of this update, by name.
         """
+        upright = {name: self._upright(name, array.astype(mx.float32)) for name, array in arrays.items()}
         if self.kind == "weight":
-            return arrays["weight"].astype(mx.float32)
-        delta = self.factor * self._delta(
-            {name: self._upright(name, array.astype(mx.float32)) for name, array in arrays.items()}
-        )
+            return upright["weight"]
+        if self.kind == "lora" and "magnitude" not in arrays:  # the usual case, in one pass over the weight, not three
+            return mx.addmm(weight, upright["up"], upright["down"], alpha=self.factor)
+        delta = self.factor * self._delta(upright)
         if "magnitude" not in arrays:
             return weight + delta
         norms = mx.linalg.norm(base + delta, axis=1, keepdims=True)
-        return (weight + delta) * (arrays["magnitude"].astype(mx.float32).reshape(-1, 1) / norms)
+        return (weight + delta) * (upright["magnitude"].reshape(-1, 1) / norms)
 
     def _delta(self, arrays: Arrays) -> mx.array:
         match self.kind:
