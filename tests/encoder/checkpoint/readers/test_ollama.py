@@ -101,7 +101,7 @@ def test_adapter_of_a_model_is_merged(store: Store, tmp_path: Path, base: str) -
 def test_adapter_that_does_not_fit_is_refused(store: Store, tmp_path: Path) -> None:
     store.add_json()
     store.add_weights(lambda name: None, "one-blob")
-    store.add(ADAPTER, "", b"ggla")
+    store.add(ADAPTER, "", b"ggla" + bytes([1, 0, 0, 0] * 8))  # as llama.cpp wrote LoRAs before GGUF
     store.write_manifest()
 
     with pytest.raises(CheckpointError, match="does not begin with GGUF"):

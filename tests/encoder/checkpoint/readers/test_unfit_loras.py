@@ -354,7 +354,7 @@ def test_model_saved_with_a_lora_that_is_not_merged_is_refused(tmp_path: Path, p
     named = {f"model.{wrapped.get(name, name)}": weight for name, weight in weights.items()}
     write_tensors(tmp_path / "base", named | peft(pairs, "model.", "default"))
 
-    assert "saved with a LoRA that is not merged" in as_model(tmp_path / "base")
+    assert "is not merged; merge it" in as_model(tmp_path / "base")
 
 
 @pytest.mark.parametrize(
