@@ -6,9 +6,9 @@ Source: llama.cpp, src/llama-vocab.cpp, llama_vocab::impl::load and PRE_TYPE_QWE
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, models
+from tokenizers import AddedToken
 
-from encoder.checkpoint.files.qwen2_tokenizer import add_around, qwen2_tokenizer
+from encoder.checkpoint.files.qwen2_tokenizer import add_around, bpe_model, in_one_line, qwen2_tokenizer
 from encoder.errors import CheckpointError
 from encoder.pipeline.tokenizer import Tokenizer
 
@@ -31,19 +31,20 @@ def tokenizer_from_metadata(metadata: dict[str, Any], where: str) -> Tokenizer:
     assert isinstance(tokens, list)
     before, after = (_added(metadata, tokens, end, where) for end in ("bos", "eos"))
     try:
-        tokenizer = _build(tokens, merges, types)
-        add_around(tokenizer, before, after)
-        return Tokenizer(tokenizer, _named(metadata, tokens, "padding"), f"the metadata of {where}")
-    except CheckpointError:
-        raise
-    except Exception as error:  # the library raises nothing narrower
-        raise CheckpointError(f"{where}: its tokenizer cannot be built: {error}") from error
+        with in_one_line():
+            tokenizer = _build(tokens, merges, types)
+            add_around(tokenizer, before, after)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{where}: its tokenizer cannot be built: {error}. Give one with --tokenizer, or fetch the file again."
+        ) from error
+    return Tokenizer(tokenizer, _named(metadata, tokens, "padding"), f"the metadata of {where}")
 
 
 def _build(tokens: list[str], merges: list[str], types: Any) -> tokenizers.Tokenizer:
     vocab = {token: token_id for token_id, token in enumerate(tokens)}
     pairs = [(first, second) for first, _, second in (merge.partition(" ") for merge in merges)]
-    tokenizer = qwen2_tokenizer(models.BPE(vocab=vocab, merges=pairs, fuse_unk=False, byte_fallback=False))
+    tokenizer = qwen2_tokenizer(bpe_model(vocab, pairs))
     added = [(token, kind) for token, kind in zip(tokens, types, strict=False) if kind in (_CONTROL, _USER_DEFINED)]
     tokenizer.add_tokens([AddedToken(token, normalized=False, special=kind == _CONTROL) for token, kind in added])
     return tokenizer

@@ -1,9 +1,10 @@
-"""Qwen's tokenizer around a vocabulary: how a text is normalized and split, and what is added to it. Data and no files.
+"""Qwen's tokenizer around a vocabulary: how a text is normalized and split, and what is added to it. Knows no files.
 
 Source: transformers, models/qwen2/tokenization_qwen2.py:Qwen2Tokenizer; llama.cpp, src/llama-vocab.cpp, PRE_TYPE_QWEN2.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
@@ -11,6 +12,31 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, pro
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+
+_MAX_SHOWN = 200  # characters of a library's message
+
+
+def bpe_model(vocab: dict[str, int], merges: list[tuple[str, str]]) -> models.BPE:
+    """A vocabulary and its merges, best first. Errors: ValueError for a merge of or to what is no token.
+
+    The library checks that too late: it panics, which prints a trace.
+    """
+    for pair in merges:
+        if missing := [token for token in (*pair, "".join(pair)) if token not in vocab]:
+            raise ValueError(f"the merge {' '.join(pair)!r:.80} needs {missing[0]!r:.80}, which is no token")
+    return models.BPE(vocab=vocab, merges=merges, fuse_unk=False, byte_fallback=False)
+
+
+@contextmanager
+def in_one_line() -> Iterator[None]:
+    """Turns whatever the library raises into a ValueError of one line. Its panics are no Exception."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        text = " ".join(str(error).split())
+        raise ValueError(text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…") from error
 
 
 def qwen2_tokenizer(model: models.BPE, *, add_prefix_space: bool = False) -> tokenizers.Tokenizer:

@@ -25,7 +25,7 @@ from encoder.checkpoint.files.layout import (
     VOCAB_FILE,
 )
 from encoder.checkpoint.files.lookalikes import explain_lookalike
-from encoder.checkpoint.files.qwen2_tokenizer import add_around, qwen2_tokenizer
+from encoder.checkpoint.files.qwen2_tokenizer import add_around, bpe_model, in_one_line, qwen2_tokenizer
 from encoder.errors import CheckpointError
 from encoder.pipeline.tokenizer import Tokenizer
 
@@ -34,7 +34,6 @@ MAX_TOKENIZER_BYTES = 64 * 2**20  # Qwen3's tokenizer.json has 11 MB
 _QWEN2_CLASS = "Qwen2Tokenizer"
 # Models whose class transformers knows where the settings name none.
 _QWEN2_MODELS = ("qwen2", "qwen2_vl", "qwen2_5_vl", "qwen3", "qwen3_moe", "qwen3_vl", "qwen3_vl_moe", "qwen3_omni_moe")
-_MAX_SHOWN = 200  # characters of a library's message
 
 
 def build_tokenizer(files: Mapping[str, Path]) -> Tokenizer:
@@ -61,6 +60,16 @@ def read_tokenizer_json(file: Path) -> tokenizers.Tokenizer:
     """The tokenizer in a tokenizer.json, as it is. Errors: CheckpointError saying what the file is."""
     with _as_checkpoint_errors(file):
         return tokenizers.Tokenizer.from_file(str(file))
+
+
+def parse_tokenizer_json(content: bytes, where: str) -> Tokenizer:
+    """The tokenizer in the content of a tokenizer.json that has no files beside it. Errors: CheckpointError."""
+    try:
+        with in_one_line():
+            tokenizer = tokenizers.Tokenizer.from_buffer(content)
+    except ValueError as error:
+        raise CheckpointError(f"{where} cannot be read: {error}") from error
+    return Tokenizer(tokenizer, source=where)
 
 
 def _is_qwen2(files: Mapping[str, Path], settings: Mapping[str, Any]) -> bool:
@@ -93,11 +102,11 @@ def _from_vocabulary(files: Mapping[str, Path], settings: Mapping[str, Any]) -> 
         raise CheckpointError(f"{vocab}: has no {MERGES_FILE} beside it. Fetch that too, or {TOKENIZER_FILE}.")
     if _class_name(settings.get("tokenizer_class") or _QWEN2_CLASS) != _QWEN2_CLASS:
         raise CheckpointError(
-            f"{files[TOKENIZER_CONFIG_FILE]}: tokenizer_class is {_shown(settings['tokenizer_class'])}, expected "
+            f"{files[TOKENIZER_CONFIG_FILE]}: tokenizer_class is {settings['tokenizer_class']!r:.80}, expected "
             f"{_QWEN2_CLASS}, where there is no {TOKENIZER_FILE}. Fetch that file too."
         )
     with _as_checkpoint_errors(vocab, merges):
-        model = models.BPE.from_file(str(vocab), str(merges))
+        model = bpe_model(*models.BPE.read_file(str(vocab), str(merges)))
     tokenizer = qwen2_tokenizer(model, add_prefix_space=settings.get("add_prefix_space") is True)
     return _finish(tokenizer, files, settings, {}, qwen2=True)
 
@@ -114,16 +123,15 @@ def _finish(
     where = files.get(TOKENIZER_CONFIG_FILE) or next(iter(files.values()))
     older = (_read(files, SPECIAL_TOKENS_MAP_FILE), _read(files, ADDED_TOKENS_FILE))
     try:
-        declared = declared_tokens(settings, *older, stored, qwen2=qwen2)
-        declared.add_to(tokenizer)
-        if qwen2:
-            declared.restate(tokenizer)
-        if TOKENIZER_FILE not in files:
-            _add_around(tokenizer, settings, declared.named)
-    except CheckpointError:
-        raise
-    except Exception as error:  # the library raises nothing narrower
-        raise CheckpointError(f"{where}: declares tokens that cannot be added: {_shown(error)}.") from error
+        with in_one_line():
+            declared = declared_tokens(settings, *older, stored, qwen2=qwen2)
+            declared.add_to(tokenizer)
+            if qwen2:
+                declared.restate(tokenizer)
+            if TOKENIZER_FILE not in files:
+                _add_around(tokenizer, settings, declared.named)
+    except ValueError as error:
+        raise CheckpointError(f"{where}: declares tokens that cannot be added: {error}.") from error
     tokenizer.encode_special_tokens = settings.get("split_special_tokens") is True
     pad_token = declared.named.get("pad_token")
     source = str(files.get(TOKENIZER_FILE) or files[VOCAB_FILE])
@@ -148,21 +156,17 @@ def _as_checkpoint_errors(*files: Path) -> Iterator[None]:
                 f"{file}: is {file.stat().st_size:,} bytes, expected a tokenizer of at most {MAX_TOKENIZER_BYTES:,}."
             )
     try:
-        yield
-    except Exception as error:  # the library raises nothing narrower
+        with in_one_line():
+            yield
+    except ValueError as error:
         for file in files:
             if found := explain_lookalike(file, expects_text=True):
                 raise CheckpointError(f"{file}: {found}") from error
         raise CheckpointError(
-            f"{' and '.join(map(str, files))}: cannot be read as a tokenizer, and may be cut off: {_shown(error)}. "
+            f"{' and '.join(map(str, files))}: cannot be read as a tokenizer, and may be cut off: {error}. "
             f"Fetch it again."
         ) from error
 
 
 def _read(files: Mapping[str, Path], name: str) -> dict[str, Any]:
     return read_json_object(files[name]) if name in files else {}
-
-
-def _shown(value: object) -> str:
-    text = " ".join(str(value).split())
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"

@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tokenizers
-
 from encoder.checkpoint.checkpoint import Checkpoint, Origin, describe
 from encoder.checkpoint.files.json_file import read_json_object
 from encoder.checkpoint.files.layout import QUANTIZATION_FILE
 from encoder.checkpoint.files.safetensors_header import Header
-from encoder.checkpoint.files.tokenizer_build import MAX_TOKENIZER_BYTES
+from encoder.checkpoint.files.tokenizer_build import MAX_TOKENIZER_BYTES, parse_tokenizer_json
 from encoder.checkpoint.files.tokenizer_files import find_tokenizer
 from encoder.checkpoint.readers.theta import theta_without_config
 from encoder.checkpoint.request import Request
@@ -22,7 +20,6 @@ from encoder.checkpoint.tensors.families import QWEN3_THETA
 from encoder.checkpoint.tensors.rope_theta import settle_rope_theta
 from encoder.checkpoint.tensors.schemes import SCHEMES
 from encoder.checkpoint.tensors.weights import StoredArray, Weights
-from encoder.errors import CheckpointError
 from encoder.pipeline.tokenizer import Tokenizer
 from encoder.qwen3.config import Qwen3Config, states_rope_theta
 
@@ -112,9 +109,5 @@ def _embedded_tokenizer(arrays: Iterable[StoredArray]) -> Tokenizer | None:
     """The tokenizer.json that some files hold as a tensor of bytes, None for the others."""
     for array in arrays:
         if array.key == "tokenizer_json" and array.nbytes <= MAX_TOKENIZER_BYTES:
-            try:
-                library = tokenizers.Tokenizer.from_buffer(array.read_bytes(MAX_TOKENIZER_BYTES))
-            except Exception as error:  # the library raises nothing narrower
-                raise CheckpointError(f"{array.file}: tokenizer_json cannot be read: {error}") from error
-            return Tokenizer(library, source=f"tokenizer_json in {array.file}")
+            return parse_tokenizer_json(array.read_bytes(MAX_TOKENIZER_BYTES), f"tokenizer_json in {array.file}")
     return None

@@ -152,6 +152,16 @@ def test_what_lies_in_the_place_of_tokenizer_json_is_named(folder: Path, content
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 500
 
 
+def test_a_panic_of_the_library_is_an_error_like_another(folder: Path) -> None:
+    """It is no Exception, and would end the process."""
+    stored = json.loads((folder / "tokenizer.json").read_text())
+    stored["model"]["merges"] = [["\u0120", "a"]]  # they make no token, and more bytes than any token has
+    write_json(folder / "tokenizer.json", stored)
+
+    with pytest.raises(CheckpointError, match=r"tokenizer.json: cannot be read as a tokenizer"):
+        open_tokenizer(folder)
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -182,8 +192,13 @@ def test_settings_that_declare_no_tokens_are_refused_in_one_line(folder: Path, f
         ("vocab.json", "{", "vocab.json and .*merges.txt: cannot be read"),
         ("merges.txt", POINTER.decode(), "merges.txt: is a Git LFS pointer"),
         ("vocab.json", "", "vocab.json: is empty"),
+        ("merges.txt", "a b\n", "merges.txt: cannot be read .*the merge 'a b' needs 'ab', which is no token"),
         ("merges.txt", "a b c d\n", "vocab.json and .*merges.txt: cannot be read"),
-        ("tokenizer_config.json", '{"tokenizer_class": "BertTokenizer"}', "tokenizer_class is BertTokenizer, expected"),
+        (
+            "tokenizer_config.json",
+            '{"tokenizer_class": "BertTokenizer"}',
+            "tokenizer_class is 'BertTokenizer', expected",
+        ),
     ],
 )
 def test_a_damaged_slow_tokenizer_is_named(folder: Path, name: str, content: str, message: str) -> None:

@@ -135,6 +135,14 @@ def test_tokens_are_added_around_a_text_as_the_flags_say(
     assert tokens_around(tmp_path / "model.gguf") == expected
 
 
+def test_a_merge_of_what_is_no_token_is_refused(tmp_path: Path, weights: dict[str, Any]) -> None:
+    """The library would panic."""
+    write_gguf(tmp_path / "model.gguf", weights, tokens=demo_tokens() | {"merges": ["\u0120 a"]})
+
+    with pytest.raises(CheckpointError, match=r"cannot be built: the merge 'Ġ a' needs 'Ġa', which is no token"):
+        open_checkpoint(ModelOptions(str(tmp_path / "model.gguf")))
+
+
 @pytest.mark.parametrize("ids", [{}, {"tokenizer__ggml__eos_token_id": 10_000}])
 def test_an_added_token_that_does_not_exist_is_refused(
     tmp_path: Path, weights: dict[str, Any], ids: dict[str, int]
