@@ -16,6 +16,7 @@ from typing import Any
 from encoder.checkpoint.files.lookalikes import explain_lookalike
 from encoder.checkpoint.tensors.weights import StoredArray
 from encoder.errors import CheckpointError
+from encoder.qwen3.fields import shown
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -82,7 +83,7 @@ class _Parser:
         infos = [self._info() for _ in range(count)]
         alignment = metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or not 1 <= alignment <= 2**16:
-            raise _Damaged(f"general.alignment is {alignment!r}")
+            raise _Damaged(f"general.alignment is {shown(alignment)}")
         start = -(-self._position // alignment) * alignment
         arrays = [StoredArray(key, self._file, kind, shape, start + at, size) for key, kind, shape, at, size in infos]
         end = start

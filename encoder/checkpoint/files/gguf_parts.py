@@ -9,6 +9,7 @@ from pathlib import Path
 
 from encoder.checkpoint.files.gguf_header import GgufHeader, read_gguf_header
 from encoder.errors import CheckpointError
+from encoder.qwen3.fields import shown
 
 _PART = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 _MAX_LISTED = 5
@@ -34,7 +35,7 @@ def read_gguf_headers(file: Path) -> GgufHeader:
     files = [file.with_name(name) for name in part_names(file.name)]
     if len(files) != count:
         raise CheckpointError(
-            f"{file}: is one of {count!r} parts, which its name does not say, expected one like "
+            f"{file}: is one of {shown(count)} parts, which its name does not say, expected one like "
             f"model-00001-of-00003.gguf. Rename the parts, or join them with llama-gguf-split --merge."
         )
     missing = [part.name for part in files if not part.is_file()]
@@ -51,13 +52,14 @@ def _joined(files: list[Path], headers: list[GgufHeader]) -> GgufHeader:
         found = header.metadata.get("split.no"), header.metadata.get("split.count")
         if found != (number, len(files)):
             raise CheckpointError(
-                f"{file}: split.no and split.count are {found!r}, expected {(number, len(files))!r}. Was it renamed?"
+                f"{file}: split.no and split.count are {shown(found)}, expected {(number, len(files))!r}. "
+                f"Was it renamed?"
             )
     arrays = [array for header in headers for array in header.arrays]
     expected = headers[0].metadata.get("split.tensors.count", len(arrays))
     if len({array.key for array in arrays}) != len(arrays) or len(arrays) != expected:
         raise CheckpointError(
-            f"{files[0]}: its parts hold {len(arrays):,} tensors, expected {expected!r} with different names. "
+            f"{files[0]}: its parts hold {len(arrays):,} tensors, expected {shown(expected)} with different names. "
             f"Are all parts of one model?"
         )
     return GgufHeader(headers[0].metadata, arrays)

@@ -11,6 +11,7 @@ from tokenizers import AddedToken
 from encoder.checkpoint.files.qwen2_tokenizer import add_around, bpe_model, in_one_line, qwen2_tokenizer
 from encoder.errors import CheckpointError
 from encoder.pipeline.tokenizer import Tokenizer
+from encoder.qwen3.fields import shown
 
 _CONTROL, _USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type: tokens that are matched whole in any text
 
@@ -25,8 +26,8 @@ def tokenizer_from_metadata(metadata: dict[str, Any], where: str) -> Tokenizer:
     types = metadata.get("tokenizer.ggml.token_type", ())
     if kind != ("gpt2", "qwen2") or not _are_texts(tokens) or not (_are_texts(merges) or merges == []):
         raise CheckpointError(
-            f"{where}: tokenizer.ggml.model and pre are {kind!r}, expected 'gpt2' and 'qwen2' with tokens and merges. "
-            f"Give the tokenizer with --tokenizer: a tokenizer.json, a folder, or a hub id."
+            f"{where}: tokenizer.ggml.model and pre are {shown(kind)}, expected 'gpt2' and 'qwen2' with tokens and "
+            f"merges. Give the tokenizer with --tokenizer: a tokenizer.json, a folder, or a hub id."
         )
     assert isinstance(tokens, list)
     before, after = (_added(metadata, tokens, end, where) for end in ("bos", "eos"))

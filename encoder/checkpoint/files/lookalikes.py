@@ -42,7 +42,7 @@ def explain_lookalike(file: Path, *, expects_text: bool = False) -> str | None:
         return None
     if text.startswith((b"{", b"[")):
         return "is JSON text. Is it the index of a model, or the error message of a server? Fetch the file again."
-    if _is_text(head):
+    if len(head) > 8 and _is_text(head):  # fewer may be a magic number alone
         said = " ".join(head.decode(errors="replace").split())
         return f"is text that begins with {said[:_MAX_SAID]!r}. Is it the message of a server? Fetch the file again."
     return None

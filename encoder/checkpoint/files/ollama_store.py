@@ -16,6 +16,7 @@ from typing import Any
 
 from encoder.checkpoint.files.json_file import read_json_object
 from encoder.errors import CheckpointError
+from encoder.qwen3.fields import shown
 
 DEFAULT_HOST, DEFAULT_NAMESPACE, DEFAULT_TAG = "registry.ollama.ai", "library", "latest"
 TENSOR = "application/vnd.ollama.image.tensor"
@@ -82,11 +83,11 @@ def _layer(manifest: Path, entry: Any) -> Layer:
     fields = entry if isinstance(entry, dict) else {}
     digest, name = fields.get("digest"), fields.get("name") or ""
     if not isinstance(digest, str) or not _DIGEST.fullmatch(digest) or not isinstance(name, str):
-        raise CheckpointError(f"{manifest}: has a layer {entry!r:.200}, expected a sha256 digest in it.")
+        raise CheckpointError(f"{manifest}: has a layer {shown(entry)}, expected a sha256 digest in it.")
     blob = store() / "blobs" / digest.replace(":", "-")
     size = blob.stat().st_size if blob.is_file() else None
     if size is None or size != fields.get("size"):
-        found = "is missing" if size is None else f"has {size:,} bytes, expected {fields.get('size')!r}"
+        found = "is missing" if size is None else f"has {size:,} bytes, expected {shown(fields.get('size'))}"
         raise CheckpointError(f"{manifest}: the blob {digest} of {name or 'a layer'} {found}. Pull the model again.")
     if size <= _MAX_HASHED_AT_ONCE:
         check_digest(blob)

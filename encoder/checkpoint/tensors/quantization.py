@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from encoder.errors import CheckpointError
+from encoder.qwen3.fields import shown
 
 Mode = Literal["affine", "mxfp4", "mxfp8", "nvfp4"]
 
@@ -54,8 +55,8 @@ class Quantization:
             known = mode == "affine" and bits in _AFFINE_BITS and group_size in _AFFINE_GROUPS
         if not known:
             raise CheckpointError(
-                f"{where}: mode {mode!r} with {bits!r} bits in groups of {group_size!r} is no quantization of MLX, "
-                f"expected affine with 2 to 8 bits in groups of 32, 64 or 128, or one of {', '.join(_FIXED)}."
+                f"{where}: mode {shown(mode)} with {shown(bits)} bits in groups of {shown(group_size)} is no quantization "
+                f"of MLX, expected affine with 2 to 8 bits in groups of 32, 64 or 128, or one of {', '.join(_FIXED)}."
             )
         return cls(cast(Mode, mode), int(bits), int(group_size))
 
