@@ -121,8 +121,8 @@ def test_old_and_new_description_may_stand_together_where_they_agree() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        pytest.param({"rope_scaling": {"rope_type": "yarn"}}, "factor is None, expected a positive number", id="empty"),
-        pytest.param({"rope_scaling": {"type": "linear"}}, "factor is None", id="linear-without-factor"),
+        pytest.param({"rope_scaling": {"rope_type": "yarn"}}, "has no factor, expected a positive number", id="empty"),
+        pytest.param({"rope_scaling": {"type": "linear"}}, "has no factor", id="linear-without-factor"),
         pytest.param({"rope_scaling": YARN | {"factor": "4"}}, "factor is '4'", id="factor-string"),
         pytest.param(
             {"rope_scaling": YARN | {"factor": 1e9}}, "factor is 1000000000.0, expected a number", id="absurd"
