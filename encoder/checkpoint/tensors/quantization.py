@@ -55,8 +55,8 @@ class Quantization:
             known = mode == "affine" and bits in _AFFINE_BITS and group_size in _AFFINE_GROUPS
         if not known:
             raise CheckpointError(
-                f"{where}: mode {shown(mode)} with {shown(bits)} bits in groups of {shown(group_size)} is no quantization "
-                f"of MLX, expected affine with 2 to 8 bits in groups of 32, 64 or 128, or one of {', '.join(_FIXED)}."
+                f"{where}: mode {shown(mode)} with {shown(bits)} bits in groups of {shown(group_size)} is no "
+                f"quantization of MLX, expected affine with 2 to 8 bits in groups of 32, 64 or 128, or one of {', '.join(_FIXED)}."
             )
         return cls(cast(Mode, mode), int(bits), int(group_size))
 
