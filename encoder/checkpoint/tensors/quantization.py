@@ -56,7 +56,8 @@ class Quantization:
         if not known:
             raise CheckpointError(
                 f"{where}: mode {shown(mode)} with {shown(bits)} bits in groups of {shown(group_size)} is no "
-                f"quantization of MLX, expected affine with 2 to 8 bits in groups of 32, 64 or 128, or one of {', '.join(_FIXED)}."
+                f"quantization of MLX, expected affine with 2 to 8 bits in groups of 32, 64 or 128, or one of "
+                f"{', '.join(_FIXED)}."
             )
         return cls(cast(Mode, mode), int(bits), int(group_size))
 
