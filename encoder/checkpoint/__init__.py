@@ -12,6 +12,7 @@ files/, a header             every array as a `StoredArray`: file, offset, dtype
 tensors/assemble.py          the arrays of each module as one `StoredTensor`, under the parameter's name
 files/tokenizer_files.py     the tokenizer: named by the user, beside the weights, or Qwen3's own
 checkpoint.py, `describe`    all of it as a `Checkpoint`. No tensor has been read
+readers/loras.py             the arrays of LoRAs join those of the tensors that they change
 tensors/expected.py          compares the tensors with the dims
 loading/load.py              fills the model with them
 loading/residency.py         which form each takes in memory; memory.py: whether all of them fit

@@ -107,7 +107,7 @@ def _check_belonging(adapter: Adapter, found: _Sorted, scale: float) -> list[str
     kinds = {kind for _, kind in found.parts}
     if not kinds and not found.misfits:
         raise CheckpointError(
-            f"{adapter.file}: has no LoRA for a text encoder, but {others or 'no arrays at all'}. Leave it out here, "
+            f"{adapter.file}: has no LoRA for this text encoder; it holds {others or 'no arrays at all'}. Leave it out, "
             f"and give it to the program that runs that model."
         )
     if kinds == {"weight"}:

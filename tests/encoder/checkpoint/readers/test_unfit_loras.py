@@ -131,7 +131,7 @@ def test_lora_of_the_diffusion_model_alone_is_refused(tmp_path: Path, pairs: Pai
 
     message = refusal(tmp_path, file)
 
-    assert "has no LoRA for a text encoder, but 30 arrays for the diffusion model" in message
+    assert "has no LoRA for this text encoder; it holds 30 arrays for the diffusion model" in message
 
 
 def test_what_belongs_to_other_models_is_counted_in_one_warning(tmp_path: Path, pairs: Pairs) -> None:
