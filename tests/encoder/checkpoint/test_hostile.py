@@ -29,6 +29,18 @@ from tests.encoder.checkpoint.lora_files import kohya, make_pairs, peft, write_g
 from tests.encoder.checkpoint.mlx_folders import write_quantized
 from tests.encoder.checkpoint.mutations import mutate
 from tests.encoder.checkpoint.ollama_store import Store
+from tests.encoder.checkpoint.quantized_files import (
+    awq,
+    bitsandbytes_4bit,
+    gptq,
+    llm_int8,
+    nvfp4_divided,
+    packed_integers,
+    quanto_bits,
+    sdnq,
+    torchao_int8,
+    write_folders,
+)
 
 ROUNDS, SEED = int(os.environ.get("HOSTILE_ROUNDS", "40")), int(os.environ.get("HOSTILE_SEED", "0"))
 MAX_SECONDS, MAX_BYTES = 5, 500 * 10**6  # of the processor, and of memory beyond what the process had before
@@ -62,6 +74,37 @@ def comfyui_transformed(path: Path) -> tuple[str, list[Path]]:
         tensors |= next(quantizers)(key.removesuffix(".weight"), tensors[key])[0]
     file = write_file(path, tensors)
     return str(file), [file]
+
+
+def quantizers(path: Path) -> tuple[str, list[Path]]:
+    """Each matrix by another quantizer."""
+    weights = write_checkpoint(path / "plain", **DIMS)
+    of_layers = itertools.cycle(
+        [
+            bitsandbytes_4bit(nested=True),
+            llm_int8,
+            awq(16),
+            gptq(4, 32, act_order=True),
+            packed_integers(4, 32, symmetric=False, act_order=True),
+            nvfp4_divided,
+            quanto_bits(4, 32),
+        ]
+    )
+    config = {"quantization_config": {"quant_method": "gptq"}}
+    quantized, _ = write_folders(path, weights, lambda *weight: next(of_layers)(*weight), config)
+    return str(quantized), [quantized / "config.json", quantized / "model.safetensors"]
+
+
+def sdnq_folder(path: Path) -> tuple[str, list[Path]]:
+    config = {"quantization_config": {"quant_method": "sdnq", "weights_dtype": "uint4", "modules_dtype_dict": {}}}
+    quantized, _ = write_folders(path, write_checkpoint(path / "plain", **DIMS), sdnq(4, svd=True), config)
+    return str(quantized), [quantized / "config.json", quantized / "model.safetensors"]
+
+
+def torchao(path: Path) -> tuple[str, list[Path]]:
+    metadata = {"_type": "IntxUnpackedToInt8Tensor", "_data": {}}
+    quantized, _ = write_folders(path, write_checkpoint(path / "plain", **DIMS), torchao_int8(32), {}, metadata)
+    return str(quantized), [quantized / "model.safetensors"]
 
 
 def gguf(path: Path) -> tuple[str, list[Path]]:
@@ -113,7 +156,10 @@ def peak_bytes() -> int:
 
 @pytest.mark.parametrize(
     "write",
-    [folder, mlx_folder, comfyui, comfyui_transformed, gguf, ollama, pipeline, declared_tokens, single_file],
+    [
+        *(folder, mlx_folder, comfyui, comfyui_transformed, quantizers, sdnq_folder, torchao),
+        *(gguf, ollama, pipeline, declared_tokens, single_file),
+    ],
     ids=lambda f: f.__name__,
 )
 def test_changed_file_is_opened_or_refused(tmp_path: Path, write: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
