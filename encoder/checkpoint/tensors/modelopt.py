@@ -11,8 +11,6 @@ Source: nvidia-modelopt 0.47.0, torch/export/quant_utils.py:to_quantized_weight,
 torch/quantization/qtensor/nvfp4_tensor.py.
 """
 
-from dataclasses import replace
-
 import mlx.core as mx
 
 from encoder.checkpoint.tensors.array_checks import FLOAT_DTYPES, check_arrays, check_groups
@@ -38,8 +36,6 @@ def modelopt(path: str, parts: Parts, hints: Hints) -> StoredTensor | None:
         return transformed(_four_bits(path, parts, weight, scale), parts)
     if weight.dtype not in NUMBERS:
         return None
-    if len(scale.shape) == 4:  # of square blocks, in the shape that broadcasts to them
-        parts["weight_scale"] = replace(scale, shape=scale.shape[::2])
     return transformed(scaled_tensor(path, parts), parts)
 
 
