@@ -4,6 +4,7 @@ HOSTILE_ROUNDS=830 changes 10,000 files in place of some hundreds, HOSTILE_SEED 
 """
 
 import itertools
+import json
 import os
 import random
 import resource
@@ -41,6 +42,7 @@ from tests.encoder.checkpoint.quantized_files import (
     torchao_int8,
     write_folders,
 )
+from tests.encoder.checkpoint.readers.test_theta import inv_freq, write_mflux
 
 ROUNDS, SEED = int(os.environ.get("HOSTILE_ROUNDS", "40")), int(os.environ.get("HOSTILE_SEED", "0"))
 MAX_SECONDS, MAX_BYTES = 5, 500 * 10**6  # of the processor, and of memory beyond what the process had before
@@ -142,6 +144,20 @@ def single_file(path: Path) -> tuple[str, list[Path]]:
     return str(file), [file, path / "config.json"]
 
 
+def mflux(path: Path) -> tuple[str, list[Path]]:
+    """No config: rope_theta follows from a tensor."""
+    root = write_mflux(path / "pipeline", "0.24.0", **{"rotary_emb.inv_freq": inv_freq(5e6)})
+    return str(root), [root / "text_encoder" / "0.safetensors", root / "text_encoder" / "model.safetensors.index.json"]
+
+
+def scaled_rope(path: Path) -> tuple[str, list[Path]]:
+    write_checkpoint(path, rope="rope_theta")
+    yarn = {"factor": 4.0, "original_max_position_embeddings": 64, "attention_factor": 1.5, "beta_fast": 16}
+    config = json.loads((path / "config.json").read_text())
+    write_json(path / "config.json", config | {"rope_scaling": {"rope_type": "yarn", "truncate": False} | yarn})
+    return str(path), [path / "config.json"]
+
+
 @pytest.fixture(autouse=True)
 def bounded_memory() -> Iterator[None]:
     """Fails a test whose peak of memory is far above that of all before it."""
@@ -159,6 +175,7 @@ def peak_bytes() -> int:
     [
         *(folder, mlx_folder, comfyui, comfyui_transformed, quantizers, sdnq_folder, torchao),
         *(gguf, ollama, pipeline, declared_tokens, single_file),
+        *(mflux, scaled_rope),
     ],
     ids=lambda f: f.__name__,
 )
