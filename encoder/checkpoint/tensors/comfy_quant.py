@@ -12,7 +12,7 @@ from encoder.checkpoint.tensors.comfy_int4 import awq_w4a16, convrot_w4a4, w4a8
 from encoder.checkpoint.tensors.comfy_note import Note, find_note
 from encoder.checkpoint.tensors.scaled import scaled_tensor
 from encoder.checkpoint.tensors.transformed import is_rotation, transformed
-from encoder.checkpoint.tensors.weights import StoredTensor
+from encoder.checkpoint.tensors.weights import StoredArray, StoredTensor
 from encoder.errors import CheckpointError
 
 Reader = Callable[[str, Parts, Note], StoredTensor]  # takes out of the parts what belongs to the weight
@@ -55,6 +55,7 @@ def comfy_quant(path: str, parts: Parts, hints: Hints) -> StoredTensor | None:
     beside, weight = take(parts, "comfy_quant").get("comfy_quant"), parts.get("weight")
     note = find_note(path, weight, beside, hints) if weight is not None else None
     if note is None:
+        _expect_no_rotation(weight)
         return None
     read = _FORMATS.get(note.format)
     if read is None:
@@ -65,6 +66,15 @@ def comfy_quant(path: str, parts: Parts, hints: Hints) -> StoredTensor | None:
     tensor = read(path, parts, note)
     rotation = note.columns_rotated_together if read in _ALWAYS_ROTATED else _rotation(note, tensor, hints)
     return transformed(tensor, parts, rotation)
+
+
+def _expect_no_rotation(weight: StoredArray | None) -> None:
+    """Tools that save a file anew may lose the notes, and integers that are rotated look like any others."""
+    if weight is not None and weight.dtype == "I8" and "convrot" in weight.file.name.lower():
+        raise CheckpointError(
+            f"{weight.file.name}: {weight.key} is I8 and has no note (comfy_quant), and the file's name says that its "
+            f"weights are rotated (convrot). Take the file as it was published."
+        )
 
 
 def _rotation(note: Note, tensor: StoredTensor, hints: Hints) -> int | None:

@@ -337,6 +337,16 @@ def test_layer_that_no_block_fits_is_not_rotated(
     assert any("14 x qwen_3_4b.safetensors: a layer is marked as rotated" in message for message in caplog.messages)
 
 
+def test_integers_of_a_rotated_file_are_not_read_without_their_note(tmp_path: Path, weights: Stored) -> None:
+    """A tool that saves a file anew may drop the notes; nothing but the name is left to show it."""
+    tensors, _ = quantized(weights, int8_convrot(64))
+    tensors = {key: array for key, array in tensors.items() if not key.endswith("comfy_quant")}
+    file = write_file(tmp_path, tensors, "qwen_3_4b_int8_convrot.safetensors")
+
+    with pytest.raises(CheckpointError, match=r"is I8 and has no note .* name says that its weights are rotated"):
+        open_checkpoint(ModelOptions(str(file)))
+
+
 def test_file_without_any_note_has_plain_integers(tmp_path: Path, weights: Stored) -> None:
     """As tools wrote them before there were notes."""
     tensors, decoded = quantized(weights, int8)
