@@ -125,7 +125,10 @@ def open_adapter(file: Path) -> Adapter:
         return Adapter(file, header.arrays, Scaling())
     expects_config = any(map(_ALPHA_IN_CONFIG.search, keys))
     if config.is_file() and (expects_config or file.name in ADAPTER_FILES):  # in a folder may lie files of others, too
-        return Adapter(file, header.arrays, _scaling_in_config(read_json_object(config), str(config)))
+        fields = read_json_object(config)
+        if fields.get("use_dora") and not any("magnitude" in key for key in keys):
+            raise CheckpointError(f"{file}: has no magnitudes, but use_dora is set in {config}. Is it complete?")
+        return Adapter(file, header.arrays, _scaling_in_config(fields, str(config)))
     warning = f"{file}: no {config.name} lies beside it to say alpha, which is taken to be the rank"
     return Adapter(file, header.arrays, Scaling(), (warning,) if expects_config else ())
 
@@ -176,6 +179,13 @@ def _file_in(folder: Path) -> Path:
     if found:
         raise CheckpointError(
             f"{folder}: holds {len(found)} files, {listed(file.name for file in found)}. Name the one that is the LoRA."
+        )
+    inner = sorted(config.parent for config in folder.glob(f"*/{ADAPTER_CONFIG_FILE}"))
+    if len(inner) == 1:  # PEFT saves an adapter that has a name in a folder of that name
+        return _file_in(inner[0])
+    if inner:
+        raise CheckpointError(
+            f"{folder}: holds {len(inner)} LoRAs. Name one of its folders: {listed(map(str, inner))}."
         )
     pickles = [file for suffix in _PICKLES for file in model_files(folder, suffix)]
     if pickles:

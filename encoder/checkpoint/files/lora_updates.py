@@ -107,8 +107,8 @@ def _check_belonging(adapter: Adapter, found: _Sorted, scale: float) -> list[str
     kinds = {kind for _, kind in found.parts}
     if not kinds and not found.misfits:
         raise CheckpointError(
-            f"{adapter.file}: has no LoRA for this text encoder; it holds {others or 'no arrays at all'}. Leave it out, "
-            f"and give it to the program that runs that model."
+            f"{adapter.file}: has no LoRA for this text encoder; it holds {others or 'no arrays at all'}. Leave it "
+            f"out, and give it to the program that runs that model."
         )
     if kinds == {"weight"}:
         raise CheckpointError(f"{adapter.file}: holds whole weights and no LoRA. Give it as --model.")

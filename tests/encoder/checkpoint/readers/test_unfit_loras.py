@@ -217,6 +217,21 @@ def test_kind_that_is_not_computed_is_refused_by_its_name(tmp_path: Path, pairs:
     assert named in message
 
 
+def test_dora_without_its_magnitudes_is_refused(tmp_path: Path, pairs: Pairs) -> None:
+    """Merged as a LoRA, it would be another change."""
+    folder = write_peft(tmp_path / "lora", peft(pairs), use_dora=True)
+
+    assert "has no magnitudes, but use_dora is set" in refusal(tmp_path, folder)
+
+
+def test_folder_around_a_lora_is_opened_and_around_several_refused(tmp_path: Path, pairs: Pairs) -> None:
+    write_peft(tmp_path / "lora" / "first", peft(pairs))
+    assert warnings_of(tmp_path / "base", Lora(str(tmp_path / "lora"))) == ()
+
+    write_peft(tmp_path / "lora" / "second", peft(pairs))
+    assert f"Name one of its folders: {tmp_path / 'lora' / 'first'}, " in refusal(tmp_path, tmp_path / "lora")
+
+
 def with_header(text: str) -> Callable[[Path, Pairs], Path]:
     return lambda folder, pairs: write_lora(folder / "x.safetensors", kohya(pairs), lora_adapter_metadata=text)
 
