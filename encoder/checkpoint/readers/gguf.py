@@ -17,11 +17,9 @@ from encoder.checkpoint.files.gguf_parts import read_gguf_headers
 from encoder.checkpoint.files.gguf_rope import check_frequency_factors, gguf_rope_scaling
 from encoder.checkpoint.files.gguf_tokenizer import tokenizer_from_metadata
 from encoder.checkpoint.files.tokenizer_files import find_tokenizer
-from encoder.checkpoint.readers.theta import theta_without_config
+from encoder.checkpoint.readers.theta import config_from_tensors
 from encoder.checkpoint.request import Request
-from encoder.checkpoint.tensors.dims import config_from_shapes
 from encoder.checkpoint.tensors.encodings import FLOATS, Plain
-from encoder.checkpoint.tensors.families import QWEN3_THETA
 from encoder.checkpoint.tensors.gguf_blocks import GgufBlocks
 from encoder.checkpoint.tensors.keys import EncoderKeys, find_encoder
 from encoder.checkpoint.tensors.rope_theta import RopeTheta, settle_rope_theta
@@ -137,9 +135,7 @@ def _config(
             f"of a Qwen3 or Qwen3-VL."
         )
     if f"{architecture}.embedding_length" not in header.metadata:
-        shapes = config_from_shapes(tensors, str(file), QWEN3_THETA)
-        theta = theta_without_config(file, header.arrays, keys.prefix, header.metadata, shapes, request)
-        return config_from_shapes(tensors, str(file), theta.value), theta
+        return config_from_tensors(file, header.arrays, tensors, keys.prefix, header.metadata, request)
     config = _config_of_metadata(header.metadata, architecture, tensors, file)
     stated = f"{architecture}.rope.freq_base" in header.metadata
     return settle_rope_theta(config, str(file), stated, request.options.rope_theta)

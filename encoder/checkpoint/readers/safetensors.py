@@ -11,12 +11,10 @@ from encoder.checkpoint.files.layout import QUANTIZATION_FILE
 from encoder.checkpoint.files.safetensors_header import Header
 from encoder.checkpoint.files.tokenizer_build import MAX_TOKENIZER_BYTES, parse_tokenizer_json
 from encoder.checkpoint.files.tokenizer_files import find_tokenizer
-from encoder.checkpoint.readers.theta import theta_without_config
+from encoder.checkpoint.readers.theta import config_from_tensors
 from encoder.checkpoint.request import Request
 from encoder.checkpoint.tensors.assemble import Hints, assemble, by_key
-from encoder.checkpoint.tensors.dims import config_from_shapes
 from encoder.checkpoint.tensors.encodings import FLOATS
-from encoder.checkpoint.tensors.families import QWEN3_THETA
 from encoder.checkpoint.tensors.rope_theta import settle_rope_theta
 from encoder.checkpoint.tensors.schemes import SCHEMES
 from encoder.checkpoint.tensors.weights import StoredArray, Weights
@@ -59,9 +57,8 @@ def open_files(files: Files, request: Request) -> Checkpoint:
     hints = Hints(raw_config, metadata, dims)
     assembled = assemble(by_key(arrays), SCHEMES, hints, str(files.where), files.component)
     if dims is None:
-        shapes = config_from_shapes(assembled.tensors, str(files.where), QWEN3_THETA)
-        theta = theta_without_config(files.where, arrays, assembled.prefix, metadata, shapes, request)
-        config = config_from_shapes(assembled.tensors, str(files.where), theta.value)
+        tensors = assembled.tensors
+        config, theta = config_from_tensors(files.where, arrays, tensors, assembled.prefix, metadata, request)
     else:
         stated, given = states_rope_theta(raw_config), request.options.rope_theta
         config, theta = settle_rope_theta(dims, str(files.config_file), stated, given)

@@ -1,4 +1,7 @@
-"""Collects what there is to see of rope_theta around a checkpoint without a config; tensors/rope_theta.py judges it."""
+"""The config of a checkpoint without one: dims from the tensors' shapes, rope_theta from whatever else there is to see.
+
+This collects what there is to see; tensors/rope_theta.py judges it.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
@@ -8,9 +11,11 @@ from typing import Any
 from encoder.checkpoint.files.json_file import read_json_object
 from encoder.checkpoint.files.layout import CONFIG_FILE, PIPELINE_FILE, TEXT_ENCODER_FOLDERS
 from encoder.checkpoint.request import Request
+from encoder.checkpoint.tensors.dims import config_from_shapes
+from encoder.checkpoint.tensors.families import QWEN3_THETA
 from encoder.checkpoint.tensors.inv_freq import theta_from_frequencies
 from encoder.checkpoint.tensors.rope_theta import Evidence, RopeTheta, component_of, find_rope_theta
-from encoder.checkpoint.tensors.weights import StoredArray
+from encoder.checkpoint.tensors.weights import StoredArray, StoredTensor
 from encoder.errors import CheckpointError
 from encoder.qwen3.config import Qwen3Config
 
@@ -19,28 +24,41 @@ _MAX_SIBLINGS = 1000
 _TRANSFORMER = "transformer"
 
 
-def theta_without_config(
+def config_from_tensors(
+    where: Path,
+    arrays: Iterable[StoredArray],
+    tensors: Mapping[str, StoredTensor],
+    prefix: str,
+    metadata: Mapping[str, Any],
+    request: Request,
+) -> tuple[Qwen3Config, RopeTheta]:
+    """The config of a checkpoint without one, and how its rope_theta is known.
+
+    Args:
+        where: the file or folder.
+        arrays: all in its files, which may hold other models.
+        tensors: the encoder's, by parameter name.
+        prefix: of the encoder's keys.
+        metadata: of the files' headers.
+        request: that the checkpoint answers.
+    Errors: CheckpointError for tensors that are no Qwen3's, and one that names --rope-theta where nothing says it.
+    """
+    shapes = config_from_shapes(tensors, str(where), QWEN3_THETA)  # whose theta is not used
+    theta = find_rope_theta(_evidence(where, arrays, prefix, metadata, shapes, request))
+    return config_from_shapes(tensors, str(where), theta.value), theta
+
+
+def _evidence(
     where: Path,
     arrays: Iterable[StoredArray],
     prefix: str,
     metadata: Mapping[str, Any],
     shapes: Qwen3Config,
     request: Request,
-) -> RopeTheta:
-    """The rope_theta of a checkpoint without a config.
-
-    Args:
-        where: the file or folder.
-        arrays: all in its files, which may hold other models.
-        prefix: of the encoder's keys.
-        metadata: of the files' headers.
-        shapes: the dims, of which the theta means nothing yet.
-        request: that the checkpoint answers.
-    Errors: CheckpointError that names --rope-theta, where nothing says it.
-    """
+) -> Evidence:
     own, given = component_of(prefix), request.options.rope_theta
     arrays = [array for array in arrays if component_of(array.key) in (None, own)]
-    evidence = Evidence(
+    return Evidence(
         where=str(where),
         given=given,
         frequencies=theta_from_frequencies(arrays, shapes.head_dim) if given is None else None,
@@ -53,7 +71,6 @@ def theta_without_config(
         intermediate_size=shapes.intermediate_size,
         vocab_size=shapes.vocab_size,
     )
-    return find_rope_theta(evidence)
 
 
 def _names(where: Path, request: Request) -> list[str]:
