@@ -9,11 +9,13 @@ The path of a checkpoint, from a model's name to weights in memory:
 
 readers/registry.py          the first reader that recognizes the name opens it; what none does is fetched from the hub
 files/, a header             every array as a `StoredArray`: file, offset, dtype, shape
+tensors/keys.py              which of them are the encoder's, whatever stands before their names
 tensors/assemble.py          the arrays of each module as one `StoredTensor`, under the parameter's name
-files/tokenizer_files.py     the tokenizer: named by the user, beside the weights, or Qwen3's own
+qwen3/config.py              the dims of config.json; without one readers/theta.py finds them, and rope_theta
+files/tokenizer_files.py     the tokenizer: named by the user, in the checkpoint, beside it, or Qwen3's own
 checkpoint.py, `describe`    all of it as a `Checkpoint`. No tensor has been read
-readers/loras.py             the arrays of LoRAs join those of the tensors that they change
 tensors/expected.py          compares the tensors with the dims
+readers/loras.py             the arrays of LoRAs join those of the tensors that they change
 loading/load.py              fills the model with them
 loading/residency.py         which form each takes in memory; memory.py: whether all of them fit
 loading/parameters.py        reads one after the other, with array_reader.py, and decodes or quantizes it
