@@ -34,7 +34,9 @@ MODELS = (
     _word(r"qwen_3(?![.\d])", QWEN3_THETA, "Qwen3"),  # not Qwen3.5
 )
 SYSTEMS = (
-    *_systems(r"z_image zeta_chroma flux_2(?!\d) klein ovis anima ace_step ace_1_5", QWEN3_THETA, "Qwen3"),
+    *_systems(
+        r"z_image zeta_chroma flux_2(?!\d) klein ovis anima hdm ace_step ace_1_5 diffsynth_music", QWEN3_THETA, "Qwen3"
+    ),
     *_systems(
         r"krea ideogram flux_3(?!\d) qwen_image fibo dream_lite joy_image joy_ai mage_flow boogu nucleus(?:moe)? prx "
         r"minimax_h_3 lingbot se_fi iris",

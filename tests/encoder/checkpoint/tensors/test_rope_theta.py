@@ -8,6 +8,8 @@ import pytest
 from encoder.checkpoint.files.demo_files import CONFIG
 from encoder.checkpoint.tensors.rope_theta import Evidence, find_rope_theta, settle_rope_theta
 from encoder.errors import CheckpointError
+from encoder.presets.built_in import PRESETS
+from encoder.presets.preset import Preset
 from encoder.qwen3.config import Qwen3Config
 
 PLAIN_KEYS = ["model.embed_tokens.weight", "model.layers.0.self_attn.q_norm.weight", "model.norm.weight"]
@@ -201,6 +203,14 @@ def test_theta_of_a_config_is_known_unless_the_config_leaves_it_out() -> None:
     assert changed == replace(config, rope_theta=5e6)
     assert overridden.warning is not None
     assert "should be 1000000: a/config.json says so" in overridden.warning
+
+
+@pytest.mark.parametrize("preset", PRESETS[1:], ids=lambda preset: preset.name)
+def test_name_of_every_system_that_has_a_preset_is_known(preset: Preset) -> None:
+    """A preset for another system needs its word in families.py. The first preset belongs to none."""
+    theta = 5e6 if "Qwen3-VL" in preset.description or "dreamlite" in preset.name else 1e6
+
+    assert find_rope_theta(evidence(names=[f"{preset.name}.safetensors"])).value == theta
 
 
 def test_long_names_are_cut() -> None:
