@@ -12,6 +12,14 @@ from encoder.types import DType
 FLOATS: dict[str, DType] = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # as safetensors spells them
 
 
+def product(left: mx.array, right: mx.array) -> mx.array:
+    """The matrix product of two matrices in float32, (rows, inner) and (inner, columns).
+
+    By NumPy: on a GPU MLX multiplies in TF32 by default, which has 10 bits of mantissa.
+    """
+    return mx.array(np.asarray(left.astype(mx.float32)) @ np.asarray(right.astype(mx.float32)))
+
+
 class OnlyDecoded:
     """The half of an `Encoding` for which MLX has no form: it is decoded, never packed."""
 

@@ -17,7 +17,7 @@ from typing import Literal
 
 import mlx.core as mx
 
-from encoder.checkpoint.tensors.encodings import OnlyDecoded
+from encoder.checkpoint.tensors.encodings import OnlyDecoded, product
 from encoder.checkpoint.tensors.weights import Arrays, Encoding, StoredArray, StoredTensor
 
 Kind = Literal["weight", "lora", "loha", "lokr", "diff"]
@@ -71,7 +71,7 @@ class Update:
         return self._shape_of(self.kind)
 
     def apply(self, weight: mx.array, base: mx.array, arrays: Arrays) -> mx.array:
-        """The changed weight, unevaluated.
+        """The changed weight.
 
         Args:
             weight: float32, perhaps changed by other adapters before.
@@ -92,12 +92,12 @@ class Update:
     def _delta(self, arrays: Arrays) -> mx.array:
         match self.kind:
             case "lora":
-                return arrays["up"] @ arrays["down"]
+                return product(arrays["up"], arrays["down"])
             case "loha":
-                return (arrays["w1_a"] @ arrays["w1_b"]) * (arrays["w2_a"] @ arrays["w2_b"])
+                return product(arrays["w1_a"], arrays["w1_b"]) * product(arrays["w2_a"], arrays["w2_b"])
             case "lokr":
                 first, second = (
-                    arrays[name] if name in arrays else arrays[f"{name}_a"] @ arrays[f"{name}_b"]
+                    arrays[name] if name in arrays else product(arrays[f"{name}_a"], arrays[f"{name}_b"])
                     for name in ("w1", "w2")
                 )
                 return mx.kron(first, second)

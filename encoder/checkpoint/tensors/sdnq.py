@@ -18,6 +18,7 @@ import mlx.core as mx
 from encoder.checkpoint.tensors.array_checks import FLOAT_DTYPES, Expected, check_arrays, check_groups
 from encoder.checkpoint.tensors.assemble import Hints, Parts, take
 from encoder.checkpoint.tensors.dims import columns_of
+from encoder.checkpoint.tensors.encodings import product
 from encoder.checkpoint.tensors.grouped import Grouped, Groups, unpack_bits
 from encoder.checkpoint.tensors.quantization_config import quantization_config, text_of
 from encoder.checkpoint.tensors.small_floats import float8
@@ -171,7 +172,7 @@ def _read(numbers: Numbers, shape: tuple[int, int], transposed: bool, arrays: Ar
     if "svd_up" in arrays:
         up, down = (arrays[name].astype(mx.float32) for name in ("svd_up", "svd_down"))
         turned = up.shape[0] != rows
-        residual = mx.matmul(up.T if turned else up, down.T if turned else down, stream=mx.cpu)  # a GPU may use TF32
+        residual = product(up.T, down.T) if turned else product(up, down)
     return Groups(found, scales, offsets=offsets, residual=residual)
 
 
