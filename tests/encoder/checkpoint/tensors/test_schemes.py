@@ -95,7 +95,7 @@ def weights(tmp_path: Path) -> Mapping[str, Array]:
 
 
 def encode(folder: Path) -> Array:
-    encoder = TextEncoder.open(ModelOptions(str(folder), compute_dtype="float32"))
+    encoder = TextEncoder.open(ModelOptions(str(folder), compute_dtype="float32", quantize="none"))
     [embeds] = encoder.encode(["a cat on a red sofa"], LAST_HIDDEN_STATE, "float32")
     return embeds.hidden_states
 
