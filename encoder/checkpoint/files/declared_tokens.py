@@ -20,6 +20,7 @@ MAX_TOKENS = 2**17  # each costs time; a model of sounds has 65,536
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _QWEN2_NAMES: Mapping[str, Token] = dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>")
 _DECODER, _EXTRA = "added_tokens_decoder", "extra_special_tokens"  # fields of tokenizer_config.json
+_OLDER_EXTRA = "additional_special_tokens"
 _FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
 
 
@@ -71,25 +72,25 @@ def declared_tokens(
         qwen2: whether names that no file has get Qwen2Tokenizer's token.
     Errors: ValueError saying which field declares no tokens.
     """
-    fields = {name: value for name, value in settings.items() if name != _DECODER}
-    if not fields.get(_EXTRA) and "additional_special_tokens" in fields:  # the older name
-        fields[_EXTRA] = fields.pop("additional_special_tokens")
+    fields = dict(settings)
+    if not fields.get(_EXTRA) and _OLDER_EXTRA in fields:
+        fields[_EXTRA] = fields.pop(_OLDER_EXTRA)
     own = {**_take_own(fields), **_take_named_extras(fields)} or _expect(dict, fields, "model_specific_special_tokens")
-    by_id: dict[int, Token]
-    if settings.get(_DECODER) is not None:
-        by_id = {
-            _id(token_id): _token(value, _DECODER) for token_id, value in _expect(dict, settings, _DECODER).items()
-        }
+    if fields.get(_DECODER) is not None:
+        by_id = _by_id(fields)
     else:
         _merge(fields, special_tokens_map)
         own = {**_take_own(fields), **own, **_take_named_extras(fields)}
         by_id = {**_older_added_tokens(fields, added_tokens), **stored}
-    extra = _expect(list, fields, _EXTRA if _EXTRA in fields else "additional_special_tokens")
-    named = {**_named(fields, by_id, qwen2), **{name: _token(value, name) for name, value in own.items()}}
-    declared = DeclaredTokens(by_id, named, [_token(value, _EXTRA) for value in extra])
+    named = _named(fields, by_id, qwen2) | {name: _token(value, name) for name, value in own.items()}
+    extra = [_token(value, _EXTRA) for value in _expect(list, fields, _EXTRA if _EXTRA in fields else _OLDER_EXTRA)]
     if (count := len(by_id) + len(named) + len(extra)) > MAX_TOKENS:
         raise ValueError(f"there are {count:,} of them, expected at most {MAX_TOKENS:,}")
-    return declared
+    return DeclaredTokens(by_id, named, extra)
+
+
+def _by_id(fields: Mapping[str, Any]) -> dict[int, Token]:
+    return {_id(token_id): _token(value, _DECODER) for token_id, value in _expect(dict, fields, _DECODER).items()}
 
 
 def _take_own(fields: dict[str, Any]) -> dict[str, Any]:

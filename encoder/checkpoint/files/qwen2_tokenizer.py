@@ -32,7 +32,7 @@ def in_one_line() -> Iterator[None]:
     """Turns whatever the library raises into a ValueError of one line. Its panics are no Exception."""
     try:
         yield
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
         text = " ".join(str(error).split())
