@@ -116,7 +116,8 @@ def _folder_of_model(folder: Path, levels: int = 2) -> Path:
     """
     if not folder.is_dir() or (folder / CONFIG_FILE).is_file() or _is_of_model(folder):
         return folder
-    inner = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    visible = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    inner = [path for path in visible if os.access(path, os.R_OK | os.X_OK)]  # a disk has a lost+found
     models = [path for path in inner if _is_of_model(path)]
     if len(models) > 1:
         raise CheckpointError(

@@ -5,6 +5,7 @@ else from the class and from tokenizer_config.json. For other classes tokenizer.
 Source: transformers 5.24, models/auto/tokenization_auto.py, tokenization_utils_tokenizers.py.
 """
 
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,7 +60,8 @@ def build_tokenizer(files: Mapping[str, Path]) -> Tokenizer:
 def read_tokenizer_json(file: Path) -> tokenizers.Tokenizer:
     """The tokenizer in a tokenizer.json, as it is. Errors: CheckpointError saying what the file is."""
     with _as_checkpoint_errors(file):
-        return tokenizers.Tokenizer.from_file(str(file))
+        # Not from_file, which knows neither the byte order mark of Windows' editors nor names that are no UTF-8.
+        return tokenizers.Tokenizer.from_buffer(file.read_bytes().removeprefix(BOM_UTF8))
 
 
 def parse_tokenizer_json(content: bytes, where: str) -> Tokenizer:

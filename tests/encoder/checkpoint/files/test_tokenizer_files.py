@@ -40,6 +40,22 @@ def test_a_model_may_have_rows_that_no_token_uses(tmp_path: Path, vocab_size: in
     assert open_checkpoint(ModelOptions(str(tmp_path))).tokenizer.vocab_size == 282
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "config.json"])
+def test_byte_order_mark_is_no_damage(tmp_path: Path, name: str) -> None:
+    """Editors on Windows write one."""
+    write_checkpoint(tmp_path)
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + (tmp_path / name).read_bytes())
+
+    assert open_checkpoint(ModelOptions(str(tmp_path))).tokenizer.vocab_size == 282
+
+
+def test_folder_may_have_a_name_that_is_no_utf_8(tmp_path: Path) -> None:
+    """Archives of Windows bring them, and Linux takes any bytes."""
+    write_checkpoint(tmp_path / "mod\udce8le")
+
+    assert open_checkpoint(ModelOptions(str(tmp_path / "mod\udce8le"))).tokenizer.vocab_size == 282
+
+
 def test_the_tokenizer_that_was_named_is_held_to_the_vocabulary_too(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, vocab_size=300)
     write_tokenizer(tmp_path / "larger")

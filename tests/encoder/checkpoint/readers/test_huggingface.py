@@ -257,6 +257,15 @@ def test_only_model_within_a_folder_is_found(tmp_path: Path, path: str) -> None:
     assert open_checkpoint(ModelOptions(str(tmp_path))).weights.tensors.keys() == weights.keys()
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+def test_folder_that_may_not_be_read_is_passed_over(tmp_path: Path) -> None:
+    """Every disk has a lost+found."""
+    weights = write_checkpoint(tmp_path / "Qwen3")
+    (tmp_path / "lost+found").mkdir(mode=0)
+
+    assert open_checkpoint(ModelOptions(str(tmp_path))).weights.tensors.keys() == weights.keys()
+
+
 def test_config_without_weights_is_no_model_to_choose(tmp_path: Path) -> None:
     """sentence-transformers puts the settings of pooling beside the model's folder."""
     weights = write_checkpoint(tmp_path / "0_Transformer")
