@@ -34,7 +34,7 @@ from encoder.checkpoint.files.layout import (
     MERGES_FILE,
     MODEL_SUFFIXES,
     PIPELINE_FILE,
-    QUANTIZATION_FILE,
+    QUANTIZATION_FILES,
     TEXT_ENCODER_FOLDERS,
     TOKENIZER_FILE,
     TOKENIZER_FILES,
@@ -66,7 +66,7 @@ _SMALL_FILES = (
     *(
         f"{folder}{name}"
         for folder in _MODEL_FOLDERS
-        for name in (CONFIG_FILE, QUANTIZATION_FILE, INDEX_FILE, ADAPTER_CONFIG_FILE)
+        for name in (CONFIG_FILE, *QUANTIZATION_FILES, INDEX_FILE, ADAPTER_CONFIG_FILE)
     ),
     *(f"{folder}{name}" for folder in _TOKENIZER_PLACES for name in TOKENIZER_FILES if name not in _SLOW_FILES),
 )

@@ -15,7 +15,11 @@ from encoder.checkpoint.tensors.keys import find_encoder
 from encoder.errors import CheckpointError
 
 CONFIG_FILE = "config.json"
-QUANTIZATION_FILE = "hf_quant_config.json"  # ModelOpt's, beside a config.json that may not speak of the quantization
+QUANTIZATION_FILES = (  # of some quantizers, beside a config.json that may not speak of the quantization
+    "hf_quant_config.json",
+    "quantization_config.json",
+    "quantize_config.json",
+)
 WEIGHTS_FILE = "model.safetensors"  # where the weights are in one file
 INDEX_FILE = "model.safetensors.index.json"  # where they are in several
 TOKENIZER_FILE = "tokenizer.json"

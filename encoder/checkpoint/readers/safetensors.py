@@ -7,7 +7,7 @@ from typing import Any
 
 from encoder.checkpoint.checkpoint import Checkpoint, Origin, describe
 from encoder.checkpoint.files.json_file import read_json_object
-from encoder.checkpoint.files.layout import QUANTIZATION_FILE
+from encoder.checkpoint.files.quantization_files import with_quantization
 from encoder.checkpoint.files.safetensors_header import Header
 from encoder.checkpoint.files.tokenizer_build import MAX_TOKENIZER_BYTES, parse_tokenizer_json
 from encoder.checkpoint.files.tokenizer_files import find_tokenizer
@@ -52,7 +52,9 @@ def open_files(files: Files, request: Request) -> Checkpoint:
     """
     arrays = [array for header in files.headers for array in header.arrays]
     metadata = {key: value for header in files.headers for key, value in header.metadata.items()}
-    raw_config = _read_config(files.config_file) if files.config_file is not None else {}
+    raw_config: dict[str, Any] = {}
+    if files.config_file is not None:
+        raw_config = with_quantization(read_json_object(files.config_file), files.config_file.parent)
     dims = Qwen3Config.from_dict(raw_config, str(files.config_file)) if files.config_file is not None else None
     hints = Hints(raw_config, metadata, dims)
     assembled = assemble(by_key(arrays), SCHEMES, hints, str(files.where), files.component)
@@ -84,16 +86,6 @@ def open_files(files: Files, request: Request) -> Checkpoint:
         random_weights=random_weights,
         dtype=dtype if dtype in FLOATS.values() else None,
     )
-
-
-def _read_config(file: Path) -> dict[str, Any]:
-    """The config.json, with the quantization that ModelOpt describes in a file of its own beside it."""
-    config, beside = read_json_object(file), file.with_name(QUANTIZATION_FILE)
-    if "quantization_config" not in config and beside.is_file():
-        described = read_json_object(beside).get("quantization")
-        if isinstance(described, dict):
-            config["quantization_config"] = {**described, "quant_method": "modelopt"}
-    return config
 
 
 def _tokenizer(files: Files, arrays: Iterable[StoredArray], config: Qwen3Config, request: Request) -> Tokenizer:

@@ -15,7 +15,7 @@ from encoder.checkpoint.tensors.encodings import dequantize
 from encoder.checkpoint.tensors.weights import StoredTensor
 from encoder.errors import CheckpointError
 from encoder.options import ModelOptions
-from tests.checkpoints import Array, quantize_with_mlx, write_checkpoint
+from tests.checkpoints import Array, quantize_with_mlx, write_checkpoint, write_json
 from tests.encoder.checkpoint import quantized_files as files
 from tests.encoder.checkpoint.quantized_files import (
     Quantize,
@@ -243,11 +243,20 @@ def test_arrays_that_do_not_fit_are_named(
     assert "\n" not in str(caught.value)
 
 
-def test_modelopt_may_describe_the_quantization_in_a_file_of_its_own(
-    tmp_path: Path, weights: Mapping[str, Array]
+@pytest.mark.parametrize(
+    ("quantize", "name", "content"),
+    [
+        (files.nvfp4_multiplied, "hf_quant_config.json", {"quantization": {"quant_algo": "NVFP4"}}),
+        (files.sdnq(4), "quantization_config.json", {"quant_method": "sdnq", "weights_dtype": "uint4"}),
+        (gptq(4, 32), "quantize_config.json", {"bits": 4, "group_size": 32, "checkpoint_format": "gptq"}),
+    ],
+)
+def test_quantization_may_stand_in_a_file_of_its_own(
+    tmp_path: Path, weights: Mapping[str, Array], quantize: Quantize, name: str, content: dict[str, Any]
 ) -> None:
-    quantized, decoded = write_folders(tmp_path, weights, files.nvfp4_multiplied, {})
-    (quantized / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "NVFP4"}}')
+    """ModelOpt, SDNQ and GPTQ have written it there."""
+    quantized, decoded = write_folders(tmp_path, weights, quantize, {})
+    write_json(quantized / name, content)
 
     np.testing.assert_array_equal(encode(quantized), encode(decoded))
 
