@@ -81,27 +81,26 @@ class Update:
         upright = {name: self._upright(name, array.astype(mx.float32)) for name, array in arrays.items()}
         if self.kind == "weight":
             return upright["weight"]
-        if self.kind == "lora" and "magnitude" not in arrays:  # the usual case, in one pass over the weight, not three
-            return mx.addmm(weight, upright["up"], upright["down"], alpha=self.factor)
-        delta = self.factor * self._delta(upright)
+        delta = self._delta(upright)
         if "magnitude" not in arrays:
             return weight + delta
         norms = mx.linalg.norm(base + delta, axis=1, keepdims=True)
         return (weight + delta) * (upright["magnitude"].reshape(-1, 1) / norms)
 
     def _delta(self, arrays: Arrays) -> mx.array:
+        """What is added to the weight. The factor multiplies the smallest array: a pass over the weight takes time."""
         match self.kind:
             case "lora":
-                return product(arrays["up"], arrays["down"])
+                return product(self.factor * arrays["up"], arrays["down"])
             case "loha":
-                return product(arrays["w1_a"], arrays["w1_b"]) * product(arrays["w2_a"], arrays["w2_b"])
+                return product(self.factor * arrays["w1_a"], arrays["w1_b"]) * product(arrays["w2_a"], arrays["w2_b"])
             case "lokr":
                 first, second = (
                     arrays[name] if name in arrays else product(arrays[f"{name}_a"], arrays[f"{name}_b"])
                     for name in ("w1", "w2")
                 )
-                return mx.kron(first, second)
-        return arrays["diff"]
+                return mx.kron(self.factor * first, second)
+        return self.factor * arrays["diff"]
 
     def _upright(self, name: str, array: mx.array) -> mx.array:
         return array.T if name in self.transposed else array
