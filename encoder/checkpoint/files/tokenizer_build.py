@@ -5,6 +5,7 @@ else from the class and from tokenizer_config.json. For other classes tokenizer.
 Source: transformers 5.24, models/auto/tokenization_auto.py, tokenization_utils_tokenizers.py.
 """
 
+import json
 from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -108,9 +109,18 @@ def _from_vocabulary(files: Mapping[str, Path], settings: Mapping[str, Any]) -> 
             f"{_QWEN2_CLASS}, where there is no {TOKENIZER_FILE}. Fetch that file too."
         )
     with _as_checkpoint_errors(vocab, merges):
-        model = bpe_model(*models.BPE.read_file(str(vocab), str(merges)))
+        model = bpe_model(json.loads(vocab.read_bytes()), _read_merges(merges))
     tokenizer = qwen2_tokenizer(model, add_prefix_space=settings.get("add_prefix_space") is True)
     return _finish(tokenizer, files, settings, {}, qwen2=True)
+
+
+def _read_merges(file: Path) -> list[tuple[str, str]]:
+    """The two parts of each merge, a line each, below a line with the version."""
+    lines = file.read_text(encoding="utf-8-sig").replace("\r\n", "\n").split("\n")
+    merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    if wrong := next((merge for merge in merges if len(merge) != 2), None):
+        raise ValueError(f"the merge {' '.join(wrong)!r:.80} has {len(wrong)} parts, expected two")
+    return [(first, second) for first, second in merges]
 
 
 def _finish(

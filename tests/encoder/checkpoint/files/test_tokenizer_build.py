@@ -120,6 +120,18 @@ def test_a_slow_tokenizers_files_give_the_same_tokens(folder: Path) -> None:
     assert slow.vocab_size == fast.vocab_size
 
 
+def test_a_slow_tokenizers_files_may_come_from_windows(tmp_path: Path) -> None:
+    """With byte order marks, and in a folder whose name is no UTF-8."""
+    folder = tmp_path / "mod\udce8le"
+    write_tokenizer(folder)
+    make_slow(folder)
+    vocabulary = json.loads((folder / "vocab.json").read_text())
+    (folder / "vocab.json").write_text(json.dumps(vocabulary | {"ab": 256}), encoding="utf-8-sig")
+    (folder / "merges.txt").write_text("#version: 0.2\r\na b\r\n", encoding="utf-8-sig", newline="")
+
+    assert ids(open_tokenizer(folder), "ab<|im_end|>") == (256, 259)
+
+
 @pytest.mark.parametrize(("slow", "expected"), [(True, (258,)), (False, ())])
 def test_add_eos_token_counts_for_a_slow_tokenizer_alone(folder: Path, slow: bool, expected: tuple[int, ...]) -> None:
     """As in transformers 5: a tokenizer.json says itself what is added."""
