@@ -16,7 +16,7 @@ transformers = pytest.importorskip("transformers", reason="needs transformers: m
 
 pytestmark = pytest.mark.parity
 
-CLOSE = 1e-5  # both sides merge in float32, in another order
+CLOSE = 3e-5  # both sides round in float32, in another order: up to 1e-5. A wrong formula is off by 1e-3 and more
 PROMPT = "a cat on a red sofa"
 
 
