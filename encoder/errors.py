@@ -15,23 +15,7 @@ EncoderError
 A message names the subject, what was expected, what was found, and the next step.
 """
 
-import re
-
-_LONG = re.compile(r"([^\s/]{100})[^\s/]{200,}")  # longer than the name of any file
-_PAGE = 4000  # characters
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-
-
-def one_line(text: str) -> str:
-    """The text as one line that every output can write.
-
-    Line breaks, control characters and halves of surrogate pairs, which names in files and words of libraries may have,
-    are escaped. What is longer than the name of a file is cut, and so is the middle of what is longer than a page.
-    """
-    text = _LONG.sub(r"\1…", text)
-    if len(text) > _PAGE:
-        text = f"{text[: _PAGE // 2]} … {text[-_PAGE // 2 :]}"
-    return _CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
+from encoder.messages import one_line
 
 
 class EncoderError(Exception):

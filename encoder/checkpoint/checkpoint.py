@@ -8,7 +8,8 @@ from encoder.checkpoint.tensors.dims import layer_of
 from encoder.checkpoint.tensors.encodings import Plain
 from encoder.checkpoint.tensors.fingerprint import fingerprint
 from encoder.checkpoint.tensors.weights import StoredTensor, Weights
-from encoder.errors import CheckpointError, one_line
+from encoder.errors import CheckpointError
+from encoder.messages import one_line
 from encoder.pipeline.tokenizer import Tokenizer
 from encoder.qwen3.config import Qwen3Config
 from encoder.types import DType, MergedLora

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from encoder.errors import PresetFileError
+from encoder.messages import shown
 from encoder.presets.catalog import Catalog
 from encoder.presets.preset import Preset
 
@@ -82,17 +83,17 @@ def _preset(name: str, table: Table, catalog: Catalog, file: Path) -> Preset:
 def _problems(name: str, table: object, catalog: Catalog) -> Iterator[str]:
     """What is wrong with the name and with each value on its own."""
     if not isinstance(table, dict):
-        yield f"is {_shown(table)}, expected a table: [{name}]"
+        yield f"is {shown(table)}, expected a table: [{name}]"
         return
     yield from _name_problems(name, catalog)
     for key, value in table.items():
         if key == "base":
             if value not in catalog:
-                yield f"base is {_shown(value)}, expected the name of a preset, built in or further up"
+                yield f"base is {shown(value)}, expected the name of a preset, built in or further up"
         elif key not in TYPES:
             yield f"{key} is not a field of a preset; fields are base, {', '.join(TYPES)}"
         elif not _fits(value, TYPES[key]):
-            yield f"{key} is {_shown(value)}, expected {_expected(TYPES[key])}"
+            yield f"{key} is {shown(value)}, expected {_expected(TYPES[key])}"
         elif value == []:
             yield f"{key} is empty, expected at least one"
         elif key in MINIMUM and value < MINIMUM[key]:
@@ -104,9 +105,9 @@ def _problems(name: str, table: object, catalog: Catalog) -> Iterator[str]:
 
 def _name_problems(name: str, catalog: Catalog) -> Iterator[str]:
     if not NAME.fullmatch(name):
-        yield f"the name {_shown(name)} may have letters, digits and ._/- only, and starts with a letter or digit"
+        yield f"the name {shown(name)} may have letters, digits and ._/- only, and starts with a letter or digit"
     elif name in catalog:
-        yield f"the name {_shown(name)} is taken; this file adds presets and cannot change one"
+        yield f"the name {shown(name)} is taken; this file adds presets and cannot change one"
 
 
 def _contradictions(preset: Preset) -> Iterator[str]:
@@ -125,14 +126,14 @@ def _contradictions(preset: Preset) -> Iterator[str]:
         yield f"dropped_rows is {preset.dropped_rows}, expected less than the window of {preset.max_sequence_length}"
     for name in {preset.name, *preset.aliases}:
         if (preset.name, *preset.aliases).count(name) > 1:
-            yield f"aliases: the name {_shown(name)} is given twice"
+            yield f"aliases: the name {shown(name)} is given twice"
 
 
 def _missing_negatives(catalog: Catalog) -> Iterator[str]:
     """Negative presets that do not exist. Checked at the end, since a preset may name one further down."""
     for preset in catalog:
         if preset.negative_preset is not None and preset.negative_preset not in catalog:
-            yield f"{preset.name}: negative_preset is {_shown(preset.negative_preset)}, expected the name of a preset"
+            yield f"{preset.name}: negative_preset is {shown(preset.negative_preset)}, expected the name of a preset"
 
 
 def _fits(value: object, kind: Any) -> bool:
@@ -154,8 +155,3 @@ def _expected(kind: Any) -> str:
     if get_origin(kind) in (Union, types.UnionType):
         return _expected(get_args(kind)[0])  # TOML has no None
     return TYPE_NAMES[kind]
-
-
-def _shown(value: object) -> str:
-    text = ascii(value)
-    return text if len(text) <= 60 else f"{text[:59]}…"

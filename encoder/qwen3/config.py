@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from encoder.errors import CheckpointError
-from encoder.qwen3.fields import Fields, shown
+from encoder.messages import shown
+from encoder.qwen3.fields import Fields
 from encoder.qwen3.rope import Rope, Scaling, read_rope, refuse_scaling_outside, states_theta
 
 DEFAULT_THETA, DEFAULT_VL_THETA = 10_000.0, 500_000.0  # where a config names none

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from encoder.errors import CheckpointError
+from encoder.messages import shown
 
 MAX_DIM = 2**24  # far above any model, and array sizes still fit into 64 bits
 MAX_NUMBER = 1e30  # far above any model, and its float32 is finite
@@ -58,9 +59,3 @@ class Fields:
         if not isinstance(value, dict):
             raise self.wrong(key, "an object")
         return Fields(value, self.where)
-
-
-def shown(value: Any) -> str:
-    """A value for a message, cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encoder.errors import CheckpointError
-from encoder.qwen3.fields import Fields, shown
+from encoder.messages import shown
+from encoder.qwen3.fields import Fields
 
 Numbers = NDArray[np.float32]
 

@@ -16,7 +16,7 @@ from typing import Any
 from encoder.checkpoint.files.lookalikes import explain_lookalike
 from encoder.checkpoint.tensors.weights import StoredArray
 from encoder.errors import CheckpointError
-from encoder.qwen3.fields import shown
+from encoder.messages import shown
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from encoder.checkpoint.files.gguf_header import GgufHeader, read_gguf_header
 from encoder.errors import CheckpointError
-from encoder.qwen3.fields import shown
+from encoder.messages import shown
 
 _PART = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 _MAX_LISTED = 5

@@ -10,8 +10,8 @@ from tokenizers import AddedToken
 
 from encoder.checkpoint.files.qwen2_tokenizer import add_around, bpe_model, in_one_line, qwen2_tokenizer
 from encoder.errors import CheckpointError
+from encoder.messages import shown
 from encoder.pipeline.tokenizer import Tokenizer
-from encoder.qwen3.fields import shown
 
 _CONTROL, _USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type: tokens that are matched whole in any text
 

@@ -48,13 +48,13 @@ from encoder.checkpoint.files.layout import (
 )
 from encoder.checkpoint.files.transfer_log import log_transfer
 from encoder.errors import CheckpointError
+from encoder.messages import said
 
 log = logging.getLogger(__name__)
 
 _MAX_LISTED = 20
 _OFFICIAL = "https://huggingface.co"
 _NOT_SERVED = (404, 405, 501)  # statuses of a route that a mirror does not have
-_MAX_CAUSE = 300  # characters
 
 _MODEL_FOLDERS = ("", *(f"{name}/" for name in TEXT_ENCODER_FOLDERS))
 _TOKENIZER_PLACES = (*_MODEL_FOLDERS, *(f"{name}/" for name in TOKENIZER_FOLDERS))
@@ -279,17 +279,12 @@ def _as_checkpoint_errors(hub_id: HubId) -> Iterator[None]:
     except LocalEntryNotFoundError as error:
         raise CheckpointError(
             f"{repository}: is not complete in the cache, and the hub cannot be reached. Connect once (unset "
-            f"HF_HUB_OFFLINE where it is set), or give the folder of a copy.{_addresses()} Cause: {_one_line(error)}"
+            f"HF_HUB_OFFLINE where it is set), or give the folder of a copy.{_addresses()} Cause: {said(error)}"
         ) from error
     except Exception as error:  # full disk, broken transfer: the HTTP library, and so its errors, vary with the version
         raise CheckpointError(
-            f"{repository}: fetching it failed, start again to resume.{_addresses()} Cause: {_one_line(error)}"
+            f"{repository}: fetching it failed, start again to resume.{_addresses()} Cause: {said(error)}"
         ) from error
-
-
-def _one_line(error: Exception) -> str:
-    """The beginning of what an error says."""
-    return " ".join(str(error).split())[:_MAX_CAUSE] or type(error).__name__
 
 
 def _addresses() -> str:

@@ -5,7 +5,7 @@ Reads the index of sharded weights and that of a pipeline, and opens nothing els
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -13,6 +13,7 @@ from pathlib import Path
 from encoder.checkpoint.files.json_file import read_json_object
 from encoder.checkpoint.tensors.keys import find_encoder
 from encoder.errors import CheckpointError
+from encoder.messages import listed
 
 CONFIG_FILE = "config.json"
 QUANTIZATION_FILES = (  # of some quantizers, beside a config.json that may not speak of the quantization
@@ -91,17 +92,17 @@ def _component_layout(folder: Path, name: str, component: str | None) -> Layout:
 
 def _text_encoders_of(folder: Path) -> list[str]:
     """The folders of the text encoders of a pipeline that may be a Qwen3; empty where `folder` is no pipeline."""
-    listed = read_json_object(folder / PIPELINE_FILE) if (folder / PIPELINE_FILE).is_file() else {}
-    qwen3 = [name for name, value in listed.items() if _names_qwen3(value) and (folder / name).is_dir()]
+    components = read_json_object(folder / PIPELINE_FILE) if (folder / PIPELINE_FILE).is_file() else {}
+    qwen3 = [name for name, value in components.items() if _names_qwen3(value) and (folder / name).is_dir()]
     if qwen3:
         return qwen3
     inner = [name for name in TEXT_ENCODER_FOLDERS if (folder / name).is_dir()]
-    if listed and not inner:
+    if components and not inner:
         raise CheckpointError(
             f"{folder}: this diffusers pipeline has no text_encoder folder. "
             f"Name the Qwen3 checkpoint that it was published to go with."
         )
-    return [name for name in inner if listed or _holds_model(folder / name)][:1]
+    return [name for name in inner if components or _holds_model(folder / name)][:1]
 
 
 def _names_qwen3(component: object) -> bool:
@@ -223,10 +224,3 @@ def read_index(file: Path, component: str | None = None) -> dict[str, str]:
             raise CheckpointError(f"{file}: {key:.80} is in {name!r:.80}, expected the name of a file beside it.")
     names = find_encoder(weight_map, str(file), component).names
     return {key: weight_map[key] for key in names}
-
-
-def listed(names: Iterable[str], limit: int = 5) -> str:
-    """Names for a message: the first few, and how many there are more."""
-    names = list(names)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

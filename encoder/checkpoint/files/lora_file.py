@@ -22,7 +22,6 @@ from encoder.checkpoint.files.layout import (
     ADAPTER_FILES,
     MODEL_SUFFIXES,
     is_adapter_folder,
-    listed,
     model_files,
     snapshot_of,
 )
@@ -30,6 +29,7 @@ from encoder.checkpoint.files.safetensors_header import read_header
 from encoder.checkpoint.tensors.json_text import parse_json_object
 from encoder.checkpoint.tensors.weights import StoredArray
 from encoder.errors import CheckpointError
+from encoder.messages import listed
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _ALPHA_IN_CONFIG = re.compile(r"^base_model\.|\.lora_[ab]$")  # keys of PEFT and of mlx-lm

@@ -13,6 +13,7 @@ from encoder.checkpoint.tensors.encodings import FLOATS
 from encoder.checkpoint.tensors.lora import Kind, Update
 from encoder.checkpoint.tensors.weights import StoredArray, StoredTensor
 from encoder.errors import CheckpointError
+from encoder.messages import listed
 
 Target = tuple[str, Kind]  # a parameter of the model, and the kind of its update
 
@@ -76,9 +77,8 @@ def find_updates(adapter: Adapter, tensors: Mapping[str, StoredTensor], scale: f
             misfits.append(f"{next(iter(update.arrays.values())).key:.120}: {problem}")
         updates[target] = update
     if misfits:
-        more = f"; and {len(misfits) - _MAX_LISTED} more" if len(misfits) > _MAX_LISTED else ""
         raise CheckpointError(
-            f"{adapter.file}: does not fit {model}: {'; '.join(misfits[:_MAX_LISTED])}{more}. Is it made for "
+            f"{adapter.file}: does not fit {model}: {listed(misfits, _MAX_LISTED, '; ')}. Is it made for "
             f"another model, or of a kind other than LoRA, LoHa and LoKr?"
         )
     return Updates(updates, warnings)

@@ -16,7 +16,7 @@ from typing import Any
 
 from encoder.checkpoint.files.json_file import read_json_object
 from encoder.errors import CheckpointError
-from encoder.qwen3.fields import shown
+from encoder.messages import shown
 
 DEFAULT_HOST, DEFAULT_NAMESPACE, DEFAULT_TAG = "registry.ollama.ai", "library", "latest"
 TENSOR = "application/vnd.ollama.image.tensor"

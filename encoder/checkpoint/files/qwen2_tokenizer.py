@@ -9,11 +9,11 @@ from contextlib import contextmanager
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
 
+from encoder.messages import said
+
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-
-_MAX_SHOWN = 200  # characters of a library's message
 
 
 def bpe_model(vocab: dict[str, int], merges: list[tuple[str, str]]) -> models.BPE:
@@ -35,8 +35,7 @@ def in_one_line() -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
-        text = " ".join(str(error).split())
-        raise ValueError(text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…") from error
+        raise ValueError(said(error)) from error
 
 
 def qwen2_tokenizer(model: models.BPE, *, add_prefix_space: bool = False) -> tokenizers.Tokenizer:

@@ -25,9 +25,9 @@ from encoder.checkpoint.tensors.keys import EncoderKeys, find_encoder
 from encoder.checkpoint.tensors.rope_theta import RopeTheta, settle_rope_theta
 from encoder.checkpoint.tensors.weights import StoredArray, StoredTensor, Weights
 from encoder.errors import CheckpointError
+from encoder.messages import shown
 from encoder.pipeline.tokenizer import Tokenizer
 from encoder.qwen3.config import Qwen3Config
-from encoder.qwen3.fields import shown
 
 ARCHITECTURES = ("qwen3", "qwen3vl")
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)\.(weight|bias)")

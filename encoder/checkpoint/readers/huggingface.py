@@ -17,7 +17,6 @@ from encoder.checkpoint.files.layout import (
     Layout,
     find_layout,
     is_there,
-    listed,
     model_files,
     read_index,
 )
@@ -26,6 +25,7 @@ from encoder.checkpoint.readers.gguf import open_gguf
 from encoder.checkpoint.readers.safetensors import Files, open_files
 from encoder.checkpoint.request import Request
 from encoder.errors import CheckpointError
+from encoder.messages import listed
 
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 _UNFINISHED_SUFFIXES = (".incomplete", ".part", ".partial", ".crdownload", ".download", ".aria2", ".tmp", ".!qb")

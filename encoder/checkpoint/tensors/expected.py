@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from encoder.checkpoint.tensors.dims import layer_of
 from encoder.checkpoint.tensors.weights import StoredTensor
 from encoder.errors import CheckpointError
+from encoder.messages import listed
 from encoder.qwen3.config import Qwen3Config
 
 _MAX_LISTED = 4
-_MAX_SHOWN = 120  # characters of a key
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.\w+$")
 _CAUSES = (  # what a part of an extra key says about its writer
     (
@@ -68,14 +68,14 @@ def check_tensors(
     found = {name: tensor for name, tensor in tensors.items() if layer_of(name) not in left_out}
     expected = parameter_shapes(config, num_layers)
     missing = [f"{name} {list(shape)}" for name, shape in expected.items() if name not in found]
-    extra = [_shown(tensor.key) for name, tensor in found.items() if name not in expected]
+    extra = [f"{tensor.key:.120}" for name, tensor in found.items() if name not in expected]
     misshapen = [
-        f"{_shown(tensor.key)} is {list(tensor.shape)}, expected {list(expected[name])}"
+        f"{tensor.key:.120} is {list(tensor.shape)}, expected {list(expected[name])}"
         for name, tensor in found.items()
         if name in expected and tensor.shape != expected[name]
     ]
     problems = [
-        f"{len(items):,} {kind} ({_listed(items)})"
+        f"{len(items):,} {kind} ({listed(items, _MAX_LISTED)})"
         for kind, items in (("missing", missing), ("misshapen", misshapen), ("extra", extra))
         if items
     ]
@@ -104,11 +104,3 @@ def _layers_differ(config: Qwen3Config, layers: int) -> str:
     if layers == config.num_hidden_layers:
         return ""
     return f" It has tensors of {layers:,} layers, and num_hidden_layers is {config.num_hidden_layers:,}."
-
-
-def _listed(items: list[str]) -> str:
-    return ", ".join(items[:_MAX_LISTED]) + (", …" if len(items) > _MAX_LISTED else "")
-
-
-def _shown(key: str) -> str:
-    return key if len(key) <= _MAX_SHOWN else key[:_MAX_SHOWN] + "…"

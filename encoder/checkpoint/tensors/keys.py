@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from encoder.errors import CheckpointError
+from encoder.messages import listed
 
 _WRAPPERS = r"(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)*"
 _ANCHOR = re.compile(
@@ -137,12 +138,12 @@ def _choose_prefix(keys: Collection[str], where: str, component: str | None) -> 
     if component is not None:
         named = [prefix for prefix in prefixes if _has_part(prefix, component)]
         if len(named) != 1 and len(prefixes) != 1:
-            raise CheckpointError(f"{where}: --component {component} {_listed(prefixes)}")
+            raise CheckpointError(f"{where}: --component {component} {_one_of(prefixes)}")
         prefixes = named or prefixes
     if not prefixes:
         raise CheckpointError(f"{where}: {_explain_no_qwen3(keys)}")
     if len(prefixes) > 1:
-        raise CheckpointError(f"{where}: holds several Qwen3 models; choose one: --component {_listed(prefixes)}")
+        raise CheckpointError(f"{where}: holds several Qwen3 models; choose one: --component {_one_of(prefixes)}")
     return prefixes[0]
 
 
@@ -152,7 +153,7 @@ def _has_part(prefix: str, component: str) -> bool:
     return "." + re.sub(r"[./]+", ".", component).strip(".") + "." in separated
 
 
-def _listed(prefixes: list[str]) -> str:
+def _one_of(prefixes: list[str]) -> str:
     """The components, each by the parts that tell it from the others."""
     parts = [[part for part in re.split(r"[./]", prefix) if part] for prefix in prefixes]
     common = set.intersection(*map(set, parts)) if parts else set()
@@ -175,6 +176,5 @@ def _explain_no_qwen3(keys: Collection[str]) -> str:
 
 
 def _counted(keys: Collection[str], noun: str) -> str:
-    shown = ", ".join(f"{key:.80}" for key in list(keys)[:_MAX_SHOWN])
-    more = ", …" if len(keys) > _MAX_SHOWN else ""
-    return f"{len(keys):,} {noun}{'s' if len(keys) > 1 else ''} ({shown}{more})"
+    shown = listed((f"{key:.80}" for key in keys), _MAX_SHOWN)
+    return f"{len(keys):,} {noun}{'s' if len(keys) > 1 else ''} ({shown})"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from encoder.errors import CheckpointError
-from encoder.qwen3.fields import shown
+from encoder.messages import shown
 
 Mode = Literal["affine", "mxfp4", "mxfp8", "nvfp4"]
 

@@ -21,8 +21,9 @@ from encoder.checkpoint.tensors.families import (
     VOCABULARIES,
 )
 from encoder.errors import CheckpointError
+from encoder.messages import shown
 from encoder.qwen3.config import Qwen3Config
-from encoder.qwen3.fields import MAX_DIM, Fields, shown
+from encoder.qwen3.fields import MAX_DIM, Fields
 from encoder.qwen3.rope import read_rope, states_theta
 
 _ASK = "Give --rope-theta 1000000 or --rope-theta 5000000, or put the model's config.json beside it."

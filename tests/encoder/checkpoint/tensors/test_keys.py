@@ -147,7 +147,7 @@ def test_tensors_that_nobody_expects_are_counted() -> None:
 
     assert set(found.names.values()) == set(NAMES)
     [warning] = found.warnings
-    assert "4 tensors (score.weight, v_head.summary.weight, v_head.summary.bias, …)" in warning
+    assert "4 tensors (score.weight, v_head.summary.weight, v_head.summary.bias, and 1 more)" in warning
 
 
 def test_unknown_tensor_inside_the_model_is_kept() -> None:
