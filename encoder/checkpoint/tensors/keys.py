@@ -30,7 +30,7 @@ _OWN = ("embed_tokens.", "layers.", "norm.")  # what stands below the prefix of 
 _HEAD = "lm_head."
 _EMBEDDING = "embed_tokens."
 _ADAPTER = re.compile(r"\blora_\w+|\b(hada|lokr)_\w+|\.(alpha|dora_scale)$")
-_EXPECTED_BESIDE = re.compile(  # other parts of a whole model, and other models in one file; said by no log
+_EXPECTED_BESIDE = re.compile(  # other parts of a whole model, and other models in one file: no warning counts them
     r"(^|[./])(lm_head|visual|vision_\w+|audio_\w+|multi_modal_projector|diffusion_model|vae|first_stage_model|"
     r"text_encoders|cond_stage_model|logit_scale|tokenizer_json|scaled_fp8|mtp|rotary_emb)([./]|$)"
 )
