@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from encoder.checkpoint.files.lookalikes import explain_lookalike
+from encoder.checkpoint.files.unreadable import unreadable
 from encoder.checkpoint.tensors.weights import StoredArray
 from encoder.errors import CheckpointError
 from encoder.messages import shown
@@ -49,7 +50,9 @@ def read_gguf_header(file: Path) -> GgufHeader:
             raise CheckpointError(f"{file}: {lookalike}")
         with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _Parser(file, data).header()
-    except (_Damaged, struct.error, UnicodeDecodeError, OSError, ValueError) as error:
+    except OSError as error:
+        raise unreadable(file, error) from error
+    except (_Damaged, struct.error, UnicodeDecodeError, ValueError) as error:
         raise CheckpointError(
             f"{file}: cannot be read as GGUF: {error}. A file that is cut off or damaged must be fetched again."
         ) from error

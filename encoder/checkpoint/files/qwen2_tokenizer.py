@@ -29,10 +29,13 @@ def bpe_model(vocab: dict[str, int], merges: list[tuple[str, str]]) -> models.BP
 
 @contextmanager
 def in_one_line() -> Iterator[None]:
-    """Turns whatever the library raises into a ValueError of one line. Its panics are no Exception."""
+    """Turns whatever the library raises into a ValueError of one line. Its panics are no Exception.
+
+    Errors of the system stay what they are.
+    """
     try:
         yield
-    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+    except (OSError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
         raise ValueError(said(error)) from error

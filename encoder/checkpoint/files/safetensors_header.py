@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from encoder.checkpoint.files.lookalikes import explain_lookalike
+from encoder.checkpoint.files.unreadable import unreadable
 from encoder.checkpoint.tensors.weights import StoredArray
 from encoder.errors import CheckpointError
 
@@ -60,7 +61,9 @@ def _parse_header(file: Path) -> tuple[dict[str, Any], int]:
             header: dict[str, Any] = json.loads(stream.read(length))
         if len(header) > MAX_ARRAYS:  # every array costs time: its name is parsed, and the fingerprint reads its bytes
             raise CheckpointError(f"{file}: holds {len(header):,} tensors, expected at most {MAX_ARRAYS:,}.")
-    except (OSError, SafetensorError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise unreadable(file, error) from error
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{file}: cannot be read as safetensors: {error}. A file that is cut off or damaged must be fetched again."
         ) from error

@@ -28,6 +28,7 @@ from encoder.checkpoint.files.layout import (
 )
 from encoder.checkpoint.files.lookalikes import explain_lookalike
 from encoder.checkpoint.files.qwen2_tokenizer import add_around, bpe_model, in_one_line, qwen2_tokenizer
+from encoder.checkpoint.files.unreadable import unreadable
 from encoder.errors import CheckpointError
 from encoder.pipeline.tokenizer import Tokenizer
 
@@ -170,6 +171,8 @@ def _as_checkpoint_errors(*files: Path) -> Iterator[None]:
     try:
         with in_one_line():
             yield
+    except OSError as error:
+        raise unreadable(files[0], error) from error
     except ValueError as error:
         for file in files:
             if found := explain_lookalike(file, expects_text=True):

@@ -11,6 +11,7 @@ from encoder.checkpoint.files.hub_files import fetch
 from encoder.checkpoint.files.hub_id import HubId
 from encoder.checkpoint.files.lookalikes import explain_lookalike
 from encoder.checkpoint.files.lora_file import expect_no_adapter
+from encoder.checkpoint.files.unreadable import unreadable
 from encoder.checkpoint.readers import comfyui, demo, gguf, huggingface, ollama
 from encoder.checkpoint.readers.loras import merge_loras
 from encoder.checkpoint.readers.reader import Reader
@@ -44,7 +45,7 @@ def open_checkpoint(options: ModelOptions) -> Checkpoint:
         )
         checkpoint = merge_loras(checkpoint, options)
     except OSError as error:
-        raise CheckpointError(f"{options.model}: cannot be read: {error}") from error
+        raise unreadable(Path(error.filename or options.model), error) from error
     log.info("%s: its tokenizer is %s", options.model, checkpoint.origin.tokenizer)
     for warning in checkpoint.warnings:
         log.warning("%s: %s", options.model, warning)

@@ -257,6 +257,29 @@ def test_only_model_within_a_folder_is_found(tmp_path: Path, path: str) -> None:
     assert open_checkpoint(ModelOptions(str(tmp_path))).weights.tensors.keys() == weights.keys()
 
 
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file that cannot be read is Linux's")
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_error_of_a_disk_is_passed_on_with_the_files_name(tmp_path: Path, name: str) -> None:
+    """Its remedy is not to fetch the file again. The memory of a process has no byte 0, and no other error to give."""
+    write_checkpoint(tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to("/proc/self/mem")
+
+    with pytest.raises(CheckpointError, match=rf"/{name}: cannot be read: Input/output error. Is its disk"):
+        open_checkpoint(ModelOptions(str(tmp_path)))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_file_of_another_user_is_named_with_the_way_out(tmp_path: Path, name: str) -> None:
+    """safetensors' writer lets nobody but its user read a file, and containers run as another."""
+    write_checkpoint(tmp_path)
+    (tmp_path / name).chmod(0)
+
+    with pytest.raises(CheckpointError, match=rf"/{name}: cannot be read by the user with the id .*chmod a\+r"):
+        open_checkpoint(ModelOptions(str(tmp_path)))
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
 def test_folder_that_may_not_be_read_is_passed_over(tmp_path: Path) -> None:
     """Every disk has a lost+found."""
