@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from encoder.checkpoint.tensors.array_checks import FLOAT_DTYPES, Expected, check_arrays, check_groups
 from encoder.checkpoint.tensors.assemble import Hints, Parts, take
-from encoder.checkpoint.tensors.grouped import Grouped, Groups, affine_of_mlx, as_words, unpack_bits
+from encoder.checkpoint.tensors.grouped import Grouped, Groups, affine_of_mlx, as_words
 from encoder.checkpoint.tensors.weights import Arrays, StoredTensor
 
 _IN_WORD = 8  # numbers of 4 bits in 32
@@ -42,5 +42,6 @@ def _read(arrays: Arrays) -> Groups:
 
 def _unpack(words: mx.array) -> mx.array:
     """(n, rows / 8) words to (rows, n) numbers."""
-    eights = unpack_bits(words, 4).reshape(words.shape[0], -1, _IN_WORD)
-    return eights[..., mx.array(_FROM_WORD)].reshape(words.shape[0], -1).T
+    by_row = mx.contiguous(words.T)  # (rows / 8, n)
+    numbers = [((by_row >> (4 * place)) & 15).astype(mx.uint8) for place in _FROM_WORD]
+    return mx.stack(numbers, axis=1).reshape(-1, words.shape[0])

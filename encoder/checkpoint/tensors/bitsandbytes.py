@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from math import isfinite, prod
 
 import mlx.core as mx
+import numpy as np
 
 from encoder.checkpoint.tensors.array_checks import FLOAT_DTYPES, Expected, check_arrays
 from encoder.checkpoint.tensors.assemble import Hints, Parts, take
@@ -37,9 +38,8 @@ class Blocks4Bit(OnlyDecoded):
     quantized: bool = True
 
     def decode(self, arrays: Arrays, dtype: mx.Dtype) -> mx.array:
-        packed = arrays["weight"].reshape(-1)
-        numbers = mx.stack([packed >> 4, packed & 15], axis=-1).reshape(-1)[: prod(self.shape)]
-        weight = _times_blocks(arrays["quant_map"][numbers], self._scales(arrays), self.block_size)
+        numbers = _look_up_pairs(arrays["quant_map"], arrays["weight"])[: prod(self.shape)]
+        weight = _times_blocks(numbers, self._scales(arrays), self.block_size)
         return weight.reshape(self.shape).astype(dtype)
 
     def _scales(self, arrays: Arrays) -> mx.array:
@@ -100,6 +100,13 @@ def _rows_of_int8(arrays: Arrays) -> Groups:
 
 def _take_tables(parts: Parts) -> Parts:
     return take(parts, "weight", *(f"weight.{name}" for name in _TABLES))
+
+
+def _look_up_pairs(table: mx.array, packed: mx.array) -> mx.array:
+    """The floats of both numbers in each byte. NumPy does in one step what takes MLX several times as long on a CPU."""
+    codes, floats = np.arange(256), np.asarray(table)
+    pairs = np.stack([floats[codes >> 4], floats[codes & 15]], axis=-1)  # of each byte
+    return mx.array(np.take(pairs, np.asarray(packed), axis=0)).reshape(-1)
 
 
 def _times_blocks(values: mx.array, scales: mx.array, block_size: int) -> mx.array:
