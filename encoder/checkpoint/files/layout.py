@@ -44,6 +44,7 @@ TEXT_ENCODER_FOLDERS = ("text_encoder", "mllm")  # of a diffusers pipeline, as a
 TOKENIZER_FOLDERS = ("tokenizer", "processor")
 
 MODEL_SUFFIXES = (".safetensors", ".gguf")  # of checkpoints in a single file; a hub id may end in one
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")  # of weights that are not read
 SHARD_NAME = re.compile(r"(?P<before>.*-)\d{5}-of-(?P<count>\d{5})(?P<after>.*\.safetensors)", re.DOTALL)
 
 _HUB_FOLDER = re.compile(r"models--(?P<organization>.+?)--(?P<name>.+)")

@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from encoder.checkpoint.files.lora_file import Adapter, read_scalar
+from encoder.checkpoint.files.lora_file import Adapter
 from encoder.checkpoint.files.lora_keys import AdapterKey, Modules, owner_of
+from encoder.checkpoint.files.lora_scaling import read_scalar
 from encoder.checkpoint.tensors.encodings import FLOATS
 from encoder.checkpoint.tensors.lora import Kind, Update
 from encoder.checkpoint.tensors.weights import StoredArray, StoredTensor

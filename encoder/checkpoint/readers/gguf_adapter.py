@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from encoder.checkpoint.files.gguf_header import read_gguf_header
-from encoder.checkpoint.files.lora_file import Adapter, Scaling
+from encoder.checkpoint.files.lora_file import Adapter
+from encoder.checkpoint.files.lora_scaling import Scaling
 from encoder.checkpoint.readers.gguf import ARCHITECTURES, parameter_name
 from encoder.checkpoint.tensors.weights import StoredArray
 from encoder.errors import CheckpointError

@@ -11,6 +11,7 @@ from encoder.checkpoint.files.gguf_parts import part_names
 from encoder.checkpoint.files.layout import (
     CONFIG_FILE,
     INDEX_FILE,
+    PICKLE_SUFFIXES,
     PIPELINE_FILE,
     SHARD_NAME,
     WEIGHTS_FILE,
@@ -27,7 +28,6 @@ from encoder.checkpoint.request import Request
 from encoder.errors import CheckpointError
 from encoder.messages import listed
 
-_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 _UNFINISHED_SUFFIXES = (".incomplete", ".part", ".partial", ".crdownload", ".download", ".aria2", ".tmp", ".!qb")
 _STAND_FOR_FOLDER = (CONFIG_FILE, INDEX_FILE, PIPELINE_FILE)  # names of files whose folder a user means
 _SHARD = re.compile(r"\d+|.*-\d{5}-of-\d{5}|weights\.\d+")  # stems; mflux calls its files 0, 1, 2
@@ -159,7 +159,7 @@ def _explain_missing_weights(folder: Path) -> str:
     unfinished = sorted(file.name for file in folder.iterdir() if file.suffix.lower() in _UNFINISHED_SUFFIXES)
     if unfinished:
         return f"{folder}: {listed(unfinished)} is what a download has not finished. Start it again to resume it."
-    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLE_SUFFIXES)
+    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLE_SUFFIXES)
     if pickles:
         return (
             f"{folder}: has {listed(pickles)}, expected {WEIGHTS_FILE}. Pickle can run code and is not read; "
