@@ -515,6 +515,10 @@ def test_doubles_are_read_as_the_nearest_floats(tmp_path: Path) -> None:
         return encoder.encode(["a cat"], LAST_HIDDEN_STATE, "float32")[0].hidden_states
 
     np.testing.assert_array_equal(hidden_states("doubles"), hidden_states("floats"))
+    too_large = {f"model.{name}": array.astype(np.float64) * 1e300 for name, array in weights.items()}
+    write_tensors(tmp_path / "doubles", too_large)
+    with pytest.raises(CheckpointError, match="has NaN or infinity"):
+        hidden_states("doubles")
 
 
 def test_fused_matrices_are_named_as_such(tmp_path: Path) -> None:

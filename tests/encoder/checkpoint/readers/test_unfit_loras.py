@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from encoder import CheckpointError, Lora, ModelOptions, open_checkpoint
+from encoder import CheckpointError, Lora, ModelOptions, TextEncoder, open_checkpoint
 from tests.checkpoints import Array, write_checkpoint, write_tensors
 from tests.encoder.checkpoint.lora_files import (
     Pairs,
@@ -48,6 +48,15 @@ def pair(rows: int = 32, columns: int = 16, rank: int = 4, dtype: Any = np.float
         f"{Q_PROJ}.lora_up.weight": np.ones((rows, rank), dtype),
         f"{Q_PROJ}.lora_down.weight": np.ones((rank, columns), dtype),
     }
+
+
+def test_product_that_no_float_holds_is_refused(tmp_path: Path, pairs: Pairs) -> None:
+    """Damaged, or trained until it diverged; NumPy would write a warning of its own."""
+    huge = {path: (up * np.float32(1e25), down * np.float32(1e25)) for path, (up, down) in pairs.items()}
+    source = write_peft(tmp_path / "lora", peft(huge))
+
+    with pytest.raises(CheckpointError, match="has NaN or infinity"):
+        TextEncoder.open(ModelOptions(str(tmp_path / "base"), loras=(Lora(str(source)),)))
 
 
 def renamed(module: str) -> dict[str, Array]:
