@@ -25,12 +25,15 @@ _BY_ARRAYS = {  # an array beside a weight, or in place of one, that no other qu
     "qscales": "Nunchaku",
     "qweight": "GPTQ or AWQ, in an order of their numbers that is not known",
     "qzeros": "GPTQ or AWQ, in an order of their numbers that is not known",
+    "svd_up": "SDNQ, whose config.json would say how",
     "tables2": "HIGGS",
     "trellis": "ExLlamaV3",
     "weight.absmax": "bitsandbytes with 4 bits",
     "weight_packed": "compressed-tensors",
+    "weight_scale_2": "nvfp4, in an order that ModelOpt's config.json or ComfyUI's notes would name",
     "weight_scales": "EETQ",
     "wscales": "Nunchaku",
+    "zero_point": "SDNQ, whose config.json would say how",
 }
 _BY_DTYPE = {  # which no config tells from the float8 that is read
     "F8_E4M3FNUZ": "float8 of AMD's older GPUs (e4m3fnuz)",

@@ -40,6 +40,18 @@ FORMS: dict[str, tuple[dict[str, Array], dict[str, Any]]] = {
         {"qweight": np.zeros((2, 40), np.int32), "scales": HALVES[None], "qzeros": WORDS},
         {"quant_method": "gptq", "checkpoint_format": "gptq_p"},
     ),
+    "nvfp4, in an order that .* would name": (
+        {
+            "weight": np.zeros((32, 8), np.uint8),
+            "weight_scale": np.ones((32, 1), ml_dtypes.float8_e4m3fn),
+            "weight_scale_2": np.ones((), np.float32),
+        },
+        {},
+    ),
+    "SDNQ, whose config.json would say how": (
+        {"weight": np.zeros(256, np.uint8), "scale": HALVES[:, None], "zero_point": HALVES[:, None]},
+        {},
+    ),
     "some-new-method": ({"weight": WORDS, "weight_scale": HALVES}, {"quant_method": "Some-New-Method"}),
     "a quantization of which nothing is known here": ({"weight": np.zeros((32, 16), np.uint16)}, {}),
 }
