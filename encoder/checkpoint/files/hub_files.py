@@ -1,30 +1,17 @@
-"""Fetches the files of a checkpoint from a Hugging Face hub: only those that the encoder needs, and none twice.
+"""Fetches the files of a checkpoint from a Hugging Face hub: only those that the encoder needs, and none twice."""
 
-HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN and HF_HOME have their usual meaning: huggingface_hub reads them.
-"""
-
-import glob
 import logging
-import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
-from functools import cache
 from pathlib import Path, PurePosixPath
 
 import huggingface_hub  # imports its parts when they are first used; to import all of them takes 0.4 s
-from huggingface_hub import constants
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 
 from encoder.checkpoint.files.gguf_parts import part_names
+from encoder.checkpoint.files.hub_client import download, repository_sizes
 from encoder.checkpoint.files.hub_id import HubId
 from encoder.checkpoint.files.layout import (
     ADAPTER_CONFIG_FILE,
@@ -48,13 +35,10 @@ from encoder.checkpoint.files.layout import (
 )
 from encoder.checkpoint.files.transfer_log import log_transfer
 from encoder.errors import CheckpointError
-from encoder.messages import said
 
 log = logging.getLogger(__name__)
 
 _MAX_LISTED = 20
-_OFFICIAL = "https://huggingface.co"
-_NOT_SERVED = (404, 405, 501)  # statuses of a route that a mirror does not have
 
 _MODEL_FOLDERS = ("", *(f"{name}/" for name in TEXT_ENCODER_FOLDERS))
 _TOKENIZER_PLACES = (*_MODEL_FOLDERS, *(f"{name}/" for name in TOKENIZER_FOLDERS))
@@ -101,14 +85,14 @@ def fetch(hub_id: HubId, cache_dir: Path | None, component: str | None = None) -
     missing = [name for name in names if not (snapshot / name).exists()]
     if not missing:
         return snapshot
-    sizes = _repository_sizes(at_commit)
+    sizes = repository_sizes(at_commit)
     _check_weights_exist(at_commit, missing, sizes)
     total = sum(sizes.get(name, 0) for name in missing)
     _check_disk(at_commit, total, snapshot)
     blobs = snapshot.parent.parent / "blobs"
     on_terminal = sys.stderr.isatty()  # where huggingface_hub shows progress bars of its own
     with nullcontext() if on_terminal else log_transfer(hub_id.repository, blobs, total):
-        return _download(at_commit, cache_dir, [*small_files, *names])
+        return download(at_commit, cache_dir, [*small_files, *names])
 
 
 def fetch_tokenizer(name: str, cache_dir: Path | None) -> Path | None:
@@ -130,7 +114,7 @@ def fetch_adapter(name: str, cache_dir: Path | None) -> Path | None:
     path = PurePosixPath(hub_id.path)
     folder = path.parent if hub_id.is_file else path
     names = [str(folder / file) for file in (ADAPTER_CONFIG_FILE, *ADAPTER_FILES)]
-    found = _download(hub_id, cache_dir, [*names, hub_id.path] if hub_id.is_file else names) / path
+    found = download(hub_id, cache_dir, [*names, hub_id.path] if hub_id.is_file else names) / path
     if not found.exists():
         wanted = path.name if hub_id.is_file else ADAPTER_FILES[0]
         raise CheckpointError(f"{name}: has no {wanted}. Name a file: {hub_id.repository}/file.safetensors.")
@@ -152,12 +136,12 @@ def fetch_qwen3_tokenizer(cache_dir: Path | None) -> Path:
 def _fetch_small_files(hub_id: HubId, cache_dir: Path | None, component: str | None = None) -> tuple[Path, list[str]]:
     """The snapshot with all small files, and their names; a slow tokenizer's files where there is no tokenizer.json."""
     names = _in_folders(hub_id, component, _SMALL_FILES)
-    snapshot = _download(hub_id, cache_dir, names)
+    snapshot = download(hub_id, cache_dir, names)
     if any((snapshot / name).exists() for name in names if PurePosixPath(name).name == TOKENIZER_FILE):
         return snapshot, names
     slow = [f"{place}{name}" for place in _TOKENIZER_PLACES for name in _SLOW_FILES]
     names += _in_folders(hub_id, component, slow)
-    return _download(replace(hub_id, revision=snapshot.name), cache_dir, names), names
+    return download(replace(hub_id, revision=snapshot.name), cache_dir, names), names
 
 
 def _in_folders(hub_id: HubId, component: str | None, names: Sequence[str]) -> list[str]:
@@ -176,41 +160,6 @@ def _weight_files(snapshot: Path, path: str, component: str | None) -> list[str]
     index = folder / INDEX_FILE
     names = sorted(set(read_index(index, layout.component).values())) if index.is_file() else [WEIGHTS_FILE]
     return [str(PurePosixPath(folder.relative_to(snapshot).as_posix()) / name) for name in names]
-
-
-def _repository_sizes(hub_id: HubId) -> dict[str, int]:
-    """The size in bytes of every file of a repository, by name; 0 where the hub does not say."""
-    with _as_checkpoint_errors(hub_id):
-        if _serves_tree(hub_id.repository):
-            hub = huggingface_hub.HfApi()
-            entries = hub.list_repo_tree(hub_id.repository, revision=hub_id.revision, recursive=True)
-            return {entry.path: getattr(entry, "size", 0) for entry in entries}
-        log.warning(
-            "%s: this hub does not say how large its files are, so free space is not checked", hub_id.repository
-        )
-        return dict.fromkeys(_listed(hub_id)[1], 0)
-
-
-@cache
-def _serves_tree(repository: str) -> bool:
-    """Whether the hub lists files with their sizes, for which huggingface_hub asks. Mirrors need not."""
-    if constants.ENDPOINT == _OFFICIAL:
-        return True
-    hub = huggingface_hub.HfApi()
-    try:
-        hub.model_info(repository)  # fails at once where nothing can be reached, while the next tries for half a minute
-        next(iter(hub.list_repo_tree(repository)), None)
-    except HfHubHTTPError as error:
-        return error.response.status_code not in _NOT_SERVED
-    except Exception:  # noqa: BLE001  # offline, say: what is wrong shows when files are fetched
-        return True
-    return True
-
-
-def _listed(hub_id: HubId) -> tuple[str, list[str]]:
-    """The commit of a revision, and the names of its files."""
-    info = huggingface_hub.HfApi().model_info(hub_id.repository, revision=hub_id.revision)
-    return info.sha or "", [sibling.rfilename for sibling in info.siblings or ()]
 
 
 def _check_weights_exist(hub_id: HubId, names: Sequence[str], sizes: Mapping[str, int]) -> None:
@@ -232,63 +181,3 @@ def _check_disk(hub_id: HubId, needed: int, snapshot: Path) -> None:
             f"{hub_id.repository}: {needed / 1e9:.1f} GB must be fetched, and {free / 1e9:.1f} GB are free in "
             f"{snapshot.parents[2]}. Make room, or set another folder with --cache-dir or HF_HOME."
         )
-
-
-def _download(hub_id: HubId, cache_dir: Path | None, names: Sequence[str]) -> Path:
-    """The snapshot of a repository, with those of the named files that it has."""
-    with _as_checkpoint_errors(hub_id):
-        if not _serves_tree(hub_id.repository):
-            return _download_singly(hub_id, cache_dir, names)
-        patterns = [glob.escape(name) for name in names]
-        return Path(
-            huggingface_hub.snapshot_download(
-                hub_id.repository, revision=hub_id.revision, cache_dir=cache_dir, allow_patterns=patterns
-            )
-        )
-
-
-def _download_singly(hub_id: HubId, cache_dir: Path | None, names: Sequence[str]) -> Path:
-    """The same as `_download` from a hub that serves files and their names alone."""
-    commit, listed = _listed(hub_id)
-    for name in dict.fromkeys(names):
-        if name in listed:
-            huggingface_hub.hf_hub_download(hub_id.repository, name, revision=hub_id.revision, cache_dir=cache_dir)
-    folder = f"models--{hub_id.repository.replace('/', '--')}"
-    return Path(cache_dir or constants.HF_HUB_CACHE) / folder / "snapshots" / commit
-
-
-@contextmanager
-def _as_checkpoint_errors(hub_id: HubId) -> Iterator[None]:
-    """Turns each error of the hub's client into a CheckpointError that says what to do about it."""
-    repository = hub_id.repository
-    try:
-        yield
-    except GatedRepoError as error:
-        raise CheckpointError(
-            f"{repository}: is gated. Accept its terms on its hub page, and set HF_TOKEN to a token of that account."
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise CheckpointError(
-            f"{repository}: neither a folder here nor a repository on the hub that can be seen without logging in. "
-            f"Check the spelling; for a private one, set HF_TOKEN."
-        ) from error
-    except RevisionNotFoundError as error:
-        raise CheckpointError(
-            f"{repository}: has no revision {hub_id.revision!r}. Name a branch, a tag or a commit."
-        ) from error
-    except LocalEntryNotFoundError as error:
-        raise CheckpointError(
-            f"{repository}: is not complete in the cache, and the hub cannot be reached. Connect once (unset "
-            f"HF_HUB_OFFLINE where it is set), or give the folder of a copy.{_addresses()} Cause: {said(error)}"
-        ) from error
-    except Exception as error:  # full disk, broken transfer: the HTTP library, and so its errors, vary with the version
-        raise CheckpointError(
-            f"{repository}: fetching it failed, start again to resume.{_addresses()} Cause: {said(error)}"
-        ) from error
-
-
-def _addresses() -> str:
-    """A sentence on each variable of the environment that says how to reach the hub. A value may hold a password."""
-    names = [name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "all_proxy")]
-    proxies = f" {' and '.join(names)} must be like http://host:port or socks5://host:port." if names else ""
-    return proxies + (" HF_ENDPOINT must be like https://host." if "HF_ENDPOINT" in os.environ else "")
