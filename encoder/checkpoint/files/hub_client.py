@@ -45,7 +45,7 @@ def download(hub_id: HubId, cache_dir: Path | None, names: Sequence[str]) -> Pat
             return _download_singly(hub_id, cache_dir, names)
         patterns = [glob.escape(name) for name in names]
         return Path(
-            huggingface_hub.snapshotdownload(
+            huggingface_hub.snapshot_download(
                 hub_id.repository, revision=hub_id.revision, cache_dir=cache_dir, allow_patterns=patterns
             )
         )
@@ -56,7 +56,7 @@ def _download_singly(hub_id: HubId, cache_dir: Path | None, names: Sequence[str]
     commit, listed = _listed(hub_id)
     for name in dict.fromkeys(names):
         if name in listed:
-            huggingface_hub.hf_hubdownload(hub_id.repository, name, revision=hub_id.revision, cache_dir=cache_dir)
+            huggingface_hub.hf_hub_download(hub_id.repository, name, revision=hub_id.revision, cache_dir=cache_dir)
     folder = f"models--{hub_id.repository.replace('/', '--')}"
     return Path(cache_dir or constants.HF_HUB_CACHE) / folder / "snapshots" / commit
 
