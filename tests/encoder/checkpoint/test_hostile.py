@@ -1,6 +1,6 @@
 """Files changed at random, in every format: each is opened, or refused with an error of one line, at once.
 
-HOSTILE_ROUNDS=830 changes 10,000 files in place of some hundreds, HOSTILE_SEED others.
+HOSTILE_ROUNDS=560 changes 10,000 files in place of some hundreds, HOSTILE_SEED others.
 """
 
 import itertools
