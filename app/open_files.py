@@ -13,9 +13,8 @@ import time
 logger = logging.getLogger(__name__)
 
 WANTED = 10_240  # macOS gives no process more; there the soft limit is 256
-RESERVED = (
-    64  # for the checkpoint, the cache on disk, and the event loop; half of a limit that is smaller than twice that
-)
+# For the checkpoint, the cache on disk and the event loop; three quarters of a limit for which that is too much.
+RESERVED = 64
 REMIND_S = 60.0
 
 _reminded_at = -math.inf
