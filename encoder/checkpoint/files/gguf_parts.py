@@ -9,10 +9,9 @@ from pathlib import Path
 
 from encoder.checkpoint.files.gguf_header import GgufHeader, read_gguf_header
 from encoder.errors import CheckpointError
-from encoder.messages import shown
+from encoder.messages import listed, shown
 
 _PART = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
-_MAX_LISTED = 5
 
 
 def part_names(name: str) -> list[str]:
@@ -40,10 +39,7 @@ def read_gguf_headers(file: Path) -> GgufHeader:
         )
     missing = [part.name for part in files if not part.is_file()]
     if missing:
-        more = f" and {len(missing) - _MAX_LISTED} more" if len(missing) > _MAX_LISTED else ""
-        raise CheckpointError(
-            f"{file}: the parts {', '.join(missing[:_MAX_LISTED])}{more} are missing. Fetch them too."
-        )
+        raise CheckpointError(f"{file}: the parts {listed(missing)} are missing. Fetch them too.")
     return _joined(files, [read_gguf_header(part) for part in files])
 
 
