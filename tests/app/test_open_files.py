@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import re
 import resource
 import socket
 import subprocess
@@ -29,11 +30,20 @@ def limited(files: int, hard: int) -> Callable[[], None]:
 
 
 def answer(connection: socket.socket, request: bytes) -> bytes:
-    """What comes; nothing from a connection that the service has closed without a word."""
+    """A whole reply; nothing from a connection that the service has closed without a word."""
+    received = b""
     with contextlib.suppress(ConnectionError):
         connection.sendall(request)
-        return connection.recv(65536)
-    return b""
+        while not is_whole(received) and (part := connection.recv(65536)):
+            received += part
+    return received
+
+
+def is_whole(received: bytes) -> bool:
+    """Whether the reply has the body that its head announces. The two may come apart."""
+    head, _, body = received.partition(b"\r\n\r\n")
+    length = re.search(rb"content-length: (\d+)", head)
+    return length is not None and len(body) >= int(length[1])
 
 
 def test_connections_beyond_the_limit_are_told_and_the_others_go_on(
