@@ -40,7 +40,7 @@ PIPELINE_FILE = "model_index.json"  # of a diffusers pipeline
 ADAPTER_CONFIG_FILE = "adapter_config.json"  # of a LoRA in a folder
 ADAPTER_FILES = ("adapter_model.safetensors", "adapters.safetensors", "pytorch_lora_weights.safetensors")  # its weights
 
-TEXT_ENCODER_FOLDERS = ("text_encoder", "mllm")  # of a diffusers pipeline, as are the next
+TEXT_ENCODER_FOLDERS = ("text_encoder", "mllm", "text_encoder_2")  # of a diffusers pipeline, as are the next
 TOKENIZER_FOLDERS = ("tokenizer", "processor")
 
 MODEL_SUFFIXES = (".safetensors", ".gguf")  # of checkpoints in a single file; a hub id may end in one
@@ -97,7 +97,8 @@ def _text_encoders_of(folder: Path) -> list[str]:
     qwen3 = [name for name, value in components.items() if _names_qwen3(value) and (folder / name).is_dir()]
     if qwen3:
         return qwen3
-    inner = [name for name in TEXT_ENCODER_FOLDERS if (folder / name).is_dir()]
+    inner = sorted(TEXT_ENCODER_FOLDERS, key=lambda name: not _describes_qwen3(folder / name))
+    inner = [name for name in inner if (folder / name).is_dir()]
     if components and not inner:
         raise CheckpointError(
             f"{folder}: this diffusers pipeline has no text_encoder folder. "
@@ -109,6 +110,12 @@ def _text_encoders_of(folder: Path) -> list[str]:
 def _names_qwen3(component: object) -> bool:
     """Whether an entry of model_index.json, like ["transformers", "Qwen3ForCausalLM"], is of a Qwen3."""
     return isinstance(component, list) and len(component) == 2 and str(component[1]).startswith("Qwen3")
+
+
+def _describes_qwen3(folder: Path) -> bool:
+    """Whether the config of a folder is a Qwen3's; beside it, a pipeline may have a CLIP or T5 in another."""
+    file = folder / CONFIG_FILE
+    return file.is_file() and str(read_json_object(file).get("model_type")).startswith("qwen3")
 
 
 def _holds_model(folder: Path) -> bool:

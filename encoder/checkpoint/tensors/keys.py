@@ -46,7 +46,10 @@ _NO_PARAMETERS = re.compile(
     r"|\.(input|output|softmax|[qkv]_bmm)_quantizer\._amax"
     r")$"
 )
-_MAX_SHOWN = 3
+# Where ACE-Step 1.5 is one file, it holds the encoder and a language model that plans the music. ComfyUI,
+# comfy/text_encoders/ace15.py:ACE15TEModel.
+_ENCODER, _LANGUAGE_MODELS = "qwen3_06b", ("qwen3_2b", "qwen3_4b")
+_MAX_SHOWN, _MAX_LISTED = 3, 10
 
 # What a key says about a model that people take for the encoder, in this order.
 _OTHER_MODELS = (
@@ -72,24 +75,30 @@ class EncoderKeys:
         names: from each key of the encoder to the parameter's name.
         unneeded: keys that nobody expects beside a text encoder, and that are not read.
         adapter: keys of a LoRA beside the model, which are not read either.
+        left_out: the prefix of another Qwen3 beside it; None where there is none, or the user chose between them.
     """
 
     prefix: str
     names: Mapping[str, str]
     unneeded: tuple[str, ...] = ()
     adapter: tuple[str, ...] = ()
+    left_out: str | None = None
 
     @property
     def warnings(self) -> list[str]:
         """What a user should know about the keys that are not read."""
         said = []
+        if self.left_out is not None:
+            said.append(
+                f"of two Qwen3 models, {self.prefix} is taken for the encoder; --component takes {self.left_out}"
+            )
         if self.adapter:
             said.append(
-                f"{_counted(self.adapter, 'tensor')} of a LoRA are not applied; where they are trained and not "
-                f"merged yet, give the LoRA with --lora"
+                f"a LoRA beside the model is not applied: {_counted(self.adapter, 'tensor')}. Where it is not merged "
+                f"yet, give it with --lora"
             )
         if self.unneeded:
-            said.append(f"{_counted(self.unneeded, 'tensor')} that a text encoder does not need are not read")
+            said.append(f"a text encoder does not need, and does not read, {_counted(self.unneeded, 'tensor')}")
         return said
 
 
@@ -103,14 +112,14 @@ def find_encoder(keys: Iterable[str], where: str, component: str | None = None) 
     Errors: CheckpointError when there is no Qwen3, or several to choose from.
     """
     keys = list(keys)
-    prefix = _choose_prefix(keys, where, component)
+    prefix, left_out = _choose_prefix(keys, where, component)
     names = {key: name for key in keys if (name := _name_below(prefix, key)) is not None}
     if not any(name.startswith(_EMBEDDING) for name in names.values()):
         names |= _tied_embedding(keys, prefix)
     others = [key for key in keys if key not in names and not _NO_PARAMETERS.search(key)]
     adapter = [key for key in others if _ADAPTER.search(key)]
     unneeded = [key for key in others if not _EXPECTED_BESIDE.search(key) and not _ADAPTER.search(key)]
-    return EncoderKeys(prefix, names, tuple(unneeded), tuple(adapter))
+    return EncoderKeys(prefix, names, tuple(unneeded), tuple(adapter), left_out)
 
 
 def _name_below(prefix: str, key: str) -> str | None:
@@ -130,21 +139,26 @@ def _tied_embedding(keys: Collection[str], prefix: str) -> dict[str, str]:
     return {}
 
 
-def _choose_prefix(keys: Collection[str], where: str, component: str | None) -> str:
+def _choose_prefix(keys: Collection[str], where: str, component: str | None) -> tuple[str, str | None]:
+    """The encoder's prefix, and that of another Qwen3 which was left out without being asked to."""
     prefixes = sorted({match["prefix"] for key in keys if (match := _ANCHOR.fullmatch(key))})
     if len(prefixes) > 1:  # a draft or MTP head has layers and no embedding
         whole = [prefix for prefix in prefixes if any(key.startswith(prefix + _EMBEDDING) for key in keys)]
         prefixes = whole or prefixes
-    if component is not None:
-        named = [prefix for prefix in prefixes if _has_part(prefix, component)]
-        if len(named) != 1 and len(prefixes) != 1:
-            raise CheckpointError(f"{where}: --component {component} {_one_of(prefixes)}")
-        prefixes = named or prefixes
     if not prefixes:
         raise CheckpointError(f"{where}: {_explain_no_qwen3(keys)}")
-    if len(prefixes) > 1:
-        raise CheckpointError(f"{where}: holds several Qwen3 models; choose one: --component {_one_of(prefixes)}")
-    return prefixes[0]
+    if component is not None:
+        named = [prefix for prefix in prefixes if _has_part(prefix, component)]
+        if len(named) != 1:
+            raise CheckpointError(f"{where}: --component {component:.80} {_one_of(prefixes)}")
+        return named[0], None
+    if len(prefixes) == 1:
+        return prefixes[0], None
+    encoders = [prefix for prefix in prefixes if _has_part(prefix, _ENCODER)]
+    planners = [prefix for prefix in prefixes if any(_has_part(prefix, name) for name in _LANGUAGE_MODELS)]
+    if len(prefixes) == 2 and len(encoders) == len(planners) == 1:
+        return encoders[0], planners[0]
+    raise CheckpointError(f"{where}: holds several Qwen3 models; choose one: --component {_one_of(prefixes)}")
 
 
 def _has_part(prefix: str, component: str) -> bool:
@@ -158,7 +172,7 @@ def _one_of(prefixes: list[str]) -> str:
     parts = [[part for part in re.split(r"[./]", prefix) if part] for prefix in prefixes]
     common = set.intersection(*map(set, parts)) if parts else set()
     own = [".".join(part for part in one if part not in common) or ".".join(one) or "''" for one in parts]
-    return f"is one of {', '.join(own)}."
+    return f"is one of {listed(own, _MAX_LISTED)}."
 
 
 def _explain_no_qwen3(keys: Collection[str]) -> str:

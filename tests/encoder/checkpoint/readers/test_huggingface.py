@@ -436,6 +436,17 @@ def test_pipeline_with_two_encoders_asks_for_one(tmp_path: Path) -> None:
     assert "text_encoder_2" in checkpoint.origin.config
 
 
+def test_qwen3_is_found_beside_a_clip(tmp_path: Path) -> None:
+    """Where model_index.json is missing, the configs say which text encoder is which."""
+    weights = write_pipeline(tmp_path)
+    (tmp_path / "model_index.json").unlink(missing_ok=True)
+    (tmp_path / "text_encoder").rename(tmp_path / "text_encoder_2")
+    (tmp_path / "text_encoder").mkdir()
+    write_json(tmp_path / "text_encoder" / "config.json", {"model_type": "clip_text_model"})
+
+    assert open_checkpoint(ModelOptions(str(tmp_path))).weights.tensors.keys() == weights.keys()
+
+
 def test_folder_of_the_hubs_cache_stands_for_its_snapshot(tmp_path: Path) -> None:
     """People copy `models--org--name`, which holds links into it."""
     folder = tmp_path / "models--acme--tiny"
@@ -489,7 +500,7 @@ def test_unneeded_tensors_are_counted_in_a_warning(tmp_path: Path) -> None:
 
     assert checkpoint.weights.tensors.keys() == weights.keys()
     assert checkpoint.warnings == (
-        r"2 tensors (score\n.weight, model.embed_tokens.position_ids) that a text encoder does not need are not read",
+        r"a text encoder does not need, and does not read, 2 tensors (score\n.weight, model.embed_tokens.position_ids)",
     )
 
 

@@ -185,16 +185,34 @@ def test_tied_head_stands_for_the_embedding(prefix: str, head: str) -> None:
 
 
 def test_several_models_are_listed_and_one_is_chosen() -> None:
-    """As in ACE-Step's file for ComfyUI."""
-    small, large = "text_encoders.qwen3_06b.transformer.model.", "text_encoders.qwen3_2b.transformer.model."
-    keys = [prefix + name for prefix in (small, large) for name in NAMES]
+    """As in a file of a model that listens and speaks."""
+    first, second = "thinker.model.", "talker.model."
+    keys = [prefix + name for prefix in (first, second) for name in NAMES]
 
-    with pytest.raises(CheckpointError, match=r"several Qwen3 .*--component is one of qwen3_06b, qwen3_2b"):
+    with pytest.raises(CheckpointError, match=r"several Qwen3 .*--component is one of talker, thinker"):
         find_encoder(keys, "file")
-    assert find_encoder(keys, "file", "qwen3_2b").prefix == large
-    assert find_encoder(keys, "file", small).prefix == small
-    with pytest.raises(CheckpointError, match="--component qwen3 is one of qwen3_06b, qwen3_2b"):
-        find_encoder(keys, "file", "qwen3")
+    assert find_encoder(keys, "file", "talker").prefix == second
+    assert find_encoder(keys, "file", first).prefix == first
+    with pytest.raises(CheckpointError, match="--component think is one of talker, thinker"):
+        find_encoder(keys, "file", "think")
+
+
+def test_component_that_is_not_there_is_refused() -> None:
+    """Even where there is one model alone: a misspelt word must not choose it."""
+    with pytest.raises(CheckpointError, match="--component talker is one of model"):
+        find_encoder([f"model.{name}" for name in NAMES], "file", "talker")
+
+
+def test_encoder_of_ace_step_is_known_beside_its_language_model() -> None:
+    """ComfyUI's names for the two say which is which. The choice is a warning."""
+    small, large = "text_encoders.qwen3_06b.transformer.model.", "text_encoders.qwen3_4b.transformer.model."
+    keys = [prefix + name for prefix in (large, small) for name in NAMES]
+    found = find_encoder(keys, "file")
+
+    assert found.prefix == small
+    assert found.warnings == [f"of two Qwen3, {small} is taken for the encoder; --component takes {large}"]
+    assert find_encoder(keys, "file", "qwen3_4b").prefix == large
+    assert find_encoder(keys, "file", "qwen3_4b").warnings == []
 
 
 @pytest.mark.parametrize(
