@@ -89,9 +89,7 @@ class EncoderKeys:
         """What a user should know about the keys that are not read."""
         said = []
         if self.left_out is not None:
-            said.append(
-                f"of two Qwen3 models, {self.prefix} is taken for the encoder; --component takes {self.left_out}"
-            )
+            said.append(f"of two Qwen3, {self.prefix} is taken for the encoder; --component takes {self.left_out}")
         if self.adapter:
             said.append(
                 f"a LoRA beside the model is not applied: {_counted(self.adapter, 'tensor')}. Where it is not merged "
