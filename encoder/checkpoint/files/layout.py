@@ -94,7 +94,8 @@ def _component_layout(folder: Path, name: str, component: str | None) -> Layout:
 def _text_encoders_of(folder: Path) -> list[str]:
     """The folders of the text encoders of a pipeline that may be a Qwen3; empty where `folder` is no pipeline."""
     components = read_json_object(folder / PIPELINE_FILE) if (folder / PIPELINE_FILE).is_file() else {}
-    qwen3 = [name for name, value in components.items() if _names_qwen3(value) and (folder / name).is_dir()]
+    named = (name for name, value in components.items() if _names_qwen3(value) and name == Path(name).name)
+    qwen3 = [name for name in named if (folder / name).is_dir()]
     if qwen3:
         return qwen3
     inner = sorted(TEXT_ENCODER_FOLDERS, key=lambda name: not _describes_qwen3(folder / name))

@@ -436,6 +436,17 @@ def test_pipeline_with_two_encoders_asks_for_one(tmp_path: Path) -> None:
     assert "text_encoder_2" in checkpoint.origin.config
 
 
+@pytest.mark.parametrize("name", ["../elsewhere", "..", "/etc"])
+def test_pipelines_index_cannot_lead_out_of_the_folder(tmp_path: Path, name: str) -> None:
+    """A pipeline is data from strangers."""
+    write_checkpoint(tmp_path / "elsewhere")
+    (tmp_path / "pipeline").mkdir()
+    write_json(tmp_path / "pipeline" / "model_index.json", {name: ["transformers", "Qwen3Model"]})
+
+    with pytest.raises(CheckpointError, match="this diffusers pipeline has no text_encoder folder"):
+        open_checkpoint(ModelOptions(str(tmp_path / "pipeline")))
+
+
 def test_qwen3_is_found_beside_a_clip(tmp_path: Path) -> None:
     """Where model_index.json is missing, the configs say which text encoder is which."""
     weights = write_pipeline(tmp_path)
