@@ -47,6 +47,7 @@ MODEL_SUFFIXES = (".safetensors", ".gguf")  # of checkpoints in a single file; a
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")  # of weights that are not read
 SHARD_NAME = re.compile(r"(?P<before>.*-)\d{5}-of-(?P<count>\d{5})(?P<after>.*\.safetensors)", re.DOTALL)
 
+_NAME = re.compile(r"\w[\w.-]*")  # of a pipeline's folder: nothing that leads out of it
 _HUB_FOLDER = re.compile(r"models--(?P<organization>.+?)--(?P<name>.+)")
 
 
@@ -94,7 +95,7 @@ def _component_layout(folder: Path, name: str, component: str | None) -> Layout:
 def _text_encoders_of(folder: Path) -> list[str]:
     """The folders of the text encoders of a pipeline that may be a Qwen3; empty where `folder` is no pipeline."""
     components = read_json_object(folder / PIPELINE_FILE) if (folder / PIPELINE_FILE).is_file() else {}
-    named = (name for name, value in components.items() if _names_qwen3(value) and name == Path(name).name)
+    named = (name for name, value in components.items() if _names_qwen3(value) and _NAME.fullmatch(name))
     qwen3 = [name for name in named if (folder / name).is_dir()]
     if qwen3:
         return qwen3
