@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import processors
 
 from tests.parity.conftest import TOKENIZER_FILES
 from tests.parity.random_weights import randomize
@@ -80,6 +81,8 @@ class Text:
     def __init__(self, folder: Path) -> None:
         self.qwen3_vl = transformers.Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        self.embedding_tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        close_texts(self.embedding_tokenizer)
         self.vl_tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         self.vl_tokenizer.chat_template = CHAT_TEMPLATE
         self.processor = Processor(self.vl_tokenizer)
@@ -96,6 +99,16 @@ class Text:
         bare = model if name == "Qwen3Model" else model.model
         bare.load_state_dict(self.qwen3_vl.model.language_model.state_dict())
         return model
+
+
+def close_texts(tokenizer: Any) -> None:
+    """Let it end every text with <|endoftext|>, as Qwen3-Embedding's does."""
+    end = "<|endoftext|>"
+    closing = processors.TemplateProcessing(
+        single=f"$A {end}", pair=f"$A {end} $B {end}", special_tokens=[(end, tokenizer.convert_tokens_to_ids(end))]
+    )
+    backend = tokenizer.backend_tokenizer
+    backend.post_processor = processors.Sequence([backend.post_processor, closing])
 
 
 def random_components(build: Callable[[Text], Components], text: Text) -> Components:
@@ -430,7 +443,7 @@ def ace_step(text: Text) -> Components:
         ),
         "scheduler": scheduler(num_train_timesteps=1, shift=1.0),
         "text_encoder": text.qwen3("Qwen3Model"),
-        "tokenizer": text.tokenizer,
+        "tokenizer": text.embedding_tokenizer,
     }
 
 
