@@ -1,10 +1,9 @@
 """Reads a request body within its limits of size and time, parses it by its content type, and checks its fields."""
 
 import asyncio
-import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn, TypeVar
 
-import msgpack
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
@@ -12,43 +11,59 @@ from starlette.requests import Request
 from app import wire
 from app.errors import BodyTimeout, BodyTooLarge, ClientDisconnected, MalformedBody, UnsupportedMediaType
 from app.profile import stage
+from app.request.bounds import MAX_VALUES
 from app.request.charset import UTF_8, charset_of, decode
+from app.request.json_body import parse_json
+from app.request.msgpack_body import parse_msgpack
 from app.request.packed import coding_of, unpack
 from app.settings import Settings
 
 READABLE = (wire.JSON, *wire.MSGPACKS)
+MAX_PARSED_ON_LOOP = 64 * 1024  # bytes; less takes less than half a millisecond
+PARSER = ThreadPoolExecutor(1, "parse")
 Body = TypeVar("Body", bound=BaseModel)
 
 
 async def read_body(request: Request, model: type[Body], settings: Settings) -> Body:
     """The body as `model`, within the limits of the settings.
 
-    Errors: those of `read_document`, and RequestValidationError as FastAPI raises it for a body that does not fit.
-    """
-    document = await read_document(request, settings.max_body_bytes, settings.body_timeout_s)
-    with stage("parse"):
-        try:
-            return model.model_validate(document)
-        except ValidationError as error:
-            problems = [{**problem, "loc": ("body", *problem["loc"])} for problem in error.errors(include_url=False)]
-            raise RequestValidationError(problems, body=document) from error
+    A large body is parsed on a thread, one after the other: the event loop goes on, and the memory that parsing takes
+    is that of one body.
 
-
-async def read_document(request: Request, max_bytes: int, timeout_s: float) -> Any:
-    """The parsed body, any JSON value.
-
-    Errors: UnsupportedMediaType, BodyTooLarge, BodyTimeout, MalformedBody, ClientDisconnected.
+    Errors: UnsupportedMediaType, BodyTooLarge, BodyTimeout, MalformedBody, ClientDisconnected, and
+    RequestValidationError as FastAPI raises it for a body that does not fit.
     """
     media_type, charset = _media_type(request)
     coding = coding_of(request)
     with stage("receive"):
-        body = await _read(request, max_bytes, timeout_s)
-        if coding:
-            body = await asyncio.to_thread(unpack, body, coding, max_bytes)
+        body = await _read(request, settings.max_body_bytes, settings.body_timeout_s)
+    with stage("parse"):
+        if coding or len(body) > MAX_PARSED_ON_LOOP:
+            return await asyncio.get_running_loop().run_in_executor(
+                PARSER, _understand, body, coding, media_type, charset, model, settings
+            )
+        return _understand(body, coding, media_type, charset, model, settings)
+
+
+def _understand(body: bytes, coding: str, media_type: str, charset: str, model: type[Body], settings: Settings) -> Body:
+    """From bytes to checked fields."""
+    if coding:
+        body = unpack(body, coding, settings.max_body_bytes)
     if not body:
         raise MalformedBody("The body is empty, expected an object.", f"Send one as {' or '.join(READABLE[:2])}.")
-    with stage("parse"):
-        return _parse_json(body, charset) if media_type == wire.JSON else _parse_msgpack(body)
+    document = parse(body, media_type, charset, settings.max_prompts + MAX_VALUES)
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        problems = [{**problem, "loc": ("body", *problem["loc"])} for problem in error.errors(include_url=False)]
+        raise RequestValidationError(problems, body=document) from error
+
+
+def parse(body: bytes, media_type: str, charset: str, max_values: int) -> Any:
+    """The document in a body, any value. Errors: MalformedBody, BodyTooLarge."""
+    if media_type == wire.JSON:
+        return parse_json(decode(body, charset), max_values)
+    return parse_msgpack(body, max_values)
 
 
 def _media_type(request: Request) -> tuple[str, str]:
@@ -89,36 +104,3 @@ async def _read(request: Request, max_bytes: int, timeout_s: float) -> bytes:
 
 def _refuse(max_bytes: int, found: str) -> NoReturn:
     raise BodyTooLarge(f"The body may have {max_bytes:,} bytes, it has {found}.", "Send fewer prompts in one request.")
-
-
-def _parse_json(body: bytes, charset: str) -> Any:
-    text = decode(body, charset)
-    try:
-        return DECODER.decode(text)
-    except json.JSONDecodeError as error:
-        raise MalformedBody(
-            f"The body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}."
-        ) from error
-    except RecursionError as error:
-        raise MalformedBody("The body is nested too deeply.") from error
-    except ValueError as error:  # NaN or Infinity, or an integer of thousands of digits
-        raise MalformedBody(f"The body is not JSON: {error}") from error
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON value.")
-
-
-DECODER = json.JSONDecoder(parse_constant=_no_constant)  # making one takes longer than using it
-
-
-def _parse_msgpack(body: bytes) -> Any:
-    try:
-        return msgpack.unpackb(body)
-    except UnicodeDecodeError as error:
-        raise MalformedBody(f"The body has a string that is not UTF-8: {error.reason}.") from error
-    except msgpack.ExtraData as error:
-        raise MalformedBody("The body goes on after the end of its msgpack value.") from error
-    except (ValueError, RecursionError, msgpack.UnpackException) as error:
-        reason = str(error) or "nested too deeply, or not a msgpack value"
-        raise MalformedBody(f"The body is not msgpack: {reason}.") from error

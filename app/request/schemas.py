@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
 from encoder import Catalog, DType, InvalidField, Preset
 
@@ -31,8 +31,21 @@ def _exactly_one(*names: str) -> dict[str, JsonValue]:
     return {"oneOf": [{"required": [name]} for name in names]}
 
 
+def _whole(value: object) -> object:
+    """A whole number is an integer, however it is written: 77, 77.0 and 7.7e1 are one in JSON Schema and JavaScript.
+
+    From 2^53 on, a float is not exactly what was written.
+    """
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return int(value)
+    return value
+
+
 Text = Annotated[str, AfterValidator(_encodable)]
-Indices = Annotated[list[int], Field(min_length=1), AfterValidator(_distinct)]
+Texts = Annotated[list[Text], Field(fail_fast=True)]
+Integer = Annotated[int, BeforeValidator(_whole)]
+Window = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
+Indices = Annotated[list[Integer], Field(min_length=1, fail_fast=True), AfterValidator(_distinct)]
 
 
 class TokenizeRequest(BaseModel):
@@ -41,9 +54,9 @@ class TokenizeRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra=_exactly_one("prompt", "prompts"))
 
     prompt: Text | None = Field(None, description="One prompt. Exactly one of prompt and prompts is given.")
-    prompts: list[Text] | None = Field(None, min_length=1, description="Several prompts.")
+    prompts: Texts | None = Field(None, min_length=1, description="Several prompts.")
     preset: str | None = Field(None, description="Name of a preset, see GET /presets; the server's default if unset.")
-    max_sequence_length: int | None = Field(None, ge=1, description="Window in tokens; longer prompts are truncated.")
+    max_sequence_length: Window | None = Field(None, description="Window in tokens; longer prompts are truncated.")
     padding: Padding = Field(
         "preset",
         description="`preset` pads as the preset does, `longest` to the longest prompt, `max_length` to the window; "

@@ -44,5 +44,9 @@ def shorten(value: object, length: int = 60) -> str:
     """A value in printable ASCII, cut to a length that fits a message."""
     if isinstance(value, list | dict):
         return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
+    if isinstance(value, str | bytes):
+        value = value[: length + 1]  # the rest would only be escaped and cut off again
+    elif isinstance(value, int | float) and abs(value) >= 10**length:
+        return f"a number of more than {length} digits"
     text = ascii(value)
     return text if len(text) <= length else f"{text[: length - 1]}…"

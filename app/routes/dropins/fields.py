@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import Query
 from pydantic import BaseModel, BeforeValidator, ConfigDict, WithJsonSchema
 
-from app.request.schemas import Text
+from app.request.schemas import Texts
 from encoder import DType
 
 
@@ -23,7 +23,7 @@ def _as_list(value: object) -> object:
 
 
 _ONE_OR_MORE = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}, {"type": "null"}]}
-Prompts = Annotated[list[Text], BeforeValidator(_as_list), WithJsonSchema(_ONE_OR_MORE)]
+Prompts = Annotated[Texts, BeforeValidator(_as_list), WithJsonSchema(_ONE_OR_MORE)]
 
 # In such a client a user can set nothing but the address, so the query of the address carries what else we need.
 PresetQuery = Annotated[str | None, Query(alias="preset", description="Name of a preset, see GET /presets.")]

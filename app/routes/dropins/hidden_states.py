@@ -18,7 +18,7 @@ from app import wire
 from app.reply.reply import check_numbers
 from app.request.body import read_body
 from app.request.disconnect import unless_disconnected
-from app.request.schemas import Text
+from app.request.schemas import Integer, Text, Window
 from app.routes.dropins.chat import Chat, sections
 from app.routes.dropins.fields import DropInRequest, Prompts
 from app.routes.encoding import encode_prompts, timings
@@ -34,8 +34,8 @@ class LayerRequest(DropInRequest):
     """The fields of both routes."""
 
     model: str | None = Field(None, description="Repeated in the reply; the service has one model.")
-    layer: int = Field(-2, description="Decoder layer, 0-based, un-normed; -1 is the last.")
-    max_length: int = Field(512, ge=1, description="Window in tokens; longer texts are truncated.")
+    layer: Integer = Field(-2, description="Decoder layer, 0-based, un-normed; -1 is the last.")
+    max_length: Window = Field(512, description="Window in tokens; longer texts are truncated.")
     encoding_format: Literal["float", "base64"] = "float"
 
     def preset(self) -> Preset:
