@@ -10,7 +10,7 @@ from typing import Any
 from app import offline
 from app.doctor import doctor
 from app.server import serve
-from app.settings import Settings, SettingsError, choices, flag, load_settings, misspelt_variables
+from app.settings import Settings, SettingsError, choices, flag, load_settings, misspelt_variables, variable
 from encoder import EncoderError
 
 # What is opened, beside the model.
@@ -29,6 +29,10 @@ MODEL_SETTINGS = (
     "log_level",
 )
 
+KEY_IN_PS = (
+    f"every user of this machine can read a flag, in the list of processes. Use {flag('api_key_file')}, or "
+    f"{variable('api_key')}."
+)
 CHECKPOINT_HELP = "demo, a path, a Hugging Face id or an Ollama name, as in the setting `model`"
 
 
@@ -44,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         set_up_logging(settings.log_level)
         for problem in misspelt_variables():
             logger.warning("%s", problem)
+        if "api_key" in given:
+            logger.warning("--api-key: %s", KEY_IN_PS)
         return command(settings, **own)
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -140,6 +140,7 @@ def check_mlx(report: Report) -> Section:
 
 def check_settings(report: Report) -> Section:
     """The settings that differ from their defaults. The API key is never shown."""
+    from app.access.keys import Keys
     from app.settings import Settings, SettingsError, load_settings, misspelt_variables, variable
 
     for problem in misspelt_variables():
@@ -155,6 +156,10 @@ def check_settings(report: Report) -> Section:
             report.find(
                 f"{variable(name)}: {folder} cannot be written to.", "Name another folder, or change its owner."
             )
+    try:
+        Keys.of(settings)
+    except SettingsError as error:
+        report.find(str(error), "Correct the file, or name another.")
     values = {name: getattr(settings, name) for name in Settings.model_fields}
     changed = {name: value for name, value in values.items() if value != Settings.model_fields[name].default}
     shown = {variable(name): "set" if name == "api_key" else str(value) for name, value in changed.items()}

@@ -4,8 +4,10 @@
 
 ServiceError: what can go wrong in HTTP itself; the encoder's own errors are in `encoder.errors`
  ├─ MalformedRequest       what came is not HTTP/1
+ ├─ MalformedHost          the Host header is not of the form host[:port]
  ├─ MalformedBody          the body is not what its content type says
  ├─ Unauthorized           the API key is missing or wrong
+ ├─ OriginNotAllowed       a web page of another origin asks
  ├─ NotAcceptable          the client accepts none of the formats of this route
  ├─ BodyTimeout            the body did not arrive in time
  ├─ BodyTooLarge           the body is over the limit
@@ -63,12 +65,20 @@ class MalformedRequest(ServiceError):
     """What came is not HTTP/1; the connection is closed."""
 
 
+class MalformedHost(ServiceError):
+    """The Host header is not of the form host[:port]."""
+
+
 class MalformedBody(ServiceError):
     """The body is empty, or does not parse."""
 
 
 class Unauthorized(ServiceError):
     """The API key is missing or wrong."""
+
+
+class OriginNotAllowed(ServiceError):
+    """A web page of another origin asks for work."""
 
 
 class NotAcceptable(ServiceError):
@@ -108,8 +118,10 @@ class Answer(NamedTuple):
 
 ANSWERS: dict[type[Exception], Answer] = {
     MalformedRequest: Answer(400, "malformed_request"),
+    MalformedHost: Answer(400, "malformed_host"),
     MalformedBody: Answer(400, "malformed_body"),
     Unauthorized: Answer(401, "unauthorized"),
+    OriginNotAllowed: Answer(403, "origin_not_allowed"),
     NotAcceptable: Answer(406, "not_acceptable"),
     BodyTimeout: Answer(408, "body_timeout"),
     BodyTooLarge: Answer(413, "body_too_large"),

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import shlex
 import socket
 import stat
 from collections.abc import Iterator
@@ -68,7 +69,11 @@ def _is_stale(path: Path) -> bool:
 
 def curl_line(settings: Settings, sock: socket.socket) -> str:
     """A curl command to paste into a shell on this machine."""
-    key = f' -H "authorization: Bearer ${variable("api_key")}"' if settings.api_key else ""
+    key = ""
+    if settings.api_key is not None:
+        key = f' -H "authorization: Bearer ${variable("api_key")}"'
+    elif settings.api_key_file is not None:  # a key of the file, without its comments
+        key = f""" -H "authorization: Bearer $(grep -m 1 '^[^#]' {shlex.quote(str(settings.api_key_file))})\""""
     headers = f"{key} -H 'content-type: application/json' -H 'accept: application/json'"
     return f'curl {_target(settings, sock)}/encode{headers} -d \'{{"prompt": "a cat"}}\''
 

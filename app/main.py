@@ -2,22 +2,33 @@
 
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Any
 
 from fastapi import FastAPI, Security
 from fastapi.security import HTTPBearer
+from starlette.middleware.cors import CORSMiddleware
 
 from app import errors
+from app.access.host import HostCheck
+from app.access.keys import KeyCheck, Keys
+from app.access.origin import OriginCheck
 from app.lifecycle import Lifecycle
 from app.metrics import Metrics
-from app.middleware import Head, HostCheck, KeyCheck, RequestContext
+from app.middleware import Head, RequestContext
 from app.profile import Profiler
 from app.routes import dropins, operations, prompts
 from app.service import Service, service_of
-from app.settings import Settings, is_loopback
+from app.settings import Settings
 from encoder import Engine
 
 BEARER = HTTPBearer(description="The setting `api_key` of the service.", auto_error=False)
-LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+# What a page of an allowed origin may send, and read beside the body.
+CORS: dict[str, Any] = {
+    "allow_methods": ("GET", "POST"),
+    "allow_headers": ("*",),
+    "expose_headers": ("*",),
+    "max_age": 3600,
+}
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -25,6 +36,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     `app.add_middleware`, `app.add_exception_handler`, `app.dependency_overrides` and `app.mount` work as FastAPI
     documents them, for every route.
+
+    Errors: SettingsError if the key file cannot be used.
     """
     settings = settings or Settings()
     engine = Engine(
@@ -43,7 +56,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,
         exception_handlers=errors.HANDLERS,
     )
-    app.state.service = Service(settings, engine, Metrics(engine), Lifecycle(engine, settings.drain_timeout_s))
+    lifecycle = Lifecycle(engine, settings.drain_timeout_s)
+    app.state.service = Service(settings, engine, Metrics(engine), lifecycle, Keys.of(settings))
     add_routes(app)
     add_middleware(app)
     return app
@@ -51,7 +65,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 def add_routes(app: FastAPI) -> None:
     """All routes. Where an API key is set, the API description says which routes ask for it; KeyCheck checks it."""
-    key_needed = service_of(app).settings.api_key is not None
+    key_needed = service_of(app).keys is not None
     dependencies = [Security(BEARER)] if key_needed else []
     prompts.add_routes(app, dependencies)
     for router in (dropins.router, operations.router):
@@ -61,24 +75,29 @@ def add_routes(app: FastAPI) -> None:
 
 def add_middleware(app: FastAPI) -> None:
     """What surrounds every route, from the inside out."""
-    settings, metrics = service_of(app).settings, service_of(app).metrics
+    service = service_of(app)
+    settings, keys = service.settings, service.keys
     app.add_middleware(Head)
-    if settings.api_key is not None:
-        app.add_middleware(KeyCheck, api_key=settings.api_key.get_secret_value())
-    if hosts := allowed_hosts(settings):
-        app.add_middleware(HostCheck, allowed=hosts)
-    app.add_middleware(RequestContext, observe=metrics.observe_request)
+    if keys is not None:
+        app.add_middleware(KeyCheck, keys=keys)
+    if settings.allowed_origins:
+        app.add_middleware(CORSMiddleware, allow_origins=settings.allowed_origins, **CORS)
+    if "*" not in settings.allowed_origins:
+        app.add_middleware(OriginCheck, origins=settings.allowed_origins)
+    if names := host_names(settings):
+        app.add_middleware(HostCheck, names=names)
+    app.add_middleware(RequestContext, observe=service.metrics.observe_request)
     if settings.profile:
         app.add_middleware(Profiler)
 
 
-def allowed_hosts(settings: Settings) -> frozenset[str]:
-    """Host names that the Host header may contain; empty allows any."""
-    if "*" in settings.allowed_hosts or settings.uds is not None:  # a browser cannot reach a Unix socket
+def host_names(settings: Settings) -> frozenset[str]:
+    """The names that the Host header may contain beside addresses; empty allows any."""
+    if "*" in settings.allowed_hosts:
         return frozenset()
-    if not settings.allowed_hosts and not is_loopback(settings.host):
+    if settings.uds is not None and not settings.allowed_hosts:  # a browser cannot reach a Unix socket
         return frozenset()
-    return LOOPBACK | {settings.host.lower()} | {name.lower() for name in settings.allowed_hosts}
+    return frozenset({"localhost", settings.host.lower(), *settings.allowed_hosts})
 
 
 @contextlib.asynccontextmanager

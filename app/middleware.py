@@ -1,11 +1,12 @@
 """What surrounds every route, in plain ASGI. `create_app` adds these by `app.add_middleware`, from the inside out.
 
-A request passes Profiler → RequestContext → HostCheck → KeyCheck → Head → FastAPI's routes. Profiler, HostCheck and
-KeyCheck are there only if the settings ask for them.
+A request passes Profiler → RequestContext → HostCheck → OriginCheck → CORSMiddleware → KeyCheck → Head → FastAPI's
+routes. HostCheck, OriginCheck and KeyCheck are in app/access/. Profiler, CORSMiddleware and KeyCheck are there only if
+the settings ask for them, the two other checks unless the settings switch them off. CORS comes before the key, because
+a browser asks for permission without one.
 """
 
 import asyncio
-import hmac
 import logging
 import random
 import re
@@ -16,7 +17,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import HostNotAllowed, Unauthorized, answer_outside_routes
+from app.errors import answer_outside_routes
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,16 @@ OPEN_PATHS = frozenset({"/livez", "/readyz"})  # an orchestrator asks these with
 UNMATCHED = "(none)"
 DISCONNECTED = 499  # in log and metrics: the request ended without a response
 CANCELLED = 503  # in log and metrics: the server cancelled the request before its response began
+
+# On every response. Replies are made from somebody's prompts: no proxy or browser keeps them, no page of another origin
+# embeds them, and none is taken for something that runs.
+SECURITY_HEADERS = (
+    (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"frame-ancestors 'none'"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+)
 
 Observe = Callable[[str, int, float], None]  # route, status, seconds
 
@@ -58,7 +69,7 @@ class RequestContext:
             if message["type"] == "http.response.start":
                 status, seconds = message["status"], time.perf_counter() - started
                 own = [(b"x-request-id", scope["request_id"].encode()), (b"x-total-time", b"%.2f" % (seconds * 1e3))]
-                message["headers"] = [*message.get("headers", ()), *own]
+                message["headers"] = [*message.get("headers", ()), *SECURITY_HEADERS, *own]
             await send(message)
 
         try:
@@ -94,60 +105,6 @@ def header(scope: Scope, name: bytes) -> str:
 def request_id(wanted: str) -> str:
     """The client's own id if it is harmless in headers and logs, else a new one."""
     return wanted if REQUEST_ID.fullmatch(wanted) else f"{random.getrandbits(128):032x}"
-
-
-class HostCheck:
-    """Refuses a Host header that names another host, so that no web page reaches a local service by DNS rebinding.
-
-    Args:
-        allowed: host names without port, lower case.
-    """
-
-    def __init__(self, app: ASGIApp, allowed: frozenset[str]) -> None:
-        self.app = app
-        self.allowed = allowed
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on. Errors: HostNotAllowed."""
-        if scope["type"] == "http":
-            host = host_name(header(scope, b"host"))
-            if host and host not in self.allowed:  # browsers always send one; HTTP/1.0 need not
-                raise HostNotAllowed(
-                    f"host: {host[:100]!a} is not this service.",
-                    "Add it to allowed_hosts if it is a name of this service.",
-                )
-        await self.app(scope, receive, send)
-
-
-def host_name(header: str) -> str:
-    """The name in a Host header, without the port."""
-    header = header.strip().lower()
-    if header.startswith("["):  # [::1]:8000
-        return header[1:].partition("]")[0]
-    return header.partition(":")[0].rstrip(".")
-
-
-class KeyCheck:
-    """Requires the API key on every path except OPEN_PATHS, also where no route is."""
-
-    def __init__(self, app: ASGIApp, api_key: str) -> None:
-        self.app = app
-        self.api_key = api_key.encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on. Errors: Unauthorized."""
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS and not self._has_key(scope):
-            raise Unauthorized(
-                "authorization: the API key is missing or wrong.",
-                "Send 'Authorization: Bearer <key>' with the key of the service.",
-                {"www-authenticate": "Bearer"},
-            )
-        await self.app(scope, receive, send)
-
-    def _has_key(self, scope: Scope) -> bool:
-        scheme, _, token = header(scope, b"authorization").partition(" ")
-        given = token.strip().encode("latin-1")  # the bytes that the header had
-        return hmac.compare_digest(given, self.api_key) and scheme.lower() == "bearer"
 
 
 class Head:

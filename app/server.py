@@ -5,7 +5,10 @@ import contextlib
 import errno
 import logging
 import os
+import signal
 import socket
+import sys
+import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -19,9 +22,14 @@ from app.main import create_app
 from app.process import tune_process
 from app.protocol import Protocol
 from app.service import service_of
-from app.settings import Settings
+from app.settings import Settings, is_loopback
 
 logger = logging.getLogger(__name__)
+
+OPEN = (
+    "%s: whoever reaches this address can use the service, since it asks for no key. Set --api-key-file, or see to it "
+    "that only you reach it, as by publishing a container's port to 127.0.0.1."
+)
 
 KEEP_ALIVE_S = 75  # longer than clients keep an idle connection: closing it as a client reuses it would lose a request
 LAST_BYTES_S = 5  # for replies that are still being sent when all work is done
@@ -57,6 +65,7 @@ class Server(uvicorn.Server):
         self.exit_code = 0
         self._when_loaded = when_loaded
         self._draining = False
+        self._has_terminal = sys.stderr.isatty()
         self._loop: asyncio.AbstractEventLoop | None = None  # set once it accepts requests
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -65,6 +74,8 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         self._loop = asyncio.get_running_loop()
         self._loop.set_exception_handler(_on_loop_error)
+        if threading.current_thread() is threading.main_thread():
+            self._loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         self._tasks.append(asyncio.create_task(self._watch_loading()))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  # the signature of a signal handler
@@ -76,6 +87,15 @@ class Server(uvicorn.Server):
             self.should_exit = True
             return
         self._loop.call_soon_threadsafe(lambda: self._tasks.append(asyncio.create_task(self._drain())))
+
+    def _on_hangup(self) -> None:
+        """Called for SIGHUP: read the keys again. Where the terminal that the service ran in is gone, end with it."""
+        if self._has_terminal and not sys.stderr.isatty():
+            self.handle_exit(signal.SIGHUP, None)
+        elif self.service.keys is None:
+            logger.info("SIGHUP: there is no key file to read again; set --api-key-file")
+        else:  # on a thread that nobody waits for, since the file's disk may hang
+            threading.Thread(target=self.service.keys.reload, daemon=True, name="keys").start()
 
     async def _watch_loading(self) -> None:
         loaded = await self.service.lifecycle.loaded()
@@ -114,9 +134,13 @@ def serve(settings: Settings) -> int:
 
     Errors: SettingsError if the address is taken.
     """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server can handle it
     open_files.raise_limit()
     with listening_socket(settings) as sock:
         server = Server(create_app(settings), sock, when_loaded=tune_process)
+        if server.service.keys is None and settings.uds is None and not is_loopback(address := sock.getsockname()[0]):
+            logger.warning(OPEN, address)
         with contextlib.suppress(KeyboardInterrupt):
             server.run([sock])
     if server.service.lifecycle.is_stuck:  # at its exit Python would wait for the model thread

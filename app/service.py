@@ -13,6 +13,7 @@ from typing import Annotated
 
 from fastapi import Depends, FastAPI, Request
 
+from app.access.keys import Keys
 from app.lifecycle import Lifecycle
 from app.metrics import Metrics
 from app.settings import Settings
@@ -28,12 +29,14 @@ class Service:
         engine: encodes prompts; its model may still be loading.
         metrics: what Prometheus scrapes.
         lifecycle: loads the engine's model, and closes the engine.
+        keys: that open the service; None if it asks for none.
     """
 
     settings: Settings
     engine: Engine
     metrics: Metrics
     lifecycle: Lifecycle
+    keys: Keys | None
 
     @property
     def catalog(self) -> Catalog:

@@ -6,6 +6,7 @@ The rest of the package receives their values as arguments.
 import difflib
 import ipaddress
 import os
+import re
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +33,10 @@ PREFIX = "QWEN3_ENCODER_"
 MIB = 1024 * 1024
 GIB = 1024 * MIB
 
+KEYS = ("api_key", "api_key_file")  # a service that should ask for a key must not start without one
+HOST_NAME = re.compile(r"[\w.~-]{1,255}", re.ASCII)
+ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^\s/?#@,]{1,300}", re.ASCII)
+
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -51,15 +56,40 @@ def _not_blank(key: SecretStr | None) -> SecretStr | None:
     stripped = key.get_secret_value().strip()
     if not stripped:
         raise ValueError("is set and empty, expected a key. Give it one, or unset it to serve without a key.")
+    if not stripped.isprintable():
+        raise ValueError("has a control character, or is not UTF-8, which no header can carry.")
     return SecretStr(stripped)
+
+
+def _named(file: object) -> object:
+    """An empty name is refused like an empty key."""
+    if isinstance(file, str) and not file.strip():
+        raise ValueError("is set and empty, expected a file with a key on each line. Unset it to serve without a key.")
+    return file
+
+
+def _hosts(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Names as they stand in the Host header, without the port. Errors: ValueError."""
+    names = tuple(name.lower().removesuffix(".") for name in names)
+    if wrong := next((name for name in names if name != "*" and not HOST_NAME.fullmatch(name)), None):
+        raise ValueError(f"{wrong!r:.80} is no host name. Give names without scheme and port, or * for any")
+    return names
+
+
+def _origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    """Origins as browsers write them. Errors: ValueError."""
+    origins = tuple(origin.lower().removesuffix("/") for origin in origins)
+    if wrong := next((origin for origin in origins if not ORIGIN.fullmatch(origin)), None):
+        raise ValueError(
+            f"{wrong!r:.80} is no origin. Give scheme, host and port, as http://localhost:3000, or * for any"
+        )
+    return origins
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:
     """The values without empty ones, which mean "not set": compose writes `${X:-}` as an empty variable."""
     return {
-        name: value
-        for name, value in values.items()
-        if name == "api_key" or not isinstance(value, str) or value.strip()
+        name: value for name, value in values.items() if name in KEYS or not isinstance(value, str) or value.strip()
     }
 
 
@@ -134,12 +164,22 @@ class Settings(BaseSettings):
     uds: Path | None = Field(default=None, description="Unix socket to listen on instead of host and port.")
     api_key: Annotated[SecretStr | None, AfterValidator(_not_blank)] = Field(
         default=None,
-        description="Bearer token that every route except `/livez` and `/readyz` requires; unset requires none.",
+        description="Bearer token that every route except `/livez` and `/readyz` requires; unset requires none. "
+        "As a flag it is visible to all users of the machine: prefer the variable, or a file.",
     )
-    allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
+    api_key_file: Annotated[Path | None, BeforeValidator(_named)] = Field(
+        default=None,
+        description="File with such tokens, each on a line of its own; # begins a comment. SIGHUP reads it again.",
+    )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_hosts)] = Field(
         default=(),
-        description="Names allowed in the Host header besides those of loopback, separated by commas; `*` allows any. "
-        "Unset allows any unless `host` is a loopback address.",
+        description="Names allowed in the Host header besides `localhost`, `host` and IP addresses, separated by "
+        "commas; `*` allows any. On a Unix socket unset allows any.",
+    )
+    allowed_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_origins)] = Field(
+        default=(),
+        description="Origins whose web pages may use the service, separated by commas, as `http://localhost:3000`; "
+        "`*` allows any. Unset allows only pages that the service or its proxy delivers.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Lowest level that is logged."

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from app.cli import main, make_parser
-from app.settings import Settings, SettingsError, flag, load_settings, variable
+from app.settings import KEYS, Settings, SettingsError, flag, load_settings, variable
 from encoder import Lora
 
 ROOT = Path(__file__).parents[2]
@@ -26,6 +26,7 @@ VALUES = {
     "uds": "/tmp/s",
     "api_key": "k",
     "allowed_hosts": "a,b",
+    "allowed_origins": "http://a,https://b:1",
     "log_level": "error",
 }
 
@@ -52,7 +53,7 @@ def test_a_flag_wins_over_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("empty", ["", "  "])
-@pytest.mark.parametrize("name", [name for name in Settings.model_fields if name != "api_key"])
+@pytest.mark.parametrize("name", [name for name in Settings.model_fields if name not in KEYS])
 def test_an_empty_value_is_as_if_it_were_not_given(name: str, empty: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compose writes `${X:-}` as an empty variable, and a script passes an empty one of its own on."""
     if Settings.model_fields[name].annotation is not bool:  # a switch takes no value

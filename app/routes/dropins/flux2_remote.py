@@ -2,7 +2,7 @@
 
 Clients: diffusers, modular_pipelines/flux2/encoders.py, Flux2RemoteTextEncoderStep, which has the address in its class
 attribute REMOTE_URL; diffusers, examples/dreambooth/train_dreambooth_lora_flux2*.py; flux2, docs/flux2_dev_hf.md.
-They send `Authorization: Bearer <Hugging Face token>`, or `Bearer None`; see KeyCheck in app/middleware.py.
+They send `Authorization: Bearer <Hugging Face token>`, or `Bearer None`; see KeyCheck in app/access/keys.py.
 """
 
 from fastapi import APIRouter, Request
