@@ -1,16 +1,20 @@
 """The socket to listen on, and how to reach it."""
 
 import contextlib
+import ctypes
 import errno
 import os
 import shlex
 import socket
 import stat
+import struct
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from app.settings import Settings, SettingsError, variable
 
+SO_ATTACH_FILTER = 26  # asm-generic/socket.h
 ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # a socket bound to every address, and the loopback address for it
 
 
@@ -20,13 +24,18 @@ def listening_socket(settings: Settings) -> Iterator[socket.socket]:
 
     Errors: SettingsError, saying what is wrong with the address.
     """
-    sock = _bind(settings.host, settings.port) if settings.uds is None else _bind_unix(settings.uds)
-    try:
-        yield sock
-    finally:
-        sock.close()
-        if settings.uds is not None:
-            settings.uds.unlink(missing_ok=True)
+    if settings.uds is None:
+        with _bind(settings.host, settings.port) as sock:
+            yield sock
+        return
+    with _bind_unix(settings.uds) as sock:
+        made = settings.uds.stat().st_ino
+        try:
+            yield sock
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                if settings.uds.stat().st_ino == made:  # else it belongs to the process that takes this one's place
+                    settings.uds.unlink()
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -56,6 +65,21 @@ def _bind_unix(path: Path) -> socket.socket:
             f"cannot listen on {path}: {error.strerror or error}. Choose another with --uds."
         ) from error
     return sock
+
+
+def refuse_connections(sock: socket.socket) -> None:
+    """Let in no further connection. Those that clients have made can still be accepted.
+
+    Closing the socket would reset them, and refusing new ones only then would reset what comes in between. On Linux a
+    filter drops the packets that open a connection (socket(7), SO_ATTACH_FILTER); elsewhere nothing happens.
+    """
+    with contextlib.suppress(OSError):
+        if sock.family == socket.AF_UNIX:
+            os.unlink(sock.getsockname())
+        elif sys.platform == "linux":
+            drop = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # BPF_RET | BPF_K: keep 0 bytes
+            program = struct.pack("HP", 1, ctypes.addressof(drop))  # struct sock_fprog
+            sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
 
 
 def _is_stale(path: Path) -> bool:

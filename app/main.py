@@ -56,8 +56,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,
         exception_handlers=errors.HANDLERS,
     )
-    lifecycle = Lifecycle(engine, settings.drain_timeout_s)
-    app.state.service = Service(settings, engine, Metrics(engine), lifecycle, Keys.of(settings))
+    keys = Keys.of(settings)
+    app.state.service = Service(settings, engine, Metrics(engine), Lifecycle(engine), keys)
     add_routes(app)
     add_middleware(app)
     return app
@@ -86,7 +86,7 @@ def add_middleware(app: FastAPI) -> None:
         app.add_middleware(OriginCheck, origins=settings.allowed_origins)
     if names := host_names(settings):
         app.add_middleware(HostCheck, names=names)
-    app.add_middleware(RequestContext, observe=service.metrics.observe_request)
+    app.add_middleware(RequestContext, observe=service.metrics.observe_request, admission=service.admission)
     if settings.profile:
         app.add_middleware(Profiler)
 

@@ -17,6 +17,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.admission import Admission, shutting_down
 from app.errors import answer_outside_routes
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,6 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 OPEN_PATHS = frozenset({"/livez", "/readyz"})  # an orchestrator asks these without a key
 UNMATCHED = "(none)"
 DISCONNECTED = 499  # in log and metrics: the request ended without a response
-CANCELLED = 503  # in log and metrics: the server cancelled the request before its response began
 
 # On every response. Replies are made from somebody's prompts: no proxy or browser keeps them, no page of another origin
 # embeds them, and none is taken for something that runs.
@@ -41,7 +41,7 @@ Observe = Callable[[str, int, float], None]  # route, status, seconds
 
 
 class RequestContext:
-    """Gives each request an id, measures it, logs one line, and answers errors raised outside the routes.
+    """Lets requests in, gives each an id, measures it, logs one line, and answers errors raised outside the routes.
 
     The id is in `scope["request_id"]` and in the header x-request-id of every response. An error that reaches this
     place was raised by a middleware, or is a bug in a route: the app's handler for it answers, so the error ends here
@@ -50,9 +50,10 @@ class RequestContext:
     Neither headers nor prompts are logged: clients send their Hugging Face token in Authorization.
     """
 
-    def __init__(self, app: ASGIApp, observe: Observe) -> None:
+    def __init__(self, app: ASGIApp, observe: Observe, admission: Admission) -> None:
         self.app = app
         self.observe = observe
+        self.admission = admission
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -62,27 +63,33 @@ class RequestContext:
         started = time.perf_counter()
         scope["request_id"] = request_id(header(scope, b"x-request-id"))
         app = scope["app"]  # a mounted app puts itself in its place
+        task = asyncio.current_task()
+        assert task is not None
         status, seconds = DISCONNECTED, 0.0
 
         async def send_with_context(message: Message) -> None:
             nonlocal status, seconds
             if message["type"] == "http.response.start":
                 status, seconds = message["status"], time.perf_counter() - started
+                self.admission.leave(task)
                 own = [(b"x-request-id", scope["request_id"].encode()), (b"x-total-time", b"%.2f" % (seconds * 1e3))]
                 message["headers"] = [*message.get("headers", ()), *SECURITY_HEADERS, *own]
             await send(message)
 
         try:
+            self.admission.enter(task, scope["method"])
             await self.app(scope, receive, send_with_context)
         except asyncio.CancelledError:
-            if status == DISCONNECTED:  # our own shutdown ended it, not the client
-                status = CANCELLED
-            raise
+            if status != DISCONNECTED:
+                raise
+            response = await answer_outside_routes(app, Request(scope), shutting_down())
+            await response(scope, receive, send_with_context)
         except Exception as error:  # noqa: BLE001  # whatever a request raises ends with the request
             response = await answer_outside_routes(app, Request(scope), error)
             if status == DISCONNECTED:
                 await response(scope, receive, send_with_context)
         finally:
+            self.admission.leave(task)
             self._record(scope, scope.get("route"), status, seconds or time.perf_counter() - started)
 
     def _record(self, scope: Scope, route: Any, status: int, seconds: float) -> None:

@@ -15,8 +15,10 @@ from typing import Any, cast
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
 
 from app import open_files
+from app.admission import shutting_down
 from app.errors import MalformedRequest, error_response
 from encoder import Overloaded
 
@@ -25,12 +27,25 @@ MAX_LINGER_BYTES = 256 * 1024 * 1024  # dropped as they come, so they take no me
 RETRY_AFTER_S = 1
 
 
+class State(ServerState):
+    """What all connections share.
+
+    Attributes:
+        is_draining: whether each reply is the last on its connection.
+    """
+
+    is_draining = False
+
+
 class Protocol(HttpToolsProtocol):
-    """What uvicorn makes for each connection, by `uvicorn.Config(http=Protocol)`."""
+    """What uvicorn makes for each connection, by `uvicorn.Config(http=Protocol)`. The server has a `State`."""
+
+    server_state: State
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         """Called once, first."""
-        self._invalid = False
+        self._invalid = self._head_has_begun = False
+        self._active_at = self.loop.time()
         self._closing = LingeringTransport(transport, self._is_receiving)
         super().connection_made(cast(asyncio.Transport, self._closing))
         allowed = open_files.max_connections()
@@ -56,6 +71,7 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Called with what the client sends, as it comes."""
+        self._active_at = self.loop.time()
         if self._closing.lingers:
             self._closing.drop(len(data))
             return
@@ -97,10 +113,18 @@ class Protocol(HttpToolsProtocol):
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
         self.parser.feed_data(b"\r\n".join([b"%b %b HTTP/%b" % (method, self.url, version), *headers, b"", b""]))
 
+    def on_message_begin(self) -> None:
+        """First byte of a request."""
+        self._head_has_begun = True
+        super().on_message_begin()
+
     def on_headers_complete(self) -> None:
         """Start a request, but not one that asks for an upgrade: its head is parsed again without that."""
         if not self.parser.should_upgrade():
+            self._head_has_begun = False
             super().on_headers_complete()
+            if self.server_state.is_draining:
+                self.cycle.keep_alive = False
         elif self.parser.get_method() == b"CONNECT":
             raise httptools.HttpParserError("CONNECT is for proxies")
 
@@ -109,11 +133,35 @@ class Protocol(HttpToolsProtocol):
         if not self.parser.should_upgrade():
             super().on_message_complete()
 
-    def shutdown(self) -> None:
-        """Close, at the latest when the reply that is being sent has ended."""
-        super().shutdown()
+    def on_response_complete(self) -> None:
+        """The last byte of a reply has been written."""
+        self._active_at = self.loop.time()
+        super().on_response_complete()
+
+    def drain(self) -> None:
+        """Say `connection: close` in the next reply. One that has begun without it is followed by one more."""
+        for cycle in (self.cycle, *(cycle for cycle, _ in self.pipeline)):
+            if cycle is not None and not cycle.response_started:
+                cycle.keep_alive = False
+
+    def close_if_silent(self, seconds: float) -> None:
+        """Close, unless a request is being answered, or there were bytes in either direction within these `seconds`."""
+        if self.loop.time() - self._active_at < seconds or self._is_answering():
+            return
         if self._closing.lingers:
-            self._closing.abort()
+            self.abort()
+        elif self._head_has_begun:
+            self._invalid = True  # so that the rest of it is awaited
+            self._answer(shutting_down())
+        else:
+            self.transport.close()
+
+    def abort(self) -> None:
+        """Close at once, whatever is left to send."""
+        self._closing.abort()
+
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
 
 
 class LingeringTransport:

@@ -11,16 +11,16 @@ import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn, cast
 
 import uvicorn
 from fastapi import FastAPI
 
-from app import open_files
+from app import open_files, shutdown
 from app.listen import curl_line, listening_socket
 from app.main import create_app
 from app.process import tune_process
-from app.protocol import Protocol
+from app.protocol import Protocol, State
 from app.service import service_of
 from app.settings import Settings, is_loopback
 
@@ -32,7 +32,6 @@ OPEN = (
 )
 
 KEEP_ALIVE_S = 75  # longer than clients keep an idle connection: closing it as a client reuses it would lose a request
-LAST_BYTES_S = 5  # for replies that are still being sent when all work is done
 
 
 class Server(uvicorn.Server):
@@ -44,9 +43,16 @@ class Server(uvicorn.Server):
         app: from `create_app`.
         sock: bound to the address of the settings.
         when_loaded: called once the model is loaded.
+        when_ending: called when the end begins, with the longest time in seconds that it takes.
     """
 
-    def __init__(self, app: FastAPI, sock: socket.socket, when_loaded: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        sock: socket.socket,
+        when_loaded: Callable[[], None] = lambda: None,
+        when_ending: Callable[[float], None] = lambda _: None,
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -57,13 +63,14 @@ class Server(uvicorn.Server):
                 ws="none",
                 server_header=False,
                 timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=LAST_BYTES_S,
             )
         )
+        self.server_state: State = State()
         self.service = service_of(app)
         self.curl = curl_line(self.service.settings, sock)
         self.exit_code = 0
         self._when_loaded = when_loaded
+        self._when_ending = when_ending
         self._draining = False
         self._has_terminal = sys.stderr.isatty()
         self._loop: asyncio.AbstractEventLoop | None = None  # set once it accepts requests
@@ -109,15 +116,38 @@ class Server(uvicorn.Server):
             self.should_exit = True
 
     async def _drain(self) -> None:
+        """Answer what has been accepted, for as long as that may take."""
         logger.info("draining: accepted requests are answered, new ones get 503; a second signal exits at once")
-        self.service.engine.drain()
         timeout_s = self.service.settings.drain_timeout_s
-        try:
-            await asyncio.wait_for(self.service.engine.drained(), timeout_s)
-        except TimeoutError:
-            logger.warning("drain: some requests are unanswered after %g s, they get 503", timeout_s)
-            await self.service.lifecycle.close()
+        self._when_ending(timeout_s + shutdown.LIMIT_S)
+        accepted = set(self.server_state.tasks)
+        self._stop_accepting()
+        if accepted:
+            await asyncio.wait(accepted, timeout=timeout_s)
         self.should_exit = True
+
+    def _stop_accepting(self) -> None:
+        self.service.admission.draining = self.server_state.is_draining = True
+        for connection in self._connections:
+            connection.drain()
+
+    @property
+    def _connections(self) -> set[Protocol]:
+        return cast(set[Protocol], self.server_state.connections)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the connections, then the app and its engine."""
+        if not self._draining:
+            self._when_ending(shutdown.LIMIT_S)
+            self._stop_accepting()
+        if unanswered := self.service.admission.end():
+            logger.warning("%d requests are not answered in time and get 503", unanswered)
+        await shutdown.empty_backlog(sockets or ())
+        for server in self.servers:
+            server.close()
+        await shutdown.close_connections(self._connections)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.lifespan.shutdown(), shutdown.CLOSE_S)
 
 
 def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -129,8 +159,8 @@ def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> 
         loop.default_exception_handler(context)
 
 
-def serve(settings: Settings) -> int:
-    """Serve until a signal arrives. Returns the exit code of the process.
+def serve(settings: Settings) -> NoReturn:
+    """Serve until a signal arrives, then end the process.
 
     Errors: SettingsError if the address is taken.
     """
@@ -138,12 +168,10 @@ def serve(settings: Settings) -> int:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server can handle it
     open_files.raise_limit()
     with listening_socket(settings) as sock:
-        server = Server(create_app(settings), sock, when_loaded=tune_process)
+        server = Server(create_app(settings), sock, tune_process, shutdown.exit_within)
         if server.service.keys is None and settings.uds is None and not is_loopback(address := sock.getsockname()[0]):
             logger.warning(OPEN, address)
-        with contextlib.suppress(KeyboardInterrupt):
-            server.run([sock])
-    if server.service.lifecycle.is_stuck:  # at its exit Python would wait for the model thread
-        logging.shutdown()
-        os._exit(server.exit_code)
-    return server.exit_code
+        # Not asyncio.run: at its end it waits for threads and tasks, however long they take.
+        loop = (server.config.get_loop_factory() or asyncio.new_event_loop)()
+        loop.run_until_complete(server.serve([sock]))
+    shutdown.leave(server.exit_code)

@@ -8,12 +8,13 @@
 `app.dependency_overrides[get_service]` replaces it for every route.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, FastAPI, Request
 
 from app.access.keys import Keys
+from app.admission import Admission
 from app.lifecycle import Lifecycle
 from app.metrics import Metrics
 from app.settings import Settings
@@ -30,6 +31,7 @@ class Service:
         metrics: what Prometheus scrapes.
         lifecycle: loads the engine's model, and closes the engine.
         keys: that open the service; None if it asks for none.
+        admission: lets requests in.
     """
 
     settings: Settings
@@ -37,6 +39,7 @@ class Service:
     metrics: Metrics
     lifecycle: Lifecycle
     keys: Keys | None
+    admission: Admission = field(default_factory=Admission)
 
     @property
     def catalog(self) -> Catalog:

@@ -26,6 +26,7 @@ async def livez() -> dict[str, str]:
 @probes.get("/readyz", responses=errors(500, 503))
 async def readyz(service: ServiceDep) -> dict[str, str]:
     """The next request can be expected to succeed: loaded, warm, not stalled, not draining."""
+    service.admission.check()
     await service.engine.probe()
     return {"status": "ready"}
 

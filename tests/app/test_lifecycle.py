@@ -1,6 +1,5 @@
 """A service from its start to its end: disconnects, full queues, signals, sockets."""
 
-import asyncio
 import contextlib
 import shutil
 import signal
@@ -14,8 +13,6 @@ import httpx
 import pytest
 
 from app import wire
-from app.lifecycle import Lifecycle
-from encoder import Engine, ModelOptions
 from tests.app.running import MANY, ONE_BY_ONE, PATIENCE_S, TOKENS, Served, Spawn, abandoned_request, metric, wait_for
 from tests.conftest import Start
 
@@ -45,19 +42,6 @@ def test_a_result_that_takes_too_long_is_504(start_server: Start) -> None:
 
     assert response.status_code == 504
     assert response.json()["error"]["code"] == "deadline_exceeded"
-
-
-@pytest.mark.parametrize("stuck", [False, True])
-def test_an_engine_that_does_not_close_in_time_is_stuck(stuck: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then the process ends without waiting for the model thread."""
-    engine = Engine(ModelOptions("demo"))
-    lifecycle = Lifecycle(engine, drain_timeout_s=0.01 if stuck else PATIENCE_S)
-    if stuck:
-        monkeypatch.setattr(engine, "close", lambda: asyncio.sleep(PATIENCE_S))
-
-    asyncio.run(lifecycle.stop())
-
-    assert lifecycle.is_stuck == stuck
 
 
 class Busy(Served):

@@ -33,7 +33,7 @@ def test_when_loaded_the_service_is_ready(client: httpx.Client, path: str) -> No
 def test_while_draining_the_service_is_alive_and_takes_no_work(start_server: Start) -> None:
     with start_server() as server, httpx.Client(base_url=server.url) as client:
         server.wait_until_ready()
-        server.app.state.service.engine.drain()
+        server.app.state.service.admission.draining = True
         refused = client.post("/encode", json={"prompt": "a cat"})
         statuses = [client.get(path).status_code for path in ("/livez", "/readyz", "/info")]
 
