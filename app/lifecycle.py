@@ -15,27 +15,43 @@ class Lifecycle:
         engine: not started.
     Attributes:
         loading: the task that loads the model, once started. Its result is False if that failed; the log says why.
+        failing: the task that ends when the model cannot be loaded, or has failed since; the log says why.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.loading: asyncio.Task[bool] | None = None
+        self.failing: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begin to load the model. Requests are answered meanwhile, those that need the model with 503."""
         self.loading = asyncio.create_task(_load(self._engine))
+        self.failing = asyncio.create_task(self._watch())
 
     async def loaded(self) -> bool:
         """Wait for the load to end, and say whether it succeeded."""
         assert self.loading is not None, "call start first"
         return await asyncio.shield(self.loading)
 
+    async def failed(self) -> None:
+        """Return when the model cannot be loaded, or has failed since and was not replaced."""
+        assert self.failing is not None, "call start first"
+        await asyncio.shield(self.failing)
+
     async def stop(self) -> None:
         """End a load that is still under way, and close the engine. The caller sets a limit to both."""
-        if self.loading is not None:
-            self.loading.cancel()
-            await asyncio.wait([self.loading])
+        tasks = [task for task in (self.loading, self.failing) if task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
         await self._engine.close()
+
+    async def _watch(self) -> None:
+        loaded = await self.loaded()
+        reason = await self._engine.failed()
+        if loaded:  # else the log has it
+            logger.error("cannot serve any more: %s All requests get 503 until this process is started again.", reason)
 
 
 async def _load(engine: Engine) -> bool:

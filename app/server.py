@@ -32,6 +32,9 @@ OPEN = (
 )
 
 KEEP_ALIVE_S = 75  # longer than clients keep an idle connection: closing it as a client reuses it would lose a request
+# Exit codes; 0 after a drain. A supervisor should start the service again after any other.
+NOT_LOADED = 1
+FAILED = 3  # 2 is a wrong setting
 
 
 class Server(uvicorn.Server):
@@ -83,7 +86,7 @@ class Server(uvicorn.Server):
         self._loop.set_exception_handler(_on_loop_error)
         if threading.current_thread() is threading.main_thread():
             self._loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
-        self._tasks.append(asyncio.create_task(self._watch_loading()))
+        self._tasks.append(asyncio.create_task(self._watch_model()))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  # the signature of a signal handler
         """Called for SIGINT and SIGTERM."""
@@ -104,16 +107,14 @@ class Server(uvicorn.Server):
         else:  # on a thread that nobody waits for, since the file's disk may hang
             threading.Thread(target=self.service.keys.reload, daemon=True, name="keys").start()
 
-    async def _watch_loading(self) -> None:
+    async def _watch_model(self) -> None:
         loaded = await self.service.lifecycle.loaded()
-        if self._draining:
-            return
-        if loaded:
+        if loaded and not self._draining:
             self._when_loaded()
             logger.info("ready; try:\n  %s", self.curl)
-        else:
-            self.exit_code = 1
-            self.should_exit = True
+        await self.service.lifecycle.failed()
+        self.exit_code = FAILED if loaded else NOT_LOADED
+        self.should_exit = True
 
     async def _drain(self) -> None:
         """Answer what has been accepted, for as long as that may take."""

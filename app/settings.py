@@ -215,7 +215,9 @@ class Settings(BaseSettings):
         description="Maximum time for a request body to arrive, in seconds; then the request gets 408.",
     )
     stall_s: Seconds = Field(
-        default=120, description="Maximum time of a forward pass, in seconds; beyond it `/readyz` reports not ready."
+        default=120,
+        description="Maximum time of one step of a forward pass, in seconds; beyond it the pass is taken to hang, all "
+        "requests get 503, and the process ends with exit code 3.",
     )
     drain_timeout_s: Seconds = Field(
         default=30, description="Maximum wait for accepted requests at shutdown, in seconds."

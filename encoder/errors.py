@@ -15,6 +15,8 @@ EncoderError
 A message names the subject, what was expected, what was found, and the next step.
 """
 
+from typing import Self
+
 from encoder.messages import one_line
 
 
@@ -27,6 +29,15 @@ class EncoderError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))
+
+    def __copy__(self) -> Self:
+        """The same error without a traceback, for each further caller: an exception keeps the frames it passed through.
+
+        `copy.copy` alone would call the class with the message, and some take more than that.
+        """
+        error = type(self).__new__(type(self), *self.args)
+        error.__dict__.update(self.__dict__)
+        return error
 
 
 class CheckpointError(EncoderError):

@@ -225,22 +225,31 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Gauges of this moment (queued, running, bytes and entries) and counters since the start (all others)."""
+    """Gauges of this moment (queued, running, bytes and entries), counters since the start (all others), and the state.
 
-    queued_prompts: int
-    queued_tokens: int
-    running_prompts: int
-    batches: int
-    prompts: int
-    real_tokens: int
-    padded_tokens: int
-    layers_run: int
-    cache_hits: int
-    cache_misses: int
-    cache_coalesced: int
-    active_memory_bytes: int
-    cache_memory_bytes: int
-    peak_memory_bytes: int
+    Attributes:
+        state: of the engine: "loading", "ready", "suspect", "restarting" or "failed".
+        restarts: how often the model was replaced.
+        probes_failed: how often a model that was suspect did not work.
+    """
+
+    state: str
+    restarts: int = 0
+    probes_failed: int = 0
+    queued_prompts: int = 0
+    queued_tokens: int = 0
+    running_prompts: int = 0
+    batches: int = 0
+    prompts: int = 0
+    real_tokens: int = 0
+    padded_tokens: int = 0
+    layers_run: int = 0
+    cache_hits: int = 0
+    cache_misses: int = 0
+    cache_coalesced: int = 0
+    active_memory_bytes: int = 0
+    cache_memory_bytes: int = 0
+    peak_memory_bytes: int = 0
     cache_bytes: int = 0
     cache_entries: int = 0
     cache_evictions: int = 0

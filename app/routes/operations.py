@@ -25,9 +25,9 @@ async def livez() -> dict[str, str]:
 
 @probes.get("/readyz", responses=errors(500, 503))
 async def readyz(service: ServiceDep) -> dict[str, str]:
-    """The next request can be expected to succeed: loaded, warm, not stalled, not draining."""
+    """The next request can be expected to succeed: the engine's state is `ready`, and it is not draining."""
     service.admission.check()
-    await service.engine.probe()
+    service.engine.check_ready()
     return {"status": "ready"}
 
 

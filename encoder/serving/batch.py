@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from encoder.errors import ModelFailure
 from encoder.pipeline.selection import Outcome
 from encoder.serving.entry import Entry
 from encoder.serving.health import Health
+from encoder.serving.pulse import Pulse
 from encoder.text_encoder import BegunBatch, DispatchedBatch, TextEncoder
 from encoder.types import PromptEmbeds
 
@@ -48,16 +50,15 @@ class BatchRunner:
     """Takes the steps of batches on the model thread. Once a step has failed, the later steps do nothing.
 
     Args:
-        health: counts unexpected failures.
-    Attributes:
-        encoder: runs the batches; set once it is loaded.
+        encoder: runs the batches.
+        health: hears of unexpected failures, and of results that are not finite.
+        pulse: is told of each step.
     """
 
-    encoder: TextEncoder
-
-    def __init__(self, health: Health) -> None:
+    def __init__(self, encoder: TextEncoder, health: Health, pulse: Pulse) -> None:
+        self._encoder = encoder
         self._health = health
-        self._running_since: dict[Batch, float] = {}
+        self._pulse = pulse
         self._last_finished_at = 0.0
 
     @contextmanager
@@ -78,7 +79,7 @@ class BatchRunner:
 
     def begin(self, batch: Batch) -> None:
         """The first step, see `TextEncoder.begin`."""
-        batch.begun_at = self._running_since[batch] = time.perf_counter()
+        batch.begun_at = time.perf_counter()
         self._attempt("begin", batch, self._begin)
 
     def dispatch(self, batch: Batch) -> None:
@@ -88,32 +89,30 @@ class BatchRunner:
     def collect(self, batch: Batch) -> None:
         """The third step, see `TextEncoder.collect`."""
         self._attempt("collect", batch, self._collect)
-        self._running_since.pop(batch, None)
-
-    def longest_running_s(self) -> float:
-        """Seconds since the oldest running batch began, 0 where none runs. Safe on any thread."""
-        now = time.perf_counter()
-        return now - min([now, *self._running_since.values()])
 
     def _attempt(self, name: str, batch: Batch, step: Callable[[Batch], None]) -> None:
         if batch.error is None:
+            self._pulse.begin(name)
             with self.error_boundary(f"{name} a batch of {len(batch.entries)} prompts", batch):
                 step(batch)
 
     def _begin(self, batch: Batch) -> None:
-        batch.begun = self.encoder.begin([entry.job for entry in batch.entries])
+        batch.begun = self._encoder.begin([entry.job for entry in batch.entries])
 
     def _dispatch(self, batch: Batch) -> None:
         assert batch.begun is not None
-        batch.dispatched = self.encoder.dispatch(batch.begun)
+        batch.dispatched = self._encoder.dispatch(batch.begun)
 
     def _collect(self, batch: Batch) -> None:
         assert batch.dispatched is not None
-        outcomes, last_pass = self.encoder.collect(batch.dispatched)
+        outcomes, last_pass = self._encoder.collect(batch.dispatched)
         batch.outcomes = [
             _detach_if_large(outcome) if entry.store else outcome
             for entry, outcome in zip(batch.entries, outcomes, strict=True)
         ]
+        for outcome in outcomes:
+            if isinstance(outcome, ModelFailure):  # the others of its batch are right, or cannot be told from that
+                self._health.report("A result is not finite.", outcome)
         batch.started_at, batch.finished_at = max(batch.begun_at, self._last_finished_at), time.perf_counter()
         self._last_finished_at = batch.finished_at
         for entry in batch.entries:

@@ -12,7 +12,7 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from threading import Lock
+from threading import Event, Lock
 
 from encoder.errors import ModelFailure, NotReady
 from encoder.pipeline.limits import Limits
@@ -21,7 +21,7 @@ from encoder.serving.batcher import Batcher
 from encoder.serving.entry import Entry
 from encoder.serving.health import Health
 from encoder.serving.in_flight import InFlight
-from encoder.serving.model_thread import ModelThread
+from encoder.serving.pulse import Pulse
 from encoder.text_encoder import TextEncoder
 
 FIRST_RATE = 500.0  # padded tokens per second, assumed until batches have been measured
@@ -32,44 +32,45 @@ OVERHEAD_ROWS = {"cpu": 16, "gpu": 400}
 
 
 class BatchLoop:
-    """The queue, and the work of the model thread on it.
+    """The queue, and the work of the model thread on it. For one loaded model: once closed, it stays closed.
+
+    What a batch raises is contained, and ends that batch alone. What anything else raises on the model thread ends
+    `run`, and so the thread.
 
     Args:
-        model_thread: runs the batches.
         limits: of queue and batches.
         in_flight: settles the entries that have run.
-        health: counts unexpected failures.
+        health: hears of unexpected failures.
+    Attributes:
+        pulse: whether the model thread moves.
     """
 
-    def __init__(self, model_thread: ModelThread, limits: Limits, in_flight: InFlight, health: Health) -> None:
-        self._model_thread = model_thread
+    def __init__(self, limits: Limits, in_flight: InFlight, health: Health) -> None:
         self._in_flight = in_flight
+        self._health = health
+        self.pulse = Pulse()
         # Shared by both threads, under the lock: the event loop fills the queue, the model thread empties it.
         self._lock = Lock()
         self._batcher = Batcher(limits.max_queue_tokens, limits.max_batch_tokens)
         self._running_prompts = 0  # of batches that have been taken and not delivered
         self._closed = False
+        self._work_came = Event()  # the event loop sets it, the model thread clears it before it looks at the queue
         # The model thread appends and the event loop removes: a deque needs no lock for that.
         self._finished: deque[Batch] = deque()
-        # The model thread's own.
-        self._runner = BatchRunner(health)
-        self._dispatched: Batch | None = None  # the device computes it, and its results are not collected yet
         # The event loop's own.
-        self._awake = False  # the model thread looks at the queue, or will be told to
         self._rate = FIRST_RATE
         self._counters = dict.fromkeys(("batches", "prompts", "real_tokens", "padded_tokens"), 0)
 
     def start(self, encoder: TextEncoder) -> None:
-        """Run batches from now on. Call on the event loop."""
+        """Queue entries for this model from now on. Call on the event loop."""
         self._loop = asyncio.get_running_loop()
-        self._runner.encoder = encoder
         self._batcher.count_tokens = encoder.forward.count_rows
         self._batcher.overhead_rows = OVERHEAD_ROWS[encoder.info.device]
 
     def close(self) -> None:
-        """Begin no other batch. Entries that wait stay in the queue."""
-        with self._lock:
-            self._closed = True
+        """Begin no other batch, and let `run` return. Entries that wait stay in the queue. Safe on any thread."""
+        self._closed = True
+        self._work_came.set()
 
     def check(self, entries: Sequence[Entry]) -> None:
         """Refuse the entries of a request that would not fit an empty queue. Errors: RequestTooLarge."""
@@ -79,57 +80,47 @@ class BatchLoop:
         """Queue all entries of a request, or none of them. Errors: RequestTooLarge, QueueFull, NotReady once closed."""
         if self._closed:
             raise NotReady("The service was closed.", 10)
-        self._wake()  # first, so that an error leaves nothing in the queue
         with self._lock:
             self._batcher.put(entries, self._retry_after_s())
+        self._wake_for(entries)
 
     def put_first(self, entry: Entry) -> None:
         """Queue an entry before all others, even where there is no room."""
-        self._wake()
         with self._lock:
             self._batcher.put_first(entry)
+        self._wake_for([entry])
 
     def discard(self, entry: Entry) -> bool:
         """Take an entry out of the queue; False where it is not in the queue any more."""
         with self._lock:
             return self._batcher.discard(entry)
 
-    def longest_running_s(self) -> float:
-        """Seconds since the oldest running batch began, 0 where none runs."""
-        return self._runner.longest_running_s()
-
     def stats(self) -> dict[str, int]:
-        """Gauges and counters by the names of EngineStats."""
-        return self._counters | {
+        """Gauges by the names of EngineStats."""
+        return {
             "queued_prompts": len(self._batcher),
             "queued_tokens": self._batcher.queued_tokens,
             "running_prompts": self._running_prompts,
         }
 
+    def counters(self) -> dict[str, int]:
+        """Counters by the names of EngineStats."""
+        return self._counters
+
     # On the event loop.
 
     def _wake(self) -> None:
         """Let the model thread look at the queue, after the callbacks that are already due: they may add to it."""
-        if not self._awake:
-            self._loop.call_soon(self._submit_work)
-            self._awake = True
+        self._loop.call_soon(self._work_came.set)
 
-    def _submit_work(self) -> None:
-        waiting = list(self._batcher)
-        with self._in_flight.error_boundary(waiting):
-            try:
-                self._model_thread.submit(self._work)
-            except BaseException:  # all that wait fail, and must not run later
-                self._awake = False
-                for entry in waiting:
-                    self.discard(entry)
-                raise
-
-    def _on_idle(self) -> None:
-        """Note that the model thread looks at the queue no more. Wake it where entries have come since it looked."""
-        self._awake = False
-        if not self._closed and (len(self._batcher) or self._dispatched):
+    def _wake_for(self, entries: Sequence[Entry]) -> None:
+        """Wake the model thread. If that fails, the entries are not queued."""
+        try:
             self._wake()
+        except BaseException:
+            for entry in entries:
+                self.discard(entry)
+            raise
 
     def _deliver(self) -> None:
         """Settle the entries of all batches that the model thread has finished."""
@@ -137,14 +128,14 @@ class BatchLoop:
             batch = self._finished.popleft()
             with self._lock:
                 self._running_prompts -= len(batch.entries)
-            for entry, outcome in zip(batch.entries, batch.outcomes, strict=True):
-                with self._in_flight.error_boundary([entry]):
-                    self._in_flight.deliver(entry, outcome)
             with self._in_flight.error_boundary(batch.entries):
+                for entry, outcome in zip(batch.entries, batch.outcomes, strict=True):
+                    with self._in_flight.error_boundary([entry]):
+                        self._in_flight.deliver(entry, outcome)
                 self._count(batch)
 
     def _count(self, batch: Batch) -> None:
-        if batch.error is not None:
+        if batch.error is not None or batch.entries[0].is_probe:
             return
         padded_tokens = self._batcher.count_tokens([entry.length for entry in batch.entries])
         latest_rate = padded_tokens / max(batch.finished_at - batch.started_at, 1e-6)
@@ -160,70 +151,69 @@ class BatchLoop:
 
     # On the model thread.
 
-    def _work(self) -> None:
-        """Run one batch. Only one, so that other work of the thread gets its turn."""
-        try:
-            previous, self._dispatched = self._dispatched, None
+    def run(self, encoder: TextEncoder) -> None:
+        """Run the batches that come, until this is closed. A batch that the device computes by then is finished."""
+        runner = BatchRunner(encoder, self._health, self.pulse)
+        dispatched: Batch | None = None  # the device computes it, and its results are not collected yet
+        while True:
             batch = self._take()
             if batch is not None:
-                self._runner.begin(batch)
-            if previous is not None:
-                self._finish(previous)
+                runner.begin(batch)
+            if dispatched is not None:
+                self._finish(runner, dispatched)
+                dispatched = None
             if batch is not None:
-                self._runner.dispatch(batch)
-                if self._runner.encoder.overlaps:
-                    self._dispatched = batch
+                runner.dispatch(batch)
+                if encoder.overlaps:
+                    dispatched = batch
                 else:
-                    self._finish(batch)
-        finally:
-            self._continue()
+                    self._finish(runner, batch)
+            elif self._closed:
+                return
+            else:
+                self._rest()
 
-    def _continue(self) -> None:
-        """Look at the queue again where there is work, else let the event loop know that there is none.
-
-        After an error the event loop sees to the queue.
-        """
-        with self._runner.error_boundary("continue"):
-            with self._lock:
-                if not self._closed and (self._dispatched is not None or len(self._batcher)):
-                    self._model_thread.submit(self._work)
-                    return
-            if self._dispatched is not None:  # closed: the thread may not end before the device has computed it
-                batch, self._dispatched = self._dispatched, None
-                self._finish(batch)
-        self._call_on_loop(self._on_idle)
+    def _rest(self) -> None:
+        """Wait until there may be work."""
+        self.pulse.rest()
+        self._work_came.wait()
+        self._work_came.clear()
 
     def _take(self) -> Batch | None:
         """The next batch, or None where nothing waits. If forming it fails, the oldest entry alone gets the error."""
+        self.pulse.begin("take a batch")
         batch = Batch()
         with self._lock:
             if self._closed:
                 return None
-            with self._runner.error_boundary("form a batch", batch):
+            try:
                 batch.entries = self._batcher.take_batch(self._running_prompts)
-            if batch.error is not None:
+            except BaseException as error:  # noqa: BLE001  # whatever it is, the entries behind it can still run
+                batch.error = error
+                self._health.report("The model thread could not form a batch.", error)
                 batch.entries = self._batcher.take_oldest()
             self._running_prompts += len(batch.entries)
         return batch if batch.entries else None
 
-    def _finish(self, batch: Batch) -> None:
+    def _finish(self, runner: BatchRunner, batch: Batch) -> None:
         """Wait for the outcomes of a batch and hand them to the event loop.
 
         If the batch failed, its entries run one by one, so that none can fail the others.
         """
-        self._runner.collect(batch)
+        runner.collect(batch)
         if batch.error is None or len(batch.entries) == 1:
             self._hand_over(batch)
             return
         batch.release()
         for entry in batch.entries:
             alone = Batch([entry])
-            self._runner.begin(alone)
-            self._runner.dispatch(alone)
-            self._finish(alone)
+            runner.begin(alone)
+            runner.dispatch(alone)
+            self._finish(runner, alone)
 
     def _hand_over(self, batch: Batch) -> None:
         """Let the event loop settle the entries of a batch."""
+        self.pulse.begin("hand over")
         if batch.error is not None:
             failure = ModelFailure(f"The batch failed: {batch.error!r}. The log has the details.")
             batch.outcomes = [failure] * len(batch.entries)

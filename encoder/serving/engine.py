@@ -10,20 +10,15 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from encoder.errors import EncoderError, NotReady
+from encoder.errors import NotReady
 from encoder.options import ModelOptions
 from encoder.pipeline.limits import Limits
 from encoder.pipeline.tokenizer import count_chars
 from encoder.presets.preset import Preset
-from encoder.serving.batch_loop import BatchLoop
 from encoder.serving.cache import ResultCache
-from encoder.serving.health import Health
-from encoder.serving.in_flight import InFlight
-from encoder.serving.model_thread import ModelThread
-from encoder.serving.recent_tokens import RecentTokens
-from encoder.serving.results import Results
-from encoder.serving.warmup import warmup_job
-from encoder.text_encoder import TextEncoder
+from encoder.serving.generation import Generation
+from encoder.serving.guardian import Guardian
+from encoder.serving.state import StateName
 from encoder.types import CachePolicy, DType, EncodeResult, EngineStats, ModelInfo, TokenizedPrompt
 
 # A request of so many characters, templates included, is tokenized on the event loop. That takes half a millisecond or
@@ -40,7 +35,7 @@ class Engine:
         cache_bytes: bound of the result cache in memory; 0 switches it off.
         disk_cache_dir: folder for results that outlive the process; None has no such cache.
         disk_cache_bytes: bound of that folder.
-        stall_s: a forward pass that takes longer, in seconds, makes the engine unready until it returns.
+        stall_s: a step of a forward pass that takes longer, in seconds, is taken to hang: the engine fails.
         measure_passes: tell in each result how long the steps of its pass took; the device pauses between them.
     """
 
@@ -56,17 +51,13 @@ class Engine:
         measure_passes: bool = False,
     ) -> None:
         self.limits = limits or Limits()
-        self._model_thread = ModelThread(options, self.limits.max_batch_tokens)
-        self._stall_s = stall_s
-        self._measure_passes = measure_passes
-        self._encoder: TextEncoder | None = None
-        self._failure: str | None = None  # why there will be no encoder
-        self._recent = RecentTokens()
-        self._health = Health()
         self._cache = ResultCache(cache_bytes, disk_cache_dir, disk_cache_bytes)
-        self._in_flight = InFlight(self._cache, self._health)
-        self._batch_loop = BatchLoop(self._model_thread, self.limits, self._in_flight, self._health)
-        self._results = Results(self._cache, self._in_flight, self._batch_loop)
+        self._guardian = Guardian(
+            lambda on_failure, on_end: Generation(
+                options, self.limits, self._cache, measure_passes, on_failure, on_end
+            ),
+            stall_s,
+        )
         self._requests = 0  # accepted and not yet answered
         self._idle = asyncio.Event()
         self._idle.set()
@@ -74,33 +65,23 @@ class Engine:
 
     async def start(self) -> None:
         """Load the model, warm it up, then accept requests. Errors: CheckpointError, ModelFailure."""
-        try:
-            encoder = await self._model_thread.start()
-            await self._cache.open(encoder)
-        except Exception as error:  # whatever it is, all requests and probes get it as the reason from now on
-            self._failure = str(error)
-            raise
-        encoder.measures_passes = self._measure_passes
-        self._batch_loop.start(encoder)
-        self._encoder = encoder  # last: with it the engine accepts requests
+        await self._guardian.start()
 
-    async def probe(self) -> None:
-        """Return when the next request can be expected to succeed.
+    @property
+    def state(self) -> StateName:
+        """Whether the model serves, see state.py. Draining is apart from that."""
+        return self._guardian.state.name
 
-        After an unexpected failure, run a job through every step to find out.
+    def check_ready(self) -> None:
+        """Return if the next request can be expected to succeed. Errors: NotReady with the reason."""
+        self._accepting()
+        if self.state != "ready":
+            raise NotReady(f"The model is being checked. {self._guardian.state.reason}", 1)
 
-        Errors: NotReady with the reason.
-        """
-        encoder = self._accepting()
-        if self._batch_loop.longest_running_s() > self._stall_s:
-            raise NotReady(f"A forward pass has not returned for more than {self._stall_s:g} s.", 10)
-        if self._health.is_suspect:
-            failures = self._health.failures
-            try:
-                await self._results.run_probe(warmup_job(encoder, rows=1), self._stall_s)
-            except EncoderError as error:
-                raise NotReady(f"The model fails: {error}", 10) from error
-            self._health.clear(failures)
+    async def failed(self) -> str:
+        """Return the reason once the model has failed for good: every request gets NotReady from then on."""
+        await self._guardian.failed.wait()
+        return self._guardian.state.reason
 
     def drain(self) -> None:
         """Refuse new work from now on; what was accepted is answered."""
@@ -113,43 +94,42 @@ class Engine:
     async def close(self) -> None:
         """End the model thread; requests that still wait fail with NotReady."""
         self.drain()
-        self._batch_loop.close()
-        self._results.close()
         try:
-            await self._model_thread.close()
+            await self._guardian.close()
         finally:
             await self._cache.close()
 
     @property
     def info(self) -> ModelInfo:
         """What is loaded. Errors: NotReady before it is."""
-        return self._loaded().info
+        return self._guardian.serving().encoder.info
 
     def stats(self) -> EngineStats:
         """Gauges and counters of this moment."""
         return EngineStats(
-            layers_run=self._encoder.layers_run if self._encoder else 0,
+            state=self.state,
+            restarts=self._guardian.restarts,
+            probes_failed=self._guardian.probes_failed,
             active_memory_bytes=mx.get_active_memory(),
             cache_memory_bytes=mx.get_cache_memory(),
             peak_memory_bytes=mx.get_peak_memory(),
-            **self._results.stats(),
-            **self._batch_loop.stats(),
+            **self._guardian.stats(),
             **self._cache.stats(),
         )
 
     def check(self, preset: Preset) -> None:
         """Return if the preset fits what is loaded. Errors: NotReady, InvalidField."""
-        self._loaded().check(preset)
+        self._guardian.serving().encoder.check(preset)
 
     def tokens(self, input_ids: Sequence[int]) -> list[str]:
         """Each token as the tokenizer writes it."""
-        return self._loaded().checkpoint.tokenizer.tokens(input_ids)
+        return self._guardian.serving().encoder.checkpoint.tokenizer.tokens(input_ids)
 
     async def tokenize(self, prompts: Sequence[str], preset: Preset) -> list[TokenizedPrompt]:
         """Apply the template and tokenize, as `encode` does. Errors: NotReady, RequestTooLarge, InvalidField."""
-        encoder = self._accepting()
+        generation = self._accepting()
         self.limits.check_prompts(prompts, preset)
-        return await self._tokenize(encoder, prompts, preset)
+        return await _tokenize(generation, prompts, preset)
 
     async def encode(
         self,
@@ -169,17 +149,18 @@ class Engine:
             cache_policy: "refresh" reads no cache and keeps the results, "bypass" does neither.
         Errors: NotReady, RequestTooLarge, InvalidField, QueueFull, DeadlineExceeded, ModelFailure.
         """
-        encoder = self._accepting()
+        generation = self._accepting()
+        encoder = generation.encoder
         self.limits.check_prompts(prompts, preset)
         self._requests += 1
         self._idle.clear()
         try:
             started_at = time.perf_counter()
-            tokenized = await self._tokenize(encoder, prompts, preset)
+            tokenized = await _tokenize(generation, prompts, preset)
             jobs = encoder.plan(tokenized, preset, dtype)
             self.limits.check_output(jobs, encoder.config.hidden_size)
             tokenization_ms = (time.perf_counter() - started_at) * 1e3
-            answer = await self._results.get(jobs, timeout_s, cache_policy)
+            answer = await generation.results.get(jobs, timeout_s, cache_policy)
             return EncodeResult(
                 embeds=answer.embeds,
                 prompts=tokenized,
@@ -195,26 +176,20 @@ class Engine:
             if not self._requests:
                 self._idle.set()
 
-    async def _tokenize(self, encoder: TextEncoder, prompts: Sequence[str], preset: Preset) -> list[TokenizedPrompt]:
-        tokenized = self._recent.get(prompts, preset)
-        if tokenized is None:
-            if sum(count_chars(prompt, preset) for prompt in prompts) <= MAX_CHARS_ON_LOOP:
-                tokenized = encoder.tokenize(prompts, preset)
-            else:
-                tokenized = await asyncio.to_thread(encoder.tokenize, prompts, preset)
-            self._recent.put(prompts, preset, tokenized)
-        return tokenized
-
-    def _loaded(self) -> TextEncoder:
-        """The encoder. Errors: NotReady before it is loaded."""
-        if self._failure is not None:
-            raise NotReady(f"The model could not be loaded: {self._failure}", 60)
-        if self._encoder is None:
-            raise NotReady("The model is still loading.", 5)
-        return self._encoder
-
-    def _accepting(self) -> TextEncoder:
-        """The encoder, for new work. Errors: NotReady before it is loaded, and after `drain`."""
+    def _accepting(self) -> Generation:
+        """The model, for new work. Errors: NotReady where there is none, and after `drain`."""
         if self._draining:
             raise NotReady("The service is shutting down.", 10)
-        return self._loaded()
+        return self._guardian.serving()
+
+
+async def _tokenize(generation: Generation, prompts: Sequence[str], preset: Preset) -> list[TokenizedPrompt]:
+    tokenized = generation.recent.get(prompts, preset)
+    if tokenized is None:
+        encoder = generation.encoder
+        if sum(count_chars(prompt, preset) for prompt in prompts) <= MAX_CHARS_ON_LOOP:
+            tokenized = encoder.tokenize(prompts, preset)
+        else:
+            tokenized = await asyncio.to_thread(encoder.tokenize, prompts, preset)
+        generation.recent.put(prompts, preset, tokenized)
+    return tokenized

@@ -16,6 +16,7 @@ class Entry:
     Attributes:
         job: what to compute.
         store: whether its result may be cached.
+        is_probe: whether no request wants it, but the guardian.
         length: rows that it adds to a batch, live padding included; at least 1.
         outcome: None until the entry is settled.
         waiters: a future for each request that wants it; they are resolved when it is settled.
@@ -26,6 +27,7 @@ class Entry:
 
     job: Job
     store: bool = True
+    is_probe: bool = False
     length: int = field(init=False)
     outcome: Outcome | None = None
     waiters: "list[Future[None]]" = field(default_factory=list)

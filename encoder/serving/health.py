@@ -1,29 +1,37 @@
-"""Unexpected failures, and whether a request has succeeded since."""
+"""Reports of unexpected failures, from any thread to the event loop."""
 
+import asyncio
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 
 logger = logging.getLogger(__name__)
 
 
 class Health:
-    """Counts unexpected failures. Any thread may report one; all other methods belong to the event loop."""
+    """Hears of the unexpected failures of one loaded model.
 
-    def __init__(self) -> None:
+    Args:
+        on_failure: called on the event loop for each failure, with a sentence; before anyone gets its consequences.
+    Attributes:
+        failures: how many there were.
+    """
+
+    def __init__(self, on_failure: Callable[[str], None] = lambda _: None) -> None:
         self.failures = 0
-        self._cleared = 0  # the first so many failures
+        self._on_failure = on_failure
+        self._loop: asyncio.AbstractEventLoop | None = None
 
-    @property
-    def is_suspect(self) -> bool:
-        """Whether something has failed, and no request that began later is known to have succeeded."""
-        return self.failures > self._cleared
+    def start(self) -> None:
+        """Pass failures on from now on. Call on the event loop."""
+        self._loop = asyncio.get_running_loop()
 
     def report(self, message: str, error: BaseException) -> None:
-        """Count a failure and log it. Raises nothing."""
+        """Count a failure, log it, and let the event loop know. Safe on any thread. Raises nothing."""
         self.failures += 1
-        with suppress(Exception):  # without memory, logging may fail as well
+        # Without memory, any of this may fail as well. A loop that has ended needs to know nothing.
+        with suppress(BaseException):
             logger.error(message, exc_info=error)
-
-    def clear(self, failures: int) -> None:
-        """Forgive the first so many failures: a request that began after them has succeeded."""
-        self._cleared = max(self._cleared, failures)
+        with suppress(BaseException):
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._on_failure, f"{message} {error!r}")

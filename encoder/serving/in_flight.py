@@ -20,12 +20,13 @@ class InFlight:
 
     Args:
         cache: keeps the results of entries that may be stored.
-        health: counts unexpected failures.
+        health: hears of unexpected failures.
     """
 
     def __init__(self, cache: ResultCache, health: Health) -> None:
         self._cache = cache
         self._health = health
+        self._closed = False
         self._unsettled: set[Entry] = set()
         self._joinable: dict[Job, Entry] = {}  # those of them that other requests for the same job may join
 
@@ -44,27 +45,29 @@ class InFlight:
 
     @contextmanager
     def error_boundary(self, entries: Iterable[Entry]) -> Iterator[None]:
-        """Contain an unexpected exception on the event loop: it fails these entries and no others.
-
-        Only what is no `Exception` goes on from here, e.g. a KeyboardInterrupt.
-        """
+        """Contain an unexpected exception on the event loop: it fails these entries and no others."""
         try:
             yield
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):
             self.fail(entries, NotReady("The service was closed.", 10))
             raise
-        except BaseException as error:  # whatever it is, the requests that wait for these entries must get an answer
-            self.fail(entries, ModelFailure(f"The request failed: {error!r}. The log has the details."))
+        # Whatever it is, the requests that wait for these entries must get an answer, and a SystemExit that went on
+        # from here would end the event loop, and with it all other requests.
+        except BaseException as error:  # noqa: BLE001
             self._health.report("Requests failed on the event loop.", error)
-            if not isinstance(error, Exception):
-                raise
+            self.fail(entries, ModelFailure(f"The request failed: {error!r}. The log has the details."))
 
     def deliver(self, entry: Entry, outcome: Outcome) -> None:
-        """Settle an entry that has run, and cache its result."""
-        if isinstance(outcome, PromptEmbeds) and entry.store:
+        """Settle an entry that has run, and cache its result.
+
+        A model that has been given up may still deliver: then the entry has its outcome, and the cache is another's.
+        """
+        if isinstance(outcome, PromptEmbeds) and entry.store and not self._closed:
             outcome = outcome.detach()
+            self.settle(entry, outcome)
             self._cache.put(entry.job, outcome)
-        self.settle(entry, outcome)
+        else:
+            self.settle(entry, outcome)
 
     def settle(self, entry: Entry, outcome: Outcome) -> None:
         """Give an entry its outcome, unless it has one, and resolve its waiters."""
@@ -78,8 +81,9 @@ class InFlight:
         for entry in entries:
             self.settle(entry, error)
 
-    def fail_all(self, error: EncoderError) -> None:
-        """Settle all entries with an error."""
+    def close(self, error: EncoderError) -> None:
+        """Settle all entries with an error, and cache nothing more."""
+        self._closed = True
         self.fail(list(self._unsettled), error)
 
     def forget(self, entry: Entry) -> None:
@@ -88,8 +92,8 @@ class InFlight:
         if self._joinable.get(entry.job) is entry:
             del self._joinable[entry.job]
 
-    async def wait(self, entries: Sequence[Entry], timeout_s: float) -> None:
-        """Return when all entries are settled, or after the timeout."""
+    async def wait(self, entries: Sequence[Entry], timeout_s: float | None) -> None:
+        """Return when all entries are settled, or after the timeout, where there is one."""
         unsettled = [entry for entry in entries if entry.outcome is None]
         if not unsettled:
             return
@@ -97,12 +101,13 @@ class InFlight:
         waiters = [loop.create_future() for _ in unsettled]
         for entry, waiter in zip(unsettled, waiters, strict=True):
             entry.waiters.append(waiter)
-        timer = loop.call_later(timeout_s, _resolve, waiters)
+        timer = loop.call_later(timeout_s, _resolve, waiters) if timeout_s is not None else None
         try:
             for waiter in waiters:
                 await waiter
         finally:
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
             for entry, waiter in zip(unsettled, waiters, strict=True):
                 entry.waiters.remove(waiter)
 

@@ -1,17 +1,20 @@
 """The one thread that touches MLX: it loads the model, warms it up, runs batches, and releases MLX's streams.
 
 MLX arrays and streams belong to the thread that made them, so nothing lazy ever leaves this thread: weights come in,
-NumPy buffers go out. Knows nothing of queues and requests.
+NumPy buffers go out. A thread has one model: another model needs another thread. Knows nothing of queues and requests.
 """
 
 import asyncio
+import atexit
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from threading import Thread
 
 import mlx.core as mx
 
+from encoder.errors import ModelFailure
 from encoder.options import ModelOptions
 from encoder.serving.warmup import warm_up
 from encoder.text_encoder import TextEncoder
@@ -22,6 +25,7 @@ logger = logging.getLogger(__name__)
 # small; on a GPU MLX's own default is nearly all of its memory.
 MLX_CACHE_BYTES = {"cpu": 4 * 2**20, "gpu": 2**30}
 PROGRESS_EVERY_S = 5.0
+AT_EXIT_S = 5.0  # a thread that takes longer to end is left behind
 
 
 class ModelThread:
@@ -30,30 +34,96 @@ class ModelThread:
     Args:
         options: the model to load, and how.
         max_rows: of a batch.
+        work: what the thread does with the loaded model, until `stop` lets it return.
+        stop: lets `work` return soon; safe on any thread.
+        on_end: called on the event loop when the thread has ended, with the reason.
     """
 
-    def __init__(self, options: ModelOptions, max_rows: int) -> None:
+    def __init__(
+        self,
+        options: ModelOptions,
+        max_rows: int,
+        work: Callable[[TextEncoder], None],
+        stop: Callable[[], None],
+        on_end: Callable[[str], None],
+    ) -> None:
         self._options = options
         self._max_rows = max_rows
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
-        self._closed = False
+        self._work = work
+        self._stop = stop
+        self._on_end = on_end
+        # A daemon, so that a pass that hangs does not keep the process alive.
+        self._thread = Thread(target=self._run, name="model", daemon=True)
+        self._loop = asyncio.get_running_loop()
+        self._loaded: asyncio.Future[TextEncoder] | None = self._loop.create_future()
+        self._ended = asyncio.Event()
+        self._death: str | None = None
 
-    async def start(self) -> TextEncoder:
-        """Load the model and warm it up. Errors: CheckpointError, ModelFailure."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._load)
+    async def load(self) -> TextEncoder:
+        """Start the thread and wait for its model. Errors: CheckpointError, ModelFailure, and what MLX raises."""
+        atexit.register(self._end_at_exit)
+        self._thread.start()
+        assert self._loaded is not None, "load is called once"
+        return await self._loaded
 
-    def submit(self, work: Callable[[], None]) -> None:
-        """Let the thread do some work after everything that was submitted before. It should raise nothing."""
-        self._thread.submit(work).add_done_callback(_log_error)
+    async def ended(self) -> None:
+        """Return when the thread has ended, or if it was never started."""
+        if self._thread.ident is not None:
+            await self._ended.wait()
 
-    async def close(self) -> None:
-        """End the thread, once. A thread that leaves its MLX streams behind can abort the process at exit."""
-        if not self._closed:
-            self._closed = True
-            try:
-                await asyncio.get_running_loop().run_in_executor(self._thread, mx.clear_streams)
-            finally:
-                self._thread.shutdown()
+    @property
+    def is_gone(self) -> bool:
+        """Whether it ran and runs no more, even if the event loop has not heard of that."""
+        return self._thread.ident is not None and not self._thread.is_alive()
+
+    def hear_of_its_end(self) -> None:
+        """Act on the end of the thread, once. Call on the event loop."""
+        if not self._ended.is_set():
+            self._ended.set()
+            atexit.unregister(self._end_at_exit)
+            self._settle(ModelFailure("The model thread ended while it loaded the model."))
+            self._on_end(self._death or "The model thread ended.")
+
+    # On the thread.
+
+    def _run(self) -> None:
+        try:
+            self._load_and_work()
+        except BaseException as error:  # whatever it is, the event loop must hear that the thread ends
+            self._death = f"The model thread ended: {error!r}."
+            with suppress(BaseException):
+                logger.error("The model thread ended.", exc_info=error)
+        finally:
+            # What the device still computes, it may not find freed; and a thread that leaves its streams behind can
+            # abort the process at exit.
+            for release in (mx.synchronize, mx.clear_streams):
+                with suppress(Exception):
+                    release()
+            self._call_on_loop(self.hear_of_its_end)
+
+    def _load_and_work(self) -> None:
+        try:
+            encoder = self._load()
+        except BaseException as error:  # noqa: BLE001  # it belongs to whoever waits for the model
+            raised = error if isinstance(error, Exception) else ModelFailure(f"Loading ended: {error!r}.")
+            self._call_on_loop(self._settle, raised)
+            return
+        self._call_on_loop(self._settle, encoder)
+        self._work(encoder)
+
+    def _settle(self, outcome: TextEncoder | Exception) -> None:
+        loaded, self._loaded = self._loaded, None  # a future keeps its result, and the model must be free to go
+        if loaded is None or loaded.done():
+            return
+        if isinstance(outcome, Exception):
+            loaded.set_exception(outcome)
+        else:
+            loaded.set_result(outcome)
+
+    def _call_on_loop(self, function: Callable[..., None], *args: object) -> None:
+        """Let the event loop call a function. Do nothing where the loop has ended because this thread took too long."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(function, *args)
 
     def _load(self) -> TextEncoder:
         started_at = time.perf_counter()
@@ -71,10 +141,9 @@ class ModelThread:
         logger.info("warm in %.1f s", time.perf_counter() - started_at)
         return encoder
 
-
-def _log_error(done: "Future[None]") -> None:
-    if not done.cancelled() and (error := done.exception()) is not None:
-        logger.error("Work on the model thread failed.", exc_info=error)
+    def _end_at_exit(self) -> None:
+        self._stop()
+        self._thread.join(AT_EXIT_S)
 
 
 class _LoadingLog:

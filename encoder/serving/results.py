@@ -6,6 +6,7 @@ Belongs to the event loop.
 import asyncio
 import time
 from collections.abc import Sequence
+from copy import copy
 from typing import Literal, NamedTuple
 
 from encoder.errors import DeadlineExceeded, EncoderError, NotReady, Overloaded
@@ -41,17 +42,17 @@ class Results:
         self._in_flight = in_flight
         self._batch_loop = batch_loop
         self._lookups: set[asyncio.Task[None]] = set()
-        self._closed = False
+        self._closed: NotReady | None = None
         self._counters = dict.fromkeys(("cache_hits", "cache_misses", "cache_coalesced"), 0)
 
-    def close(self) -> None:
-        """Fail everything that waits, and refuse what comes."""
-        self._closed = True
-        self._in_flight.fail_all(_closed())
+    def close(self, error: NotReady) -> None:
+        """Fail everything that waits, and refuse what comes, with this error."""
+        self._closed = self._closed or error
+        self._in_flight.close(error)
         for lookup in self._lookups:
             lookup.cancel()
 
-    def stats(self) -> dict[str, int]:
+    def counters(self) -> dict[str, int]:
         """Counters by the names of EngineStats."""
         return self._counters
 
@@ -77,21 +78,21 @@ class Results:
         results |= {entry.job: _result(entry, timeout_s) for entry in joined + new}
         return _answer([results[job] for job in jobs], joined, new, asked_at)
 
-    async def run_probe(self, job: Job, timeout_s: float) -> None:
+    async def run_probe(self, job: Job) -> None:
         """Run a job before all that wait, through every step of a request except the look-ups.
 
-        Errors: DeadlineExceeded, and the error of the job.
+        Errors: the error of the job, NotReady once closed.
         """
-        entry = Entry(job)
+        entry = Entry(job, store=False, is_probe=True)
         with self._in_flight.error_boundary([entry]):
             self._in_flight.add([entry], joinable=False)
             self._batch_loop.put_first(entry)
-        await self._wait([entry], timeout_s)
-        _result(entry, timeout_s)
+        await self._wait([entry], timeout_s=None)
+        _result(entry, 0)
 
     def _look_up_or_queue(self, entries: Sequence[Entry], policy: CachePolicy) -> None:
-        if self._closed:
-            raise _closed()
+        if self._closed is not None:
+            raise copy(self._closed)
         self._batch_loop.check(entries)  # before anyone can join them: a request that joins could be small enough
         with self._in_flight.error_boundary(entries):
             self._in_flight.add(entries, joinable=policy == "use")
@@ -125,7 +126,7 @@ class Results:
         else:
             self._counters["cache_misses"] += len(entries)
 
-    async def _wait(self, entries: Sequence[Entry], timeout_s: float) -> None:
+    async def _wait(self, entries: Sequence[Entry], timeout_s: float | None) -> None:
         """Wait for all entries. Then take those out of the queue that no request waits for any more."""
         try:
             await self._in_flight.wait(entries, timeout_s)
@@ -135,15 +136,11 @@ class Results:
                     self._in_flight.forget(entry)
 
 
-def _closed() -> NotReady:
-    return NotReady("The service was closed.", 10)
-
-
 def _result(entry: Entry, timeout_s: float) -> PromptEmbeds:
     if entry.outcome is None:
         raise DeadlineExceeded(f"No result within {timeout_s:g} s. Send fewer prompts, or allow more time.")
     if isinstance(entry.outcome, EncoderError):
-        raise entry.outcome
+        raise copy(entry.outcome)  # several requests may wait for this entry
     return entry.outcome
 
 

@@ -1,4 +1,4 @@
-"""The passes that run before the first request, and the job that they and `Engine.probe` run."""
+"""The passes that run before the first request, and the job that they and the probes run."""
 
 import logging
 from dataclasses import replace

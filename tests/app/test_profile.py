@@ -147,7 +147,7 @@ def test_without_the_setting_nothing_is_measured(start_server: Start, caplog: py
     with start_server() as server:
         server.wait_until_ready()
         response = httpx.post(f"{server.url}/encode", json={"prompt": "a cat"})
-        assert not server.app.state.service.engine._loaded().measures_passes
+        assert not server.app.state.service.engine._guardian.generation.encoder.measures_passes
 
     assert "server-timing" not in response.headers
     assert not [record for record in caplog.records if record.name == "app.profile"]

@@ -43,6 +43,11 @@ class DiskCache:
         """Create the folder and count its files, in the background."""
         self._in_background(self._folder.open)
 
+    def change_model(self, identity: str) -> None:
+        """Keep the results of another model from now on; what waits to be written is still that of the one before."""
+        self._identity = identity
+        self._pending.clear()
+
     async def find(self, jobs: Sequence[Job]) -> dict[Job, PromptEmbeds]:
         """The results that are in the folder and can be read in time. A failure of the folder is a miss."""
         found = {job: self._pending[job] for job in jobs if job in self._pending}
@@ -57,7 +62,7 @@ class DiskCache:
         if self._pending and self._pending_bytes + size > MAX_PENDING_BYTES:
             self._dropped += 1
             return
-        writing = self._in_background(self._store, job, result)
+        writing = self._in_background(self._store, self._identity, job, result)
         self._pending[job] = result
         self._pending_bytes += size
 
@@ -73,7 +78,7 @@ class DiskCache:
     def touch(self, jobs: Sequence[Job]) -> None:
         """Mark as used what memory has answered, so that the folder does not evict it; not while a touch still runs."""
         if self._touching is None or self._touching.done():
-            self._touching = self._in_background(lambda: self._folder.touch([self._key(job) for job in jobs]))
+            self._touching = self._in_background(self._touch, self._identity, jobs)
 
     def stats(self) -> dict[str, int]:
         """Gauges and counters by the names of EngineStats."""
@@ -93,7 +98,7 @@ class DiskCache:
 
     async def _read(self, jobs: Sequence[Job]) -> dict[Job, PromptEmbeds]:
         loop = asyncio.get_running_loop()
-        reads = {loop.run_in_executor(self._readers, self._load, job): job for job in jobs}
+        reads = {loop.run_in_executor(self._readers, self._load, self._identity, job): job for job in jobs}
         if not reads:
             return {}
         done, overdue = await asyncio.wait(reads, timeout=LOOKUP_S)
@@ -110,14 +115,16 @@ class DiskCache:
                 found[reads[read]] = result
         return found
 
-    def _load(self, job: Job) -> PromptEmbeds | None:
-        return self._folder.read(self._key(job))
+    # On threads: a key takes a millisecond where a prompt is long.
 
-    def _store(self, job: Job, result: PromptEmbeds) -> None:
-        self._folder.write(self._key(job), result)
+    def _load(self, identity: str, job: Job) -> PromptEmbeds | None:
+        return self._folder.read(result_key(identity, job))
 
-    def _key(self, job: Job) -> str:
-        return result_key(self._identity, job)
+    def _store(self, identity: str, job: Job, result: PromptEmbeds) -> None:
+        self._folder.write(result_key(identity, job), result)
+
+    def _touch(self, identity: str, jobs: Sequence[Job]) -> None:
+        self._folder.touch([result_key(identity, job) for job in jobs])
 
     def _in_background(self, work: Callable[..., None], *args: object) -> Future[None]:
         future = asyncio.get_running_loop().run_in_executor(self._writer, work, *args)

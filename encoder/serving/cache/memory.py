@@ -32,6 +32,11 @@ class MemoryCache:
             self._results.move_to_end(job)
         return result
 
+    def clear(self) -> None:
+        """Forget all results. They do not count as evicted."""
+        self._results.clear()
+        self.bytes = 0
+
     def put(self, job: Job, result: PromptEmbeds) -> None:
         """Keep a result, in place of an older one. A result larger than the whole cache is not kept."""
         size = entry_bytes(job, result)

@@ -27,10 +27,20 @@ class ResultCache:
         self._disk: DiskCache | None = None  # once the model is known
 
     async def open(self, encoder: TextEncoder) -> None:
-        """Open the folder for the results of this model. Errors: OSError as in `model_identity`."""
-        if self._folder is not None:
-            self._disk = DiskCache(self._folder, await asyncio.to_thread(model_identity, encoder))
+        """Keep the results of this model from now on. Errors: OSError as in `model_identity`.
+
+        Where another model was open before, memory is emptied: what a broken model has computed is not trusted, and its
+        files may have changed since it was loaded. On disk each model has its own results.
+        """
+        self._memory.clear()
+        if self._folder is None:
+            return
+        identity = await asyncio.to_thread(model_identity, encoder)
+        if self._disk is None:
+            self._disk = DiskCache(self._folder, identity)
             self._disk.open()
+        else:
+            self._disk.change_model(identity)
 
     async def close(self) -> None:
         """Write the results that wait to be written."""

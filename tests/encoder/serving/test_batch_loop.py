@@ -1,6 +1,7 @@
 """The rate at which batches run, and the `Retry-After` that a full queue derives from it."""
 
-from typing import Any
+import asyncio
+from collections.abc import Iterator
 
 import pytest
 
@@ -16,14 +17,14 @@ from encoder.types import Job, Tap
 
 
 @pytest.fixture
-def batch_loop() -> BatchLoop:
+def batch_loop() -> Iterator[BatchLoop]:
     """A queue of 1,000 tokens, without a model thread that would empty it."""
     health = Health()
     in_flight = InFlight(ResultCache(0, None, 0), health)
-    no_thread: Any = None
-    loop = BatchLoop(no_thread, Limits(max_queue_tokens=1000), in_flight, health)
-    loop._awake = True
-    return loop
+    loop = BatchLoop(Limits(max_queue_tokens=1000), in_flight, health)
+    loop._loop = asyncio.new_event_loop()
+    yield loop
+    loop._loop.close()
 
 
 def entries(*lengths: int) -> list[Entry]:
@@ -62,7 +63,7 @@ def test_a_failed_batch_does_not_change_the_rate(batch_loop: BatchLoop) -> None:
     batch_loop._count(Batch(entries(100), error=MemoryError(), started_at=1.0, finished_at=1.0))
 
     assert batch_loop._rate == FIRST_RATE
-    assert batch_loop.stats()["batches"] == 0
+    assert batch_loop.counters()["batches"] == 0
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(1e-9, 1), (0.0, 1), (1e6, MAX_RETRY_AFTER_S)])

@@ -73,7 +73,7 @@ class Gate:
         self._open = threading.Event()
 
     async def __aenter__(self) -> "Gate":
-        encoder = self._engine._loaded()
+        encoder = self._engine._guardian.generation.encoder
         begin = encoder.begin
 
         def begin_when_open(jobs: Sequence[Job]) -> BegunBatch:
@@ -134,7 +134,7 @@ async def test_the_cache_does_not_keep_the_memory_of_a_whole_batch(
     np.testing.assert_array_equal(found.embeds[1].hidden_states, passing.embeds[0].hidden_states)
 
 
-@pytest.mark.parametrize(("large_bytes", "thread"), [(1, "model_0"), (2**20, "MainThread")])
+@pytest.mark.parametrize(("large_bytes", "thread"), [(1, "model"), (2**20, "MainThread")])
 async def test_a_large_result_that_the_cache_keeps_is_copied_on_the_model_thread(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, large_bytes: int, thread: str
 ) -> None:
@@ -229,7 +229,7 @@ class Traced:
     go_on: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
-        encoder = self.engine._loaded()
+        encoder = self.engine._guardian.generation.encoder
         begin, dispatch, collect = encoder.begin, encoder.dispatch, encoder.collect
         if self.overlaps:
             encoder.forward.begin = partial(LatePass, encoder.forward)  # type: ignore[attr-defined]
@@ -296,16 +296,6 @@ async def test_a_batch_takes_at_most_half_of_the_prompts_that_wait_and_run(engin
     assert [prompts for step, prompts in traced.steps if step == "begin"] == [2, 2]
 
 
-async def test_a_prompt_that_arrives_while_the_model_thread_goes_idle_still_runs(engine: Engine) -> None:
-    """The event loop has not been told yet that the thread looks at the queue no more."""
-    engine._batch_loop._awake = True
-    request = asyncio.create_task(engine.encode(["a"], SHORT))
-    await queued(engine, 1)
-    engine._batch_loop._on_idle()
-
-    assert len((await asyncio.wait_for(request, 30)).embeds) == 1
-
-
 async def test_without_overlap_batches_run_one_after_the_other(engine: Engine) -> None:
     """The later a batch is formed, the more prompts can share it."""
     traced = Traced(engine, overlaps=False)
@@ -316,7 +306,7 @@ async def test_without_overlap_batches_run_one_after_the_other(engine: Engine) -
 
 async def test_measured_passes_do_not_overlap(engine: Engine) -> None:
     """The time of one would be counted as time of the other."""
-    engine._loaded().measures_passes = True
+    engine._guardian.generation.encoder.measures_passes = True
     traced = Traced(engine, overlaps=True)
     await traced.encode_one_then_three()
 
@@ -327,7 +317,7 @@ async def test_measured_passes_do_not_overlap(engine: Engine) -> None:
 async def test_a_batch_that_fails_does_not_fail_the_batch_it_overlaps(engine: Engine, failing: int) -> None:
     """One has begun when the other fails."""
     traced = Traced(engine, overlaps=True)
-    collect = engine._loaded().collect
+    collect = engine._guardian.generation.encoder.collect
 
     def collect_unless_failing(dispatched: DispatchedBatch) -> CollectedBatch:
         collected = collect(dispatched)
@@ -335,7 +325,7 @@ async def test_a_batch_that_fails_does_not_fail_the_batch_it_overlaps(engine: En
             raise RuntimeError("device lost")
         return collected
 
-    engine._loaded().collect = collect_unless_failing  # type: ignore[method-assign]
+    engine._guardian.generation.encoder.collect = collect_unless_failing  # type: ignore[method-assign]
     if failing == 1:
         with pytest.raises(ModelFailure, match="device lost"):
             await traced.encode_one_then_three()
@@ -401,10 +391,11 @@ async def test_a_prompt_is_settled_once_for_all_requests_that_still_wait(engine:
     async with Gate(engine):
         cancelled, waiting = (asyncio.create_task(engine.encode(["a cat"], KLEIN)) for _ in range(2))
         await queued(engine, 1)
-        [entry] = [entry for entry in engine._in_flight._unsettled if entry.waiters and entry.job.depth == 5]
+        in_flight = engine._guardian.generation.in_flight
+        [entry] = [entry for entry in in_flight._unsettled if entry.waiters and entry.job.depth == 5]
         cancelled.cancel()
-        engine._in_flight.settle(entry, NotReady("The first answer.", 1))
-        engine._in_flight.settle(entry, NotReady("The second answer.", 1))
+        in_flight.settle(entry, NotReady("The first answer.", 1))
+        in_flight.settle(entry, NotReady("The second answer.", 1))
 
         with pytest.raises(NotReady, match="first"):
             await waiting
@@ -466,7 +457,7 @@ async def test_draining_answers_what_was_accepted_and_refuses_the_rest(engine: E
         with pytest.raises(NotReady, match="shutting down"):
             await engine.encode(["a dog"], KLEIN)
         with pytest.raises(NotReady, match="shutting down"):
-            await engine.probe()
+            engine.check_ready()
         gate.open()
         await engine.drained()
 
@@ -529,12 +520,15 @@ async def test_a_refused_request_leaves_nothing_behind(small_engine: Engine) -> 
         await waiting
     await gate.first
 
-    assert not small_engine._in_flight._unsettled and not small_engine._in_flight._joinable
+    assert (
+        not small_engine._guardian.generation.in_flight._unsettled
+        and not small_engine._guardian.generation.in_flight._joinable
+    )
 
 
 async def test_a_batch_that_raises_runs_its_prompts_one_by_one(engine: Engine) -> None:
     """An out-of-memory error of a large batch must not fail prompts that fit alone."""
-    encoder = engine._loaded()
+    encoder = engine._guardian.generation.encoder
     begin = encoder.begin
 
     def begin_if_alone(jobs: Sequence[Job]) -> BegunBatch:
@@ -547,54 +541,6 @@ async def test_a_batch_that_raises_runs_its_prompts_one_by_one(engine: Engine) -
     result = await engine.encode(["a cat", "a dog"], KLEIN)
 
     assert all(isinstance(embeds, PromptEmbeds) for embeds in result.embeds)
-
-
-async def test_after_a_failure_the_probe_runs_the_model(engine: Engine) -> None:
-    encoder = engine._loaded()
-    begin = encoder.begin
-    broken = True
-
-    def begin_unless_broken(jobs: Sequence[Job]) -> BegunBatch:
-        if broken:
-            raise RuntimeError("device lost")
-        return begin(jobs)
-
-    encoder.begin = begin_unless_broken  # type: ignore[method-assign]
-    with pytest.raises(ModelFailure, match="device lost"):
-        await engine.encode(["a cat"], KLEIN)
-    with pytest.raises(NotReady, match="device lost"):
-        await engine.probe()
-
-    broken = False
-
-    await engine.probe()
-    assert len((await engine.encode(["a cat"], KLEIN)).embeds) == 1
-
-
-async def test_a_stalled_forward_pass_makes_the_engine_unready(model: ModelOptions) -> None:
-    engine = Engine(model, stall_s=0.0)
-    await engine.start()
-    encoder = engine._loaded()
-    begin = encoder.begin
-    reached, release = asyncio.Event(), threading.Event()
-    loop = asyncio.get_running_loop()
-
-    def begin_slowly(jobs: Sequence[Job]) -> BegunBatch:
-        loop.call_soon_threadsafe(reached.set)
-        release.wait()
-        return begin(jobs)
-
-    encoder.begin = begin_slowly  # type: ignore[method-assign]
-    request = asyncio.create_task(engine.encode(["a cat"], KLEIN))
-    await reached.wait()
-
-    with pytest.raises(NotReady, match="has not returned"):
-        await engine.probe()
-
-    release.set()
-    await request
-    await engine.probe()
-    await engine.close()
 
 
 @pytest.mark.parametrize(
@@ -610,7 +556,7 @@ async def test_only_little_text_is_tokenized_on_the_event_loop(
     engine: Engine, prompts: list[str], prefix: str, on_the_loop: bool
 ) -> None:
     """It takes half a millisecond, which is about as long as the detour over another thread."""
-    encoder = engine._loaded()
+    encoder = engine._guardian.generation.encoder
     tokenize, threads = encoder.tokenize, []
 
     def record_thread(prompts: Sequence[str], preset: Preset) -> list[TokenizedPrompt]:

@@ -204,7 +204,7 @@ async def test_a_prompt_that_no_request_wants_after_the_look_up_does_not_run(
         reads.opened.set()
         await engine.encode(["a dog"], KLEIN)
         async with asyncio.timeout(30):  # the look-ups may end in any order
-            while len(engine._in_flight):
+            while len(engine._guardian.generation.in_flight):
                 await asyncio.sleep(0.001)
 
         assert engine.stats().prompts == 1
@@ -219,7 +219,9 @@ async def test_a_full_queue_refuses_after_the_look_up(
         requests = [asyncio.create_task(engine.encode([letter * 64], SHORT)) for letter in "ab"]
         await reads.are_reached()
         hold = threading.Event()
-        engine._model_thread._thread.submit(hold.wait, 30)
+        loop = engine._guardian.generation.batch_loop
+        take = loop._take
+        monkeypatch.setattr(loop, "_take", lambda: take() if hold.wait(30) else None)
         third = asyncio.create_task(engine.encode(["c" * 64], SHORT))
         await asyncio.sleep(0.05)
         reads.opened.set()
@@ -228,7 +230,7 @@ async def test_a_full_queue_refuses_after_the_look_up(
         outcomes = await asyncio.gather(*requests, third, return_exceptions=True)
 
         assert any(isinstance(outcome, QueueFull) for outcome in outcomes)
-        assert len(engine._in_flight) == 0
+        assert len(engine._guardian.generation.in_flight) == 0
 
 
 async def test_a_disk_that_hangs_is_not_waited_for(
@@ -253,7 +255,7 @@ async def test_closing_fails_requests_that_are_looked_up(
         reads = HeldReads(monkeypatch)
         request = asyncio.create_task(engine.encode(["a cat"], KLEIN))
         await reads.are_reached()
-        [lookup] = engine._results._lookups
+        [lookup] = engine._guardian.generation.results._lookups
         closing = asyncio.create_task(engine.close())
         await asyncio.sleep(0.05)
         reads.opened.set()

@@ -4,7 +4,7 @@ import asyncio
 import pkgutil
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -17,7 +17,6 @@ from encoder.options import ModelOptions
 from encoder.presets.built_in import LAST_HIDDEN_STATE
 from encoder.presets.preset import Preset
 from encoder.serving.engine import Engine
-from encoder.serving.model_thread import ModelThread
 from encoder.text_encoder import BegunBatch, DispatchedBatch, TextEncoder
 from encoder.types import EncodeResult, TokenizedPrompt
 
@@ -34,7 +33,6 @@ STEPS = [
     pytest.param(f"{SERVING}.cache.disk.DiskCache._read", id="read-the-disk"),
     pytest.param(f"{SERVING}.batcher.Batcher.put", id="queue"),
     pytest.param(f"{SERVING}.batch_loop.BatchLoop._wake", id="wake-the-thread"),
-    pytest.param(f"{SERVING}.model_thread.ModelThread.submit", id="submit"),
     pytest.param(f"{SERVING}.batcher.Batcher.take_batch", id="take-a-batch"),
     pytest.param("encoder.text_encoder.TextEncoder.begin", id="begin"),
     pytest.param("encoder.text_encoder.TextEncoder.dispatch", id="dispatch"),
@@ -51,8 +49,6 @@ STEPS = [
     pytest.param(f"{SERVING}.in_flight._resolve", id="resolve-the-waiters"),
     pytest.param(f"{SERVING}.batch_loop.BatchLoop._count", id="count"),
 ]
-# The probe does not take these steps, their failure fails no request, or no request can be answered without them.
-NOT_PROBED = ("look-up", "read-the-disk", "queue", "count", "settle", "resolve-the-waiters")
 # Where the request has no entries yet, so that no other request is concerned.
 OWN_STEPS = [
     pytest.param(f"{SERVING}.recent_tokens.RecentTokens.get", id="recent-tokens"),
@@ -110,22 +106,26 @@ class Fault:
 
 def left_behind(engine: Engine) -> dict[str, object]:
     """What must be empty when no request is being served."""
-    stats, loop = engine.stats(), engine._batch_loop
+    stats, loop = engine.stats(), engine._guardian.generation.batch_loop
     return {
-        "unsettled": len(engine._in_flight),
-        "joinable": len(engine._in_flight._joinable),
+        "unsettled": len(engine._guardian.generation.in_flight),
+        "joinable": len(engine._guardian.generation.in_flight._joinable),
         "queued": stats.queued_prompts,
         "queued tokens": stats.queued_tokens,
         "running": stats.running_prompts,
-        "running since": len(loop._runner._running_since),
         "finished": len(loop._finished),
         "requests": engine._requests,
     }
 
 
-NOTHING = dict.fromkeys(
-    ("unsettled", "joinable", "queued", "queued tokens", "running", "running since", "finished", "requests"), 0
-)
+NOTHING = dict.fromkeys(("unsettled", "joinable", "queued", "queued tokens", "running", "finished", "requests"), 0)
+
+
+async def reached(engine: Engine, *states: str) -> None:
+    """Return when the engine is in one of these states."""
+    async with asyncio.timeout(30):
+        while engine.state not in states:
+            await asyncio.sleep(0.001)
 
 
 async def outcomes_of(*requests: "asyncio.Task[EncodeResult]") -> list[Any]:
@@ -148,10 +148,11 @@ async def test_an_exception_at_any_step_fails_its_own_batch_only(
 
     assert fault.raised == 1
     assert all(isinstance(outcome, EncodeResult | ModelFailure | error) for outcome in outcomes)
-    assert engine.stats().queued_prompts == 0  # else they would run although no request waits for them
+    queue = engine._guardian.generation.batch_loop._batcher
+    assert all(entry.is_probe for entry in queue)  # others would run although no request waits for them
     assert len((await asyncio.wait_for(engine.encode([prompt, next(PROMPT)], SHORT), 30)).embeds) == 2
+    await reached(engine, "ready")
     assert left_behind(engine) == NOTHING
-    await asyncio.wait_for(engine.probe(), 30)
 
 
 @pytest.mark.parametrize("error", ERRORS)
@@ -170,25 +171,6 @@ async def test_an_exception_before_a_request_has_entries_fails_that_request_only
     assert left_behind(engine) == NOTHING
 
 
-@pytest.mark.parametrize("error", ERRORS)
-@pytest.mark.parametrize("step", [step for step in STEPS if step.id not in NOT_PROBED])
-async def test_the_engine_is_unready_as_long_as_a_step_fails(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch, step: str, error: type[BaseException]
-) -> None:
-    """The probe runs a job through the steps to find out. Once they work again, the engine is ready."""
-    fault = Fault(monkeypatch, step, error, lasts=True)
-    [outcome] = await outcomes_of(asyncio.create_task(engine.encode([next(PROMPT)], SHORT)))
-    assert isinstance(outcome, ModelFailure | error)
-    with pytest.raises((NotReady, error), match="an unexpected error"):
-        await asyncio.wait_for(engine.probe(), 30)
-
-    fault.lasts = False
-
-    await asyncio.wait_for(engine.probe(), 30)
-    assert len((await engine.encode([next(PROMPT)], SHORT)).embeds) == 1
-    assert left_behind(engine) == NOTHING
-
-
 async def test_a_batch_that_cannot_be_formed_fails_the_oldest_prompt_only(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,28 +183,8 @@ async def test_a_batch_that_cannot_be_formed_fails_the_oldest_prompt_only(
 
     assert isinstance(oldest.exception(), ModelFailure)
     assert [other.exception() for other in others] == [None, None]
+    await reached(engine, "ready")
     assert left_behind(engine) == NOTHING
-
-
-async def test_a_model_thread_that_cannot_continue_is_woken_by_the_event_loop(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The thread submits its own next work. If that fails, prompts must not wait until another request arrives."""
-    monkeypatch.setattr(engine._batch_loop._batcher, "max_batch_tokens", 1)  # every prompt is a batch
-    submit, calls = ModelThread.submit, count(1)
-
-    def submit_but_once(thread: ModelThread, work: Callable[[], None]) -> None:
-        if next(calls) == 2:
-            raise MemoryError("an unexpected error")
-        submit(thread, work)
-
-    monkeypatch.setattr(ModelThread, "submit", submit_but_once)
-    outcomes = await outcomes_of(asyncio.create_task(engine.encode([next(PROMPT) for _ in range(3)], SHORT)))
-
-    assert next(calls) > 3
-    assert [type(outcome) for outcome in outcomes] == [EncodeResult]
-    assert left_behind(engine) == NOTHING
-    await asyncio.wait_for(engine.probe(), 30)
 
 
 async def test_a_failure_that_cannot_be_logged_is_still_answered(
@@ -235,8 +197,8 @@ async def test_a_failure_that_cannot_be_logged_is_still_answered(
 
     assert isinstance(outcome, ModelFailure) and log.raised
     assert len((await asyncio.wait_for(engine.encode([next(PROMPT)], SHORT), 30)).embeds) == 1
+    await reached(engine, "ready")
     assert left_behind(engine) == NOTHING
-    await asyncio.wait_for(engine.probe(), 30)
 
 
 async def test_a_failed_pass_frees_its_memory_before_its_prompts_run_alone(
