@@ -8,7 +8,7 @@ import base64
 import json
 import math
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,13 @@ SAFETENSORS_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "b
 
 class WireError(ValueError):
     """The bytes are not what their media type promises."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """Bytes in a document, in pieces."""
+
+    parts: Parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +82,6 @@ class Tensor:
         return cls(np.frombuffer(data, NUMPY_DTYPES[dtype]).reshape(shape), dtype)
 
 
-def _plain(document: Mapping[str, Any], data: Callable[[Tensor], object]) -> dict[str, Any]:
-    """The document with each Tensor as {dtype, shape, data}."""
-    return {
-        key: {"dtype": value.dtype, "shape": list(value.array.shape), "data": data(value)}
-        if isinstance(value, Tensor)
-        else value
-        for key, value in document.items()
-    }
-
-
 def pack(document: Mapping[str, Any]) -> bytes:
     """The document as msgpack, each Tensor as {dtype, shape, data}."""
     return b"".join(pack_parts(document))
@@ -93,20 +90,28 @@ def pack(document: Mapping[str, Any]) -> bytes:
 def pack_parts(document: Mapping[str, Any]) -> Parts:
     """The bytes of `pack`, which are msgpack's own, without a copy of any tensor."""
     packer = msgpack.Packer(autoreset=False)
-    parts: Parts = []
-    packer.pack_map_header(len(document))
-    for key, value in document.items():
-        packer.pack(key)
-        if not isinstance(value, Tensor):
-            packer.pack(value)
-            continue
-        data = value.tobytes()
-        packer.pack_map_header(3)
-        for item in ("dtype", value.dtype, "shape", list(value.array.shape), "data"):
-            packer.pack(item)
-        parts += [packer.bytes() + _bin_header(len(data)), data]
+    return [*_pack(document, packer), packer.bytes()]
+
+
+def _pack(value: Any, packer: Any) -> Iterator[bytes | memoryview]:
+    """All that comes before the bytes left in `packer`."""
+    if isinstance(value, Tensor):
+        value = {"dtype": value.dtype, "shape": list(value.array.shape), "data": Blob([value.tobytes()])}
+    if isinstance(value, Blob):
+        yield packer.bytes() + _bin_header(sum(map(len, value.parts)))
         packer.reset()
-    return [*parts, packer.bytes()]
+        yield from value.parts
+    elif isinstance(value, Mapping):
+        packer.pack_map_header(len(value))
+        for key, item in value.items():
+            packer.pack(key)
+            yield from _pack(item, packer)
+    elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+        packer.pack_array_header(len(value))
+        for item in value:
+            yield from _pack(item, packer)
+    else:
+        packer.pack(value)
 
 
 def _bin_header(length: int) -> bytes:
@@ -121,18 +126,8 @@ def unpack(body: bytes) -> dict[str, Any]:
     return {key: _tensor(value) for key, value in msgpack.unpackb(body).items()}
 
 
-def pack_json(document: Mapping[str, Any]) -> bytes:
-    """The document as JSON, each Tensor's data in base64."""
-    return dump_json(_plain(document, lambda tensor: base64.b64encode(tensor.tobytes()).decode("ascii")))
-
-
-def pack_json_floats(document: Mapping[str, Any]) -> bytes:
-    """The document as JSON, each Tensor's data as nested lists of numbers; large and slow, for reading by eye."""
-    return dump_json(_plain(document, lambda tensor: tensor.numbers().tolist()))
-
-
 def unpack_json(body: bytes) -> dict[str, Any]:
-    """Read back what `pack_json` wrote."""
+    """Read back the JSON of a reply: tensors in base64, or as nested lists of numbers."""
     return {key: _tensor(value) for key, value in json.loads(body).items()}
 
 

@@ -6,7 +6,6 @@ The formats themselves are in a file of their own, `formats.py`, because that is
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -18,10 +17,12 @@ from starlette.types import Receive, Scope, Send
 from app import wire
 from app.errors import NotAcceptable, ResponseTooLarge
 from app.profile import stage
-from app.reply.formats import FORMATS, JSON_FLOATS, Document, Format
+from app.reply.formats import FORMATS, JSON_FLOATS, Body, Document, Format
+from app.reply.json_parts import Base64, Part
 from app.request.accept import negotiate
 from app.request.validation import shorten
 from app.settings import Settings
+from app.threads import BUILDER, on
 from app.wire import Tensor
 from encoder import InvalidField, PromptEmbeds
 
@@ -57,7 +58,7 @@ async def respond(
     _check(reply_format, embeds)
     with stage("serialize"):
         if _copied_bytes(reply_format, embeds) > MAX_COPY_ON_LOOP:
-            parts, own_headers = await asyncio.to_thread(_build, reply_format, embeds, facts)
+            parts, own_headers = await on(BUILDER, _build, reply_format, embeds, facts)
         else:
             parts, own_headers = _build(reply_format, embeds, facts)
     return PartsResponse(parts, {**own_headers, **(headers or {})}, reply_format.media_type)
@@ -89,9 +90,7 @@ def _copied_bytes(reply_format: Format, embeds: Sequence[PromptEmbeds]) -> int:
     return sum(prompt.hidden_states.nbytes for prompt in embeds)
 
 
-def _build(
-    reply_format: Format, embeds: Sequence[PromptEmbeds], facts: Document
-) -> tuple[wire.Parts, Mapping[str, str]]:
+def _build(reply_format: Format, embeds: Sequence[PromptEmbeds], facts: Document) -> tuple[Body, Mapping[str, str]]:
     """Body and headers. Safe on any thread."""
     hidden_states, attention_mask = collate(embeds)
     document = {**facts, "hidden_states": hidden_states, "attention_mask": attention_mask}
@@ -132,20 +131,41 @@ def _stack(arrays: Sequence[NDArray[Any]], length: int, axis: int) -> NDArray[An
 class PartsResponse(Response):
     """A response whose body is several buffers. Large ones are handed to the server as they are, without a copy."""
 
-    def __init__(self, parts: wire.Parts, headers: Mapping[str, str], media_type: str) -> None:
+    def __init__(self, parts: Body, headers: Mapping[str, str], media_type: str) -> None:
         self.messages = list(joined(parts))
-        length = sum(map(len, self.messages))
-        super().__init__(headers={**headers, "content-length": str(length)}, media_type=media_type)
+        self.length = sum(map(len, self.messages))
+        super().__init__(headers={**headers, "content-length": str(self.length)}, media_type=media_type)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the headers, then each message of the body."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        for number, body in enumerate(self.messages, 1):
-            await send({"type": "http.response.body", "body": body, "more_body": number < len(self.messages)})
+        sent = 0
+        for message in self.messages:
+            for body in message if isinstance(message, Base64) else (message,):
+                sent += len(body)
+                await send({"type": "http.response.body", "body": body, "more_body": sent < self.length})
+                if isinstance(message, Base64):
+                    await asyncio.sleep(0)  # a client that reads fast must not keep the loop from all others
 
 
-def joined(parts: wire.Parts) -> Iterator[bytes | memoryview]:
-    """The same bytes in fewer pieces: adjacent parts below JOIN_BELOW become one."""
-    for large, group in groupby(parts, lambda part: len(part) >= JOIN_BELOW):
-        neighbours = list(group)
-        yield from neighbours if large else [b"".join(neighbours)]
+def joined(parts: Body) -> Iterator[Part]:
+    """The same bytes in fewer pieces: adjacent parts below JOIN_BELOW become one, of less than twice that."""
+    small: list[bytes | memoryview] = []
+    length = 0
+    for part in parts:
+        if len(part) >= JOIN_BELOW:
+            yield from _one(small)
+            small, length = [], 0
+            yield part
+            continue
+        small += part if isinstance(part, Base64) else (part,)
+        length += len(part)
+        if length >= JOIN_BELOW:
+            yield from _one(small)
+            small, length = [], 0
+    yield from _one(small)
+
+
+def _one(parts: Sequence[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    if parts:
+        yield parts[0] if len(parts) == 1 else b"".join(parts)

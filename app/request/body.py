@@ -1,7 +1,6 @@
 """Reads a request body within its limits of size and time, parses it by its content type, and checks its fields."""
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn, TypeVar
 
 from fastapi.exceptions import RequestValidationError
@@ -17,10 +16,10 @@ from app.request.json_body import parse_json
 from app.request.msgpack_body import parse_msgpack
 from app.request.packed import coding_of, unpack
 from app.settings import Settings
+from app.threads import PARSER, on
 
 READABLE = (wire.JSON, *wire.MSGPACKS)
 MAX_PARSED_ON_LOOP = 64 * 1024  # bytes; less takes less than half a millisecond
-PARSER = ThreadPoolExecutor(1, "parse")
 Body = TypeVar("Body", bound=BaseModel)
 
 
@@ -39,9 +38,7 @@ async def read_body(request: Request, model: type[Body], settings: Settings) -> 
         body = await _read(request, settings.max_body_bytes, settings.body_timeout_s)
     with stage("parse"):
         if coding or len(body) > MAX_PARSED_ON_LOOP:
-            return await asyncio.get_running_loop().run_in_executor(
-                PARSER, _understand, body, coding, media_type, charset, model, settings
-            )
+            return await on(PARSER, _understand, body, coding, media_type, charset, model, settings)
         return _understand(body, coding, media_type, charset, model, settings)
 
 

@@ -8,7 +8,9 @@ from fastapi.params import Depends
 from starlette.responses import Response
 
 from app import wire
-from app.reply.reply import choose_format, respond
+from app.reply.formats import Body
+from app.reply.json_parts import json_parts
+from app.reply.reply import PartsResponse, choose_format, respond
 from app.request.accept import negotiate
 from app.request.body import read_body
 from app.request.disconnect import unless_disconnected
@@ -17,7 +19,10 @@ from app.routes.direct import DirectRoute
 from app.routes.encoding import encode_prompts, timings
 from app.routes.openapi import ENCODE, ENCODE_LAYERS, TOKENIZE
 from app.service import Service, ServiceDep
+from app.threads import BUILDER, on
 from encoder import EncodeResult, Engine, Preset, TokenizedPrompt
+
+MAX_TOKENS_ON_LOOP = 1000  # spelling and writing more would hold up the event loop for a noticeable time
 
 
 async def encode(request: Request, service: ServiceDep) -> Response:
@@ -48,12 +53,21 @@ async def tokenize(request: Request, service: ServiceDep) -> Response:
     body = await read_body(request, TokenizeRequest, service.settings)
     preset, engine = body.resolve(service.catalog), service.engine
     prompts = await unless_disconnected(request, engine.tokenize(body.texts(), preset))
+    if sum(len(prompt.input_ids) for prompt in prompts) > MAX_TOKENS_ON_LOOP:
+        parts = await on(BUILDER, _spell, media_type, prompts, preset, engine)
+    else:
+        parts = _spell(media_type, prompts, preset, engine)
+    return PartsResponse(parts, {}, media_type)
+
+
+def _spell(media_type: str, prompts: Sequence[TokenizedPrompt], preset: Preset, engine: Engine) -> Body:
+    """The reply of /tokenize."""
     document = {
         "model": engine.info.model,
         "preset": preset.name,
         "prompts": [_tokenized(prompt, engine) for prompt in prompts],
     }
-    return Response(wire.dump_json(document) if media_type == wire.JSON else wire.pack(document), media_type=media_type)
+    return json_parts(document) if media_type == wire.JSON else wire.pack_parts(document)
 
 
 ROUTES = (

@@ -5,8 +5,6 @@ less than Hugging Face's index; -2 means the same layer in both. The reply to on
 Client: llm-dit-experiments, src/llm_dit/backends/api.py. Source: heylookitsanllm, hidden_states.py.
 """
 
-import asyncio
-import base64
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -15,7 +13,8 @@ from pydantic import Field
 from starlette.responses import Response
 
 from app import wire
-from app.reply.reply import check_numbers
+from app.reply.json_parts import Written, in_base64, in_numbers, json_parts
+from app.reply.reply import PartsResponse, check_numbers
 from app.request.body import read_body
 from app.request.disconnect import unless_disconnected
 from app.request.schemas import Integer, Text, Window
@@ -24,6 +23,7 @@ from app.routes.dropins.fields import DropInRequest, Prompts
 from app.routes.encoding import encode_prompts, timings
 from app.routes.openapi import drop_in
 from app.service import Service, ServiceDep
+from app.threads import BUILDER, on
 from app.wire import Tensor
 from encoder import LAST_HIDDEN_STATE, EncodeResult, Engine, InvalidField, Preset
 
@@ -137,16 +137,15 @@ async def _boundaries(chat: Chat, result: EncodeResult, preset: Preset, engine: 
 
 async def _respond(service: Service, body: LayerRequest, result: EncodeResult, extra: dict[str, Any]) -> Response:
     [embeds] = result.embeds
-    if body.encoding_format == "float":
-        check_numbers(embeds.hidden_states.size, service.settings.max_json_floats)
+    tensor = Tensor(embeds.hidden_states, embeds.dtype)
     facts = {"model": body.model or service.engine.info.model, "layer": body.layer, "dtype": embeds.dtype} | extra
-    packed = await asyncio.to_thread(_pack, Tensor(embeds.hidden_states, embeds.dtype), body.encoding_format, facts)
-    return Response(packed, headers=timings(result), media_type=wire.JSON)
-
-
-def _pack(tensor: Tensor, encoding_format: str, facts: dict[str, Any]) -> bytes:
-    if encoding_format == "float":
-        data: dict[str, Any] = {"hidden_states": tensor.array.tolist()}
+    if body.encoding_format == "float":
+        check_numbers(tensor.array.size, service.settings.max_json_floats)
+        parts = await on(BUILDER, json_parts, _document(in_numbers(tensor), tensor, facts))
     else:
-        data = {"hidden_states": base64.b64encode(tensor.tobytes()).decode("ascii"), "encoding_format": "base64"}
-    return wire.dump_json(data | {"shape": list(tensor.array.shape)} | facts)
+        parts = json_parts(_document(in_base64(tensor), tensor, {"encoding_format": "base64"} | facts))
+    return PartsResponse(parts, timings(result), wire.JSON)
+
+
+def _document(hidden_states: Written, tensor: Tensor, facts: dict[str, Any]) -> dict[str, Any]:
+    return {"hidden_states": hidden_states, "shape": list(tensor.array.shape)} | facts

@@ -5,16 +5,14 @@ Our own `/encode` has that path, and a body with nothing but a prompt fits both.
 Source: sglang, multimodal_gen/runtime/entrypoints/post_training/encode_api.py, io_struct.py and utils.py.
 """
 
-import asyncio
 from typing import Any
 
-import msgpack
 from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
 from app import wire
-from app.reply.reply import collate
+from app.reply.reply import PartsResponse, collate
 from app.request.body import read_body
 from app.request.schemas import Text
 from app.routes.dropins.fields import DropInRequest, DTypeQuery, PresetQuery
@@ -58,25 +56,23 @@ async def encode(
         negatives = [body.negative_prompt]
         results["negative_"] = await encode_prompts(request, service, negatives, negative, dtype)
     facts = {"request_id": request.scope["request_id"], "prompt": body.prompt}
-    packed = await asyncio.to_thread(_pack, facts, results)
-    return Response(packed, headers=timings(*results.values()), media_type=wire.MSGPACK)
+    return PartsResponse(_pack(facts, results), timings(*results.values()), wire.MSGPACK)
 
 
-def _pack(facts: dict[str, Any], results: dict[str, EncodeResult]) -> bytes:
+def _pack(facts: dict[str, Any], results: dict[str, EncodeResult]) -> wire.Parts:
     encoder_output = {}  # prompt_embeds, prompt_attention_mask; negative_prompt_embeds, negative_attention_mask
     for side, result in results.items():
         hidden_states, attention_mask = collate(result.embeds)
         encoder_output[f"{side}prompt_embeds"] = _tensor(hidden_states)
         encoder_output[f"{side or 'prompt_'}attention_mask"] = _tensor(attention_mask)
     inference_time_s = sum(result.inference_ms for result in results.values()) / 1e3
-    packed: bytes = msgpack.packb(facts | {"encoder_output": encoder_output, "inference_time_s": inference_time_s})
-    return packed
+    return wire.pack_parts(facts | {"encoder_output": encoder_output, "inference_time_s": inference_time_s})
 
 
 def _tensor(tensor: Tensor) -> dict[str, Any]:
     return {
         "__tensor__": True,
-        "data": wire.pack_safetensors({"t": tensor}),
+        "data": wire.Blob(wire.pack_safetensors_parts({"t": tensor})),
         "shape": list(tensor.array.shape),
         "dtype": f"torch.{tensor.dtype}",
     }

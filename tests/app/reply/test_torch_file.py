@@ -62,3 +62,11 @@ def test_the_same_tensor_gives_the_same_bytes() -> None:
     tensor = Tensor(np.arange(6, dtype=np.float32), "float32")
 
     assert torch_file.pack(tensor) == torch_file.pack(tensor)
+
+
+def test_the_tensor_is_not_copied_into_the_file() -> None:
+    array = np.zeros((2, 100_000), np.float32)
+
+    parts = torch_file.pack_parts(Tensor(array, "float32"))
+
+    assert [len(part) for part in parts if np.shares_memory(np.frombuffer(part, np.uint8), array)] == [800_000]
