@@ -5,6 +5,12 @@
 ServiceError: what can go wrong in HTTP itself; the encoder's own errors are in `encoder.errors`
  ├─ MalformedRequest       what came is not HTTP/1
  ├─ MalformedHost          the Host header is not of the form host[:port]
+
+
+ ├─ HeadTimeout            target and headers did not arrive in time
+ ├─ TargetTooLong          target and headers are over the limit, by the target
+ ├─ HeadersTooLarge        target and headers are over the limit, by the headers
+ ├─ ExpectationFailed      the Expect header asks for what is not there
  ├─ MalformedBody          the body is not what its content type says
  ├─ Unauthorized           the API key is missing or wrong
  ├─ OriginNotAllowed       a web page of another origin asks
@@ -69,6 +75,35 @@ class MalformedHost(ServiceError):
     """The Host header is not of the form host[:port]."""
 
 
+class HeadTimeout(ServiceError):
+    """Target and headers did not arrive in time; the connection is closed."""
+
+
+class TargetTooLong(ServiceError):
+    """Target and headers are over the limit, by the target; the connection is closed."""
+
+
+class HeadersTooLarge(ServiceError):
+    """Target and headers are over the limit, by the headers; the connection is closed."""
+
+
+class ExpectationFailed(ServiceError):
+    """The Expect header asks for something other than 100-continue; the connection is closed."""
+
+
+class TooManyBytes(Overloaded):
+    """Bodies in arrival, or replies in flight, hold all the memory that they may.
+
+    Args:
+        message, retry_after_s: as in Overloaded.
+        headers: of the response.
+    """
+
+    def __init__(self, message: str, retry_after_s: int, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message, retry_after_s)
+        self.headers = headers
+
+
 class MalformedBody(ServiceError):
     """The body is empty, or does not parse."""
 
@@ -120,6 +155,10 @@ ANSWERS: dict[type[Exception], Answer] = {
     MalformedRequest: Answer(400, "malformed_request"),
     MalformedHost: Answer(400, "malformed_host"),
     MalformedBody: Answer(400, "malformed_body"),
+    HeadTimeout: Answer(408, "head_timeout"),
+    TargetTooLong: Answer(414, "target_too_long"),
+    ExpectationFailed: Answer(417, "expectation_failed"),
+    HeadersTooLarge: Answer(431, "headers_too_large"),
     Unauthorized: Answer(401, "unauthorized"),
     OriginNotAllowed: Answer(403, "origin_not_allowed"),
     NotAcceptable: Answer(406, "not_acceptable"),
@@ -132,6 +171,7 @@ ANSWERS: dict[type[Exception], Answer] = {
     InvalidField: Answer(422, "invalid_field"),
     RequestError: Answer(422, "invalid_request"),
     QueueFull: Answer(429, "queue_full"),
+    TooManyBytes: Answer(429, "too_many_bytes"),
     ClientDisconnected: Answer(499, "client_disconnected"),  # nginx's number; no client receives it
     ModelFailure: Answer(500, "inference_failed"),
     NotReady: Answer(503, "not_ready"),

@@ -1,5 +1,6 @@
 """Builds the app: a plain FastAPI app with our routes, middleware and exception handlers."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
@@ -12,6 +13,7 @@ from app import errors
 from app.access.host import HostCheck
 from app.access.keys import KeyCheck, Keys
 from app.access.origin import OriginCheck
+from app.http.traffic import Traffic
 from app.lifecycle import Lifecycle
 from app.metrics import Metrics
 from app.middleware import Head, RequestContext
@@ -56,8 +58,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,
         exception_handlers=errors.HANDLERS,
     )
-    keys = Keys.of(settings)
-    app.state.service = Service(settings, engine, Metrics(engine), Lifecycle(engine), keys)
+    keys, traffic = Keys.of(settings), Traffic(settings)
+    app.state.service = Service(settings, engine, Metrics(engine), traffic, Lifecycle(engine), keys)
     add_routes(app)
     add_middleware(app)
     return app
@@ -103,9 +105,11 @@ def host_names(settings: Settings) -> frozenset[str]:
 @contextlib.asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Load the model while the service already answers, and close the engine at the end."""
-    lifecycle = service_of(app).lifecycle
-    lifecycle.start()
+    service = service_of(app)
+    sweeper = asyncio.create_task(service.traffic.run())
+    service.lifecycle.start()
     try:
         yield
     finally:
-        await lifecycle.stop()
+        await service.lifecycle.stop()
+        sweeper.cancel()

@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import Any, NoReturn, cast
 
@@ -17,10 +18,10 @@ import uvicorn
 from fastapi import FastAPI
 
 from app import open_files, shutdown
+from app.http.connection import Connection
 from app.listen import curl_line, listening_socket
 from app.main import create_app
 from app.process import tune_process
-from app.protocol import Protocol, State
 from app.service import service_of
 from app.settings import Settings, is_loopback
 
@@ -31,7 +32,6 @@ OPEN = (
     "that only you reach it, as by publishing a container's port to 127.0.0.1."
 )
 
-KEEP_ALIVE_S = 75  # longer than clients keep an idle connection: closing it as a client reuses it would lose a request
 # Exit codes; 0 after a drain. A supervisor should start the service again after any other.
 NOT_LOADED = 1
 FAILED = 3  # 2 is a wrong setting
@@ -59,16 +59,14 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=Protocol,
+                http=partial(Connection, service_of(app).traffic),  # type: ignore[arg-type]  # what it calls to make one
                 access_log=False,
                 log_config=None,
                 proxy_headers=False,
                 ws="none",
                 server_header=False,
-                timeout_keep_alive=KEEP_ALIVE_S,
             )
         )
-        self.server_state: State = State()
         self.service = service_of(app)
         self.curl = curl_line(self.service.settings, sock)
         self.exit_code = 0
@@ -128,13 +126,11 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     def _stop_accepting(self) -> None:
-        self.service.admission.draining = self.server_state.is_draining = True
-        for connection in self._connections:
-            connection.drain()
+        self.service.admission.draining = self.service.traffic.draining = True
 
     @property
-    def _connections(self) -> set[Protocol]:
-        return cast(set[Protocol], self.server_state.connections)
+    def _connections(self) -> set[Connection]:
+        return cast(set[Connection], self.server_state.connections)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the connections, then the app and its engine."""

@@ -15,6 +15,7 @@ from fastapi import Depends, FastAPI, Request
 
 from app.access.keys import Keys
 from app.admission import Admission
+from app.http.traffic import Traffic
 from app.lifecycle import Lifecycle
 from app.metrics import Metrics
 from app.settings import Settings
@@ -29,6 +30,7 @@ class Service:
         settings: what the app was created with.
         engine: encodes prompts; its model may still be loading.
         metrics: what Prometheus scrapes.
+        traffic: what all connections share: their limits, and the bytes that they hold.
         lifecycle: loads the engine's model, and closes the engine.
         keys: that open the service; None if it asks for none.
         admission: lets requests in.
@@ -37,6 +39,7 @@ class Service:
     settings: Settings
     engine: Engine
     metrics: Metrics
+    traffic: Traffic
     lifecycle: Lifecycle
     keys: Keys | None
     admission: Admission = field(default_factory=Admission)

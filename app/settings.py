@@ -200,6 +200,19 @@ class Settings(BaseSettings):
         default=65_536,
         description="Maximum tokens waiting for the model, including padding; requests beyond that get 429.",
     )
+    max_arriving_bytes: Positive = Field(
+        default=64 * MIB,
+        description="Maximum bytes of requests that are not answered yet, bodies included and 16 KiB of each left out; "
+        "requests beyond that get 429.",
+    )
+    max_reply_bytes: Positive = Field(
+        default=512 * MIB,
+        description="Maximum bytes of results and replies that are planned, computed or being sent; requests beyond "
+        "that get 429. Replies that make no progress are given up first.",
+    )
+    max_connections: Positive = Field(
+        default=1000, description="Maximum number of open connections; those beyond that get 503."
+    )
     max_batch_tokens: Positive = Field(default=4096, description="Maximum tokens in a forward pass, including padding.")
     cache_bytes: int = Field(default=512 * MIB, ge=0, description="Memory for cached results, in bytes; 0 caches none.")
     disk_cache_dir: Path | None = Field(
@@ -213,6 +226,18 @@ class Settings(BaseSettings):
     body_timeout_s: Seconds = Field(
         default=30,
         description="Maximum time for a request body to arrive, in seconds; then the request gets 408.",
+    )
+    header_timeout_s: Seconds = Field(
+        default=10,
+        description="Maximum time for a request's target and headers to arrive, and for a new connection to send "
+        "anything, in seconds; then the connection is closed.",
+    )
+    idle_timeout_s: Seconds = Field(
+        default=75, description="Maximum time between two requests of a connection, in seconds; then it is closed."
+    )
+    write_timeout_s: Seconds = Field(
+        default=60,
+        description="Maximum time for a client to read its reply, in seconds; then the connection is closed.",
     )
     stall_s: Seconds = Field(
         default=120,

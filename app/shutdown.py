@@ -13,8 +13,8 @@ import threading
 from collections.abc import Collection, Sequence
 from typing import NoReturn
 
+from app.http.connection import Connection
 from app.listen import refuse_connections
-from app.protocol import Protocol
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ async def empty_backlog(sockets: Sequence[socket.socket]) -> None:
         await asyncio.sleep(POLL_S)
 
 
-async def close_connections(connections: Collection[Protocol]) -> None:
+async def close_connections(connections: Collection[Connection]) -> None:
     """Return when all connections are closed.
 
     A request whose head is incomplete gets 503. What is left after LAST_BYTES_S is cut off.

@@ -1,6 +1,5 @@
 """Reads a request body within its limits of size and time, parses it by its content type, and checks its fields."""
 
-import asyncio
 from typing import Any, NoReturn, TypeVar
 
 from fastapi.exceptions import RequestValidationError
@@ -8,7 +7,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
 from app import wire
-from app.errors import BodyTimeout, BodyTooLarge, ClientDisconnected, MalformedBody, UnsupportedMediaType
+from app.errors import BodyTooLarge, ClientDisconnected, MalformedBody, UnsupportedMediaType
 from app.profile import stage
 from app.request.bounds import MAX_VALUES
 from app.request.charset import UTF_8, charset_of, decode
@@ -35,7 +34,7 @@ async def read_body(request: Request, model: type[Body], settings: Settings) -> 
     media_type, charset = _media_type(request)
     coding = coding_of(request)
     with stage("receive"):
-        body = await _read(request, settings.max_body_bytes, settings.body_timeout_s)
+        body = await _read(request, settings.max_body_bytes)
     with stage("parse"):
         if coding or len(body) > MAX_PARSED_ON_LOOP:
             return await on(PARSER, _understand, body, coding, media_type, charset, model, settings)
@@ -76,27 +75,26 @@ def _media_type(request: Request) -> tuple[str, str]:
     return media_type, charset_of(content_type) if media_type == wire.JSON else UTF_8
 
 
-async def _read(request: Request, max_bytes: int, timeout_s: float) -> bytes:
-    """The whole body. It is refused unread if it declares too many bytes, or as soon as it has sent too many."""
+async def _read(request: Request, max_bytes: int) -> bytes:
+    """The whole body. It is refused unread if it declares too many bytes, or as soon as it has sent too many.
+
+    Limits of its time and of the memory of all bodies are the server's: `receive` raises where they are exceeded.
+    """
     declared = request.headers.get("content-length", "0")
     if declared.isdecimal() and int(declared) > max_bytes:
         _refuse(max_bytes, f"{int(declared):,} bytes")
-    body = bytearray()
-    try:
-        async with asyncio.timeout(timeout_s):
-            more = True
-            while more:
-                part = await request.receive()
-                if part["type"] == "http.disconnect":
-                    raise ClientDisconnected("The client disconnected while it sent the body.")
-                body += part.get("body", b"")
-                more = part.get("more_body", False)
-                if len(body) > max_bytes:
-                    _refuse(max_bytes, "more")
-    except TimeoutError as error:
-        message = f"The body did not arrive within {timeout_s:g} s."
-        raise BodyTimeout(message, "Send it faster, or smaller.", {"connection": "close"}) from error
-    return bytes(body)
+    parts: list[bytes] = []
+    received, more = 0, True
+    while more:
+        part = await request.receive()
+        if part["type"] == "http.disconnect":
+            raise ClientDisconnected("The client disconnected while it sent the body.")
+        parts.append(part.get("body", b""))
+        received += len(parts[-1])
+        if received > max_bytes:
+            _refuse(max_bytes, "more")
+        more = part.get("more_body", False)
+    return b"".join(parts)  # which copies nothing where it is one part
 
 
 def _refuse(max_bytes: int, found: str) -> NoReturn:
