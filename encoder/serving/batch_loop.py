@@ -9,7 +9,6 @@ computes while the host collects.
 """
 
 import asyncio
-import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from threading import Event, Lock
@@ -22,11 +21,10 @@ from encoder.serving.entry import Entry
 from encoder.serving.health import Health
 from encoder.serving.in_flight import InFlight
 from encoder.serving.pulse import Pulse
+from encoder.serving.rate import Rate
 from encoder.text_encoder import TextEncoder
 
 FIRST_RATE = 500.0  # padded tokens per second, assumed until batches have been measured
-NEW_RATE_WEIGHT = 0.2  # of the latest batch in the moving average
-MAX_RETRY_AFTER_S = 60
 # Fixed cost of a forward pass, in rows: measured on two CPUs of an AMD EPYC, and on an H100.
 OVERHEAD_ROWS = {"cpu": 16, "gpu": 400}
 
@@ -52,13 +50,12 @@ class BatchLoop:
         # Shared by both threads, under the lock: the event loop fills the queue, the model thread empties it.
         self._lock = Lock()
         self._batcher = Batcher(limits.max_queue_tokens, limits.max_batch_tokens)
-        self._running_prompts = 0  # of batches that have been taken and not delivered
         self._closed = False
         self._work_came = Event()  # the event loop sets it, the model thread clears it before it looks at the queue
         # The model thread appends and the event loop removes: a deque needs no lock for that.
         self._finished: deque[Batch] = deque()
         # The event loop's own.
-        self._rate = FIRST_RATE
+        self._rate = Rate(FIRST_RATE)
         self._counters = dict.fromkeys(("batches", "prompts", "real_tokens", "padded_tokens"), 0)
 
     def start(self, encoder: TextEncoder) -> None:
@@ -81,7 +78,8 @@ class BatchLoop:
         if self._closed:
             raise NotReady("The service was closed.", 10)
         with self._lock:
-            self._batcher.put(entries, self._retry_after_s())
+            seconds = self._rate.retry_after_s(self._batcher.tokens_before_room(entries))
+            self._batcher.put(entries, seconds)
         self._wake_for(entries)
 
     def put_first(self, entry: Entry) -> None:
@@ -100,7 +98,7 @@ class BatchLoop:
         return {
             "queued_prompts": len(self._batcher),
             "queued_tokens": self._batcher.queued_tokens,
-            "running_prompts": self._running_prompts,
+            "running_prompts": self._batcher.running,
         }
 
     def counters(self) -> dict[str, int]:
@@ -127,7 +125,7 @@ class BatchLoop:
         while self._finished:
             batch = self._finished.popleft()
             with self._lock:
-                self._running_prompts -= len(batch.entries)
+                self._batcher.finish(batch.entries)
             with self._in_flight.error_boundary(batch.entries):
                 for entry, outcome in zip(batch.entries, batch.outcomes, strict=True):
                     with self._in_flight.error_boundary([entry]):
@@ -138,16 +136,11 @@ class BatchLoop:
         if batch.error is not None or batch.entries[0].is_probe:
             return
         padded_tokens = self._batcher.count_tokens([entry.length for entry in batch.entries])
-        latest_rate = padded_tokens / max(batch.finished_at - batch.started_at, 1e-6)
-        self._rate += NEW_RATE_WEIGHT * (latest_rate - self._rate)
+        self._rate.measure(padded_tokens, batch.finished_at - batch.started_at)
         self._counters["batches"] += 1
         self._counters["prompts"] += len(batch.entries)
         self._counters["padded_tokens"] += padded_tokens
         self._counters["real_tokens"] += sum(entry.job.computed_rows for entry in batch.entries)
-
-    def _retry_after_s(self) -> int:
-        """Seconds until the queue is empty at the measured rate."""
-        return min(MAX_RETRY_AFTER_S, max(1, math.ceil(self._batcher.queued_tokens / self._rate)))
 
     # On the model thread.
 
@@ -180,19 +173,18 @@ class BatchLoop:
         self._work_came.clear()
 
     def _take(self) -> Batch | None:
-        """The next batch, or None where nothing waits. If forming it fails, the oldest entry alone gets the error."""
+        """The next batch, or None where nothing waits. If forming it fails, the first entry alone gets the error."""
         self.pulse.begin("take a batch")
         batch = Batch()
         with self._lock:
             if self._closed:
                 return None
             try:
-                batch.entries = self._batcher.take_batch(self._running_prompts)
+                batch.entries = self._batcher.take_batch()
             except BaseException as error:  # noqa: BLE001  # whatever it is, the entries behind it can still run
                 batch.error = error
                 self._health.report("The model thread could not form a batch.", error)
-                batch.entries = self._batcher.take_oldest()
-            self._running_prompts += len(batch.entries)
+                batch.entries = self._batcher.take_first()
         return batch if batch.entries else None
 
     def _finish(self, runner: BatchRunner, batch: Batch) -> None:

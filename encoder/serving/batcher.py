@@ -1,26 +1,36 @@
-"""A bounded queue, measured in tokens, from which batches are taken.
+"""A bounded queue, measured in tokens, from which batches are taken: fair by tokens between requests.
 
 Knows nothing of tensors, threads or HTTP. It has no lock of its own, see batch_loop.py.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 
 from encoder.errors import QueueFull, RequestTooLarge
 from encoder.serving.entry import Entry
+from encoder.serving.fair_queue import FairQueue
 
 WINDOW = 64  # waiting entries that one batch is chosen from, so that the choice stays cheap however long the queue is
+# How many prompts a request has in a batch, of each prompt of the smallest request of late: a single prompt that comes
+# beside 64 waits for one such batch and runs in the next, 8 of 64.
+SHARE = 4
+MIN_SHARE_OVERHEADS = 2  # fixed costs of a batch that a request may fill whatever its share, or batches cost too much
+ROOM_SHARE = 8  # a refused request is told to wait until this share of the queue is free, so that others find room too
 
 
 class Batcher:
-    """The waiting entries, oldest first.
+    """The waiting entries, in the order of their turns.
 
     Args:
         max_queue_tokens: padded tokens that may wait.
         max_batch_tokens: padded tokens in one batch; a longer entry still runs, alone.
         count_tokens: padded tokens of a batch of entries of these lengths; by default those of a rectangle.
         overhead_rows: the fixed cost of a batch, in tokens.
+    Attributes:
+        queued_tokens: of entries that wait.
+        running, running_tokens: entries that were taken and have not finished, and their tokens.
+        smallest: prompts of the smallest request of late.
     """
 
     def __init__(
@@ -34,24 +44,30 @@ class Batcher:
         self.max_batch_tokens = max_batch_tokens
         self.count_tokens = count_tokens
         self.overhead_rows = overhead_rows
-        self.queued_tokens = 0
+        self.queued_tokens = self.running = self.running_tokens = self.smallest = 0
+        self._waiting: FairQueue[Entry] = FairQueue()
         self._requests = 0  # queued since the start: numbers them
-        self._waiting: dict[Entry, None] = {}  # in order of arrival, with removal from anywhere
+        self._since_smallest = 0  # tokens taken since the smallest request of late came
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def __iter__(self) -> Iterator[Entry]:
-        return iter(list(self._waiting))
+        return iter(self._waiting)
 
     def check(self, entries: Sequence[Entry]) -> None:
         """Errors: RequestTooLarge when the entries of a request would not fit an empty queue."""
-        tokens = sum(entry.length for entry in entries)
+        tokens = _tokens(entries)
         if tokens > self.max_queue_tokens:
             raise RequestTooLarge(
                 f"The request adds {tokens} padded tokens, the whole queue holds {self.max_queue_tokens}. "
                 "Send fewer prompts at a time."
             )
+
+    def tokens_before_room(self, entries: Sequence[Entry]) -> int:
+        """Tokens that must run before the queue has room for these entries, and for others beside them."""
+        wanted = max(_tokens(entries), self.max_queue_tokens // ROOM_SHARE)
+        return self.running_tokens + max(0, self.queued_tokens + wanted - self.max_queue_tokens)
 
     def put(self, entries: Sequence[Entry], retry_after_s: int) -> None:
         """Queue all entries of a request, or none of them.
@@ -62,7 +78,7 @@ class Batcher:
         Errors: RequestTooLarge as in `check`, QueueFull when they don't fit now.
         """
         self.check(entries)
-        tokens = sum(entry.length for entry in entries)
+        tokens = _tokens(entries)
         if self.queued_tokens + tokens > self.max_queue_tokens:
             raise QueueFull(
                 f"The queue holds {self.queued_tokens} of {self.max_queue_tokens} tokens, this request adds {tokens}. "
@@ -72,63 +88,103 @@ class Batcher:
         self._requests += 1
         for entry in entries:
             entry.request = self._requests
-        self._waiting.update(dict.fromkeys(entries))
+        self._waiting.put({entry: entry.length for entry in entries})
         self.queued_tokens += tokens
+        if not 0 < self.smallest < len(entries) or self._since_smallest > self.max_queue_tokens:  # late: a full queue
+            self.smallest, self._since_smallest = len(entries), 0
 
     def put_first(self, entry: Entry) -> None:
         """Queue an entry before all others, even where there is no room."""
-        self._waiting = {entry: None, **self._waiting}
+        self._waiting.put_first(entry)
         self.queued_tokens += entry.length
 
     def discard(self, entry: Entry) -> bool:
         """Take an entry out of the queue; False when it had left already."""
-        if entry not in self._waiting:
+        if not self._waiting.discard(entry):
             return False
-        del self._waiting[entry]
         self.queued_tokens -= entry.length
         return True
 
-    def take_oldest(self) -> list[Entry]:
-        """Remove and return the oldest entry, where there is one."""
-        oldest = list(islice(self._waiting, 1))
-        for entry in oldest:
-            self.discard(entry)
-        return oldest
+    def take_first(self) -> list[Entry]:
+        """Remove and return the entry whose turn it is, where there is one."""
+        return self._take(self._waiting.first(1))
 
-    def take_batch(self, running: int = 0) -> list[Entry]:
+    def take_batch(self) -> list[Entry]:
         """Remove and return the next batch; empty when nothing waits.
 
-        The oldest entry leads every batch, so no entry starves. Of those behind it, the nearest in length join first,
-        as long as the batch stays inside its token budget. Each joins only where it costs less than in a batch of its
-        own: a long or a deep entry makes all others longer or deeper.
+        The entry whose turn it is leads every batch, so no entry starves. Of those behind it, the nearest in length
+        join first, as long as the batch stays inside its token budget. Each joins only where it costs less than in a
+        batch of its own: a long or a deep entry makes all others longer or deeper.
 
         Once a batch has paid for its fixed cost, it takes from other requests no more than half of the entries that
         wait and run. So one half runs while the other is answered and its clients ask again. Otherwise nearly all
         clients would be answered at the same time, and the model would wait for their next requests.
 
-        Args:
-            running: entries of batches that have been taken and not delivered.
+        No request has many times as many entries in a batch as the smallest request of late, see SHARE. Otherwise
+        a small request would wait as long as the large one that it shares a batch with, or comes behind.
         """
-        window = list(islice(self._waiting, WINDOW))
+        window = self._waiting.first(WINDOW)
         if not window:
             return []
         lead = window[0]
-        batch, lengths = [lead], [lead.length]
-        tokens, depth = self.count_tokens(lengths), lead.job.depth
-        half = math.ceil((len(self._waiting) + running) / 2)
+        batch = _Batch(self, lead)
+        half = math.ceil((len(self) + self.running) / 2)
         for entry in sorted(window[1:], key=lambda entry: abs(entry.length - lead.length)):
-            if len(batch) >= half and tokens >= self.overhead_rows and entry.request != lead.request:
-                continue
-            joined_tokens, joined_depth = self.count_tokens([*lengths, entry.length]), max(depth, entry.job.depth)
-            apart = self._cost(tokens, depth) + self._cost(self.count_tokens([entry.length]), entry.job.depth)
-            if joined_tokens <= self.max_batch_tokens and self._cost(joined_tokens, joined_depth) <= apart:
-                batch.append(entry)
-                lengths.append(entry.length)
-                tokens, depth = joined_tokens, joined_depth
-        for entry in batch:
-            self.discard(entry)
-        return batch
+            is_half = len(batch.entries) >= half and batch.tokens >= self.overhead_rows
+            if not (is_half and entry.request != lead.request) and not batch.has_share_of(entry.request):
+                batch.join_if_cheaper(entry)
+        return self._take(batch.entries)
+
+    def finish(self, entries: Sequence[Entry]) -> None:
+        """Note that entries that were taken run no more."""
+        self.running -= len(entries)
+        self.running_tokens -= _tokens(entries)
+
+    def _take(self, entries: list[Entry]) -> list[Entry]:
+        tokens = _tokens(entries)
+        self._waiting.take(entries)
+        self.queued_tokens -= tokens
+        self._since_smallest += tokens
+        self.running += len(entries)
+        self.running_tokens += tokens
+        return entries
+
+
+class _Batch:
+    """A batch in the making."""
+
+    def __init__(self, batcher: Batcher, lead: Entry) -> None:
+        self.entries = [lead]
+        self.tokens = batcher.count_tokens([lead.length])
+        self._batcher = batcher
+        self._lengths = [lead.length]
+        self._depth = lead.job.depth
+        self._entries_of = Counter([lead.request])
+        self._tokens_of = Counter({lead.request: lead.length})
+
+    def has_share_of(self, request: int) -> bool:
+        """Whether it has as many entries of this request as it may."""
+        return (
+            self._entries_of[request] >= SHARE * self._batcher.smallest
+            and self._tokens_of[request] >= MIN_SHARE_OVERHEADS * self._batcher.overhead_rows
+        )
+
+    def join_if_cheaper(self, entry: Entry) -> None:
+        """Let an entry join if there is room, and if it costs no more here than alone."""
+        count = self._batcher.count_tokens
+        tokens, depth = count([*self._lengths, entry.length]), max(self._depth, entry.job.depth)
+        apart = self._cost(self.tokens, self._depth) + self._cost(count([entry.length]), entry.job.depth)
+        if tokens <= self._batcher.max_batch_tokens and self._cost(tokens, depth) <= apart:
+            self.entries.append(entry)
+            self._lengths.append(entry.length)
+            self._entries_of[entry.request] += 1
+            self._tokens_of[entry.request] += entry.length
+            self.tokens, self._depth = tokens, depth
 
     def _cost(self, tokens: int, depth: int) -> int:
         """The cost of a batch, in tokens through one layer."""
-        return (tokens + self.overhead_rows) * depth
+        return (tokens + self._batcher.overhead_rows) * depth
+
+
+def _tokens(entries: Sequence[Entry]) -> int:
+    return sum(entry.length for entry in entries)

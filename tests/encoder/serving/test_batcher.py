@@ -3,7 +3,7 @@ from collections.abc import Callable
 import pytest
 
 from encoder.errors import QueueFull, RequestTooLarge
-from encoder.serving.batcher import Batcher
+from encoder.serving.batcher import ROOM_SHARE, Batcher
 from encoder.serving.entry import Entry
 from encoder.types import Job, Tap
 
@@ -49,7 +49,7 @@ def test_one_prompt_alone_is_a_batch_at_once(batcher: Batcher, make_entry: MakeE
     assert batcher.queued_tokens == 0
 
 
-def test_the_oldest_entry_leads_every_batch(batcher: Batcher, make_entry: MakeEntry) -> None:
+def test_the_entry_whose_turn_it_is_leads_every_batch(batcher: Batcher, make_entry: MakeEntry) -> None:
     """A long prompt behind a stream of short ones would starve if batches were chosen for their fit alone."""
     batcher.put([make_entry(256)], retry_after_s=1)
     batcher.put([make_entry(16) for _ in range(8)], retry_after_s=1)
@@ -143,21 +143,75 @@ def test_a_batch_takes_half_of_the_prompts_that_wait_and_run(make_entry: MakeEnt
     for _ in range(64):
         batcher.put([make_entry(16)], retry_after_s=1)
 
-    assert len(batcher.take_batch()) == 32
-    assert len(batcher.take_batch(running=32)) == 32
+    first = batcher.take_batch()
+    assert len(first) == 32
+    second = batcher.take_batch()
+    assert len(second) == 32  # of 32 that wait and 32 that run
 
+    batcher.finish([*first, *second[4:]])
     for _ in range(60):
         batcher.put([make_entry(16)], retry_after_s=1)
-    assert len(batcher.take_batch(running=4)) == 32
+    assert len(batcher.take_batch()) == 32  # of 60 that wait and 4 that run
 
 
 def test_prompts_of_one_request_share_a_batch_whole(make_entry: MakeEntry) -> None:
     """They are answered together, so halving them would only delay the answer."""
     batcher = Batcher(max_queue_tokens=4096, max_batch_tokens=4096)
-    batcher.put([make_entry(16) for _ in range(64)], retry_after_s=1)
-    batcher.put([make_entry(16) for _ in range(6)], retry_after_s=1)
+    for _ in range(2):
+        batcher.put([make_entry(16) for _ in range(64)], retry_after_s=1)
 
+    assert sorted(entry.request for entry in batcher.take_batch()) == [1] * 32 + [2] * 32
+
+
+def test_a_single_prompt_shares_a_batch_with_a_few_prompts_of_a_large_request(make_entry: MakeEntry) -> None:
+    """In a batch with all 64 it would wait as long as they do."""
+    batcher = Batcher(max_queue_tokens=4096, max_batch_tokens=4096)
+    batcher.put([make_entry(16) for _ in range(64)], retry_after_s=1)
+    batcher.put([make_entry(16)], retry_after_s=1)
+
+    assert [entry.request for entry in batcher.take_batch()] == [1, 2, 1, 1, 1]
+
+
+def test_large_requests_come_in_small_batches_for_a_while_after_a_small_one(make_entry: MakeEntry) -> None:
+    """Its client may ask again at any time, and waits for the batch that runs then."""
+    batcher = Batcher(max_queue_tokens=1024, max_batch_tokens=4096)
+    batcher.put([make_entry(16)], retry_after_s=1)
+    batcher.take_batch()
+    batcher.put([make_entry(16) for _ in range(64)], retry_after_s=1)
+    in_small_batches = [len(batcher.take_batch()) for _ in range(16)]
+    batcher.put([make_entry(16)], retry_after_s=1)
+    batcher.take_batch()
+    for _ in range(2):
+        batcher.put([make_entry(16) for _ in range(64)], retry_after_s=1)
+        while batcher.take_batch():
+            pass
+
+    batcher.put([make_entry(16) for _ in range(64)], retry_after_s=1)
+
+    assert in_small_batches == [4] * 16
     assert len(batcher.take_batch()) == 64
+
+
+def test_a_small_share_still_pays_for_the_fixed_cost_of_its_batch(make_entry: MakeEntry) -> None:
+    """A GPU takes as long for four short prompts as for fifty."""
+    batcher = Batcher(max_queue_tokens=4096, max_batch_tokens=4096, overhead_rows=400)
+    batcher.put([make_entry(16) for _ in range(64)], retry_after_s=1)
+    batcher.put([make_entry(16)], retry_after_s=1)
+
+    assert len(batcher.take_batch()) == 51  # 800 tokens of the large request, and the single prompt
+
+
+def test_what_runs_and_what_is_asked_for_counts_before_there_is_room(make_entry: MakeEntry) -> None:
+    batcher = Batcher(max_queue_tokens=1024, max_batch_tokens=256)
+    batcher.put([make_entry(256) for _ in range(4)], retry_after_s=1)
+    running = batcher.take_batch()
+
+    assert batcher.tokens_before_room([make_entry(16)]) == 256  # that run; a quarter of the queue is free
+    assert batcher.tokens_before_room([make_entry(512)]) == 512
+    batcher.put([make_entry(256)], retry_after_s=1)
+    assert batcher.tokens_before_room([make_entry(16)]) == 256 + 1024 // ROOM_SHARE
+    batcher.finish(running)
+    assert batcher.tokens_before_room([make_entry(16)]) == 1024 // ROOM_SHARE
 
 
 def test_a_batch_below_its_fixed_cost_is_not_halved(make_entry: MakeEntry) -> None:
