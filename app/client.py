@@ -14,23 +14,22 @@ from typing import Any, Self
 
 import httpx
 
+from app.attempts import Attempts
+from app.attempts import ClientError as ClientError
 from app.embeds import Embeds
-from app.exchange import Attempts, Call, T, encode_call, encode_layers_call, info_call, presets_call, tokenize_call
-from app.exchange import ClientError as ClientError
+from app.exchange import Call, T, encode_call, encode_layers_call, info_call, presets_call, tokenize_call
 from app.pipelines import Plan, override
 from app.pipelines.plan import Prompts
 
 BASE_URL = "http://127.0.0.1:8000"
 TIMEOUT_S = 310.0  # somewhat longer than the service itself lets a request wait
-CONNECT_TIMEOUT_S = 5.0
 
 
-def _options(base_url: str, api_key: str | None, timeout: float) -> dict[str, Any]:
+def _options(base_url: str, api_key: str | None) -> dict[str, Any]:
     """The arguments that httpx's two clients share. The environment's proxy is not for a service close by."""
     return {
         "base_url": base_url,
         "headers": {"authorization": f"Bearer {api_key}"} if api_key else {},
-        "timeout": httpx.Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT_S)),
         "trust_env": False,
     }
 
@@ -46,8 +45,9 @@ class Client:
         base_url: where the service listens.
         uds: path of its Unix socket, if it listens on one.
         api_key: if it asks for one; an empty one, as of an empty variable, is none.
-        timeout: longest wait for a reply, in seconds.
-        retries: of a request that the service was too busy to take.
+        timeout: longest time of a call in seconds, with all attempts: while the service is busy or restarts, the client
+            tries again.
+        retries: at most so many; None tries for as long as there is time.
     """
 
     def __init__(
@@ -57,10 +57,10 @@ class Client:
         uds: str | os.PathLike[str] | None = None,
         api_key: str | None = None,
         timeout: float = TIMEOUT_S,
-        retries: int = 5,
+        retries: int | None = None,
     ) -> None:
-        self._http = httpx.Client(transport=httpx.HTTPTransport(uds=_path(uds)), **_options(base_url, api_key, timeout))
-        self._retries = retries
+        self._http = httpx.Client(transport=httpx.HTTPTransport(uds=_path(uds)), **_options(base_url, api_key))
+        self._timeout, self._retries = timeout, retries
         self._where = base_url if uds is None else os.fspath(uds)
 
     def encode(self, prompt: Prompts, preset: str | None = None, **fields: Any) -> Embeds:
@@ -111,16 +111,28 @@ class Client:
         override(pipe, self.encode, preset)
 
     def _call(self, call: Call[T]) -> T:
-        attempts = Attempts(self._retries, self._where)
+        attempts = Attempts(self._timeout, self._retries, self._where)
         while True:
             try:
-                response = self._http.request(**call.request)
-            except httpx.TransportError as error:
-                attempts.reconnect(error)
+                response = self._send(call, attempts)
+            except httpx.RequestError as error:
+                time.sleep(attempts.wait_after_error(error))
                 continue
             if response.is_success:
                 return call.reply(response)
-            time.sleep(attempts.wait_s(response))
+            time.sleep(attempts.wait_after_reply(response))
+
+    def _send(self, call: Call[T], attempts: Attempts) -> httpx.Response:
+        """One attempt. httpx limits each read; a reply may consist of any number of them."""
+        parts = []
+        with self._http.stream(**call.request, timeout=attempts.timeout()) as response:
+            for part in response.iter_raw():
+                parts.append(part)
+                if attempts.left_s < 0:
+                    raise attempts.overdue()
+        return httpx.Response(
+            response.status_code, headers=response.headers, content=b"".join(parts), request=response.request
+        )
 
     def close(self) -> None:
         """Close the connections."""
@@ -145,12 +157,12 @@ class AsyncClient:
         uds: str | os.PathLike[str] | None = None,
         api_key: str | None = None,
         timeout: float = TIMEOUT_S,
-        retries: int = 5,
+        retries: int | None = None,
     ) -> None:
         self._http = httpx.AsyncClient(
-            transport=httpx.AsyncHTTPTransport(uds=_path(uds)), **_options(base_url, api_key, timeout)
+            transport=httpx.AsyncHTTPTransport(uds=_path(uds)), **_options(base_url, api_key)
         )
-        self._retries = retries
+        self._timeout, self._retries = timeout, retries
         self._where = base_url if uds is None else os.fspath(uds)
 
     async def encode(self, prompt: Prompts, preset: str | None = None, **fields: Any) -> Embeds:
@@ -187,16 +199,19 @@ class AsyncClient:
         return plan.arguments([await self.encode(**request) for request in plan.requests])
 
     async def _call(self, call: Call[T]) -> T:
-        attempts = Attempts(self._retries, self._where)
+        attempts = Attempts(self._timeout, self._retries, self._where)
         while True:
             try:
-                response = await self._http.request(**call.request)
-            except httpx.TransportError as error:
-                attempts.reconnect(error)
+                async with asyncio.timeout(attempts.left_s):
+                    response = await self._http.request(**call.request, timeout=attempts.timeout())
+            except TimeoutError as error:
+                raise attempts.overdue() from error
+            except httpx.RequestError as error:
+                await asyncio.sleep(attempts.wait_after_error(error))
                 continue
             if response.is_success:
                 return call.reply(response)
-            await asyncio.sleep(attempts.wait_s(response))
+            await asyncio.sleep(attempts.wait_after_reply(response))
 
     async def close(self) -> None:
         """Close the connections."""

@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import random
 import time
 import urllib.error
 import urllib.request
@@ -12,11 +13,12 @@ import safetensors.torch
 import torch
 
 DEFAULT_SERVER = os.environ.get("QWEN3_ENCODER_URL") or "http://127.0.0.1:8000"
-TIMEOUT_S = 310.0  # somewhat longer than the service itself lets a request wait
+TIMEOUT_S = 310.0  # of a call with all attempts; somewhat longer than the service itself lets a request wait
 INFO_TIMEOUT_S = 5.0
-MAX_WAIT_S = 60.0  # for a busy service, all together
-FIRST_WAIT_S = 0.5  # where it does not say how long; doubled each time
-BUSY = (429, 503)
+MAX_WAIT_S = 60.0  # for a service that is busy or restarts, all together
+FIRST_WAIT_S = 0.5  # where it does not say how long; doubled each time, up to LONGEST_WAIT_S
+LONGEST_WAIT_S = 4.0
+PASSING = (429, 502, 503)  # busy, a proxy that does not reach the service, one that starts or ends
 
 
 class EncoderError(RuntimeError):
@@ -59,23 +61,27 @@ def _call(
     server: str, path: str, body: dict[str, Any] | None, accept: str, timeout_s: float, max_wait_s: float
 ) -> bytes:
     request = _request(server, path, body, accept)
+    ends_at = time.monotonic() + timeout_s
     wait_s = FIRST_WAIT_S
     while True:
         try:
-            with OPENER.open(request, timeout=timeout_s) as response:
+            with OPENER.open(request, timeout=max(0.001, ends_at - time.monotonic())) as response:
                 if response.headers.get_content_type() != accept:
                     raise EncoderError(f"{server} answered with something else. Is the service running there?")
                 return response.read()
         except urllib.error.HTTPError as error:
             pause_s = _retry_after(error, wait_s)
-            if error.code not in BUSY or pause_s > max_wait_s:
+            if error.code not in PASSING or pause_s > max_wait_s:
                 raise EncoderError(_refusal(error, server)) from error
-        except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", error)
-            raise EncoderError(f"{server} cannot be reached: {reason}. Is the service running there?") from error
+        except (OSError, http.client.HTTPException) as error:  # refused, broken off, or out of time
+            pause_s = wait_s
+            if pause_s > min(max_wait_s, ends_at - time.monotonic()):
+                reason = getattr(error, "reason", error)
+                raise EncoderError(f"{server} cannot be reached: {reason}. Is the service running there?") from error
+        pause_s *= random.uniform(1, 1.1)  # so that many do not come back at the same moment
         time.sleep(pause_s)
         max_wait_s -= pause_s
-        wait_s *= 2
+        wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
 
 def _request(server: str, path: str, body: dict[str, Any] | None, accept: str) -> urllib.request.Request:

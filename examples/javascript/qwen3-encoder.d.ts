@@ -32,7 +32,7 @@ export interface EncodeRequest {
 export interface Options {
   apiKey?: string;
   signal?: AbortSignal;
-  /** Longest wait for a busy service, all attempts together. */
+  /** Longest wait for a service that is busy or restarts, all attempts together. */
   maxWaitMs?: number;
 }
 

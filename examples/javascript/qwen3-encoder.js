@@ -2,9 +2,10 @@
 
 import { decode } from "@msgpack/msgpack";
 
-const BUSY = [429, 503];
-const MAX_WAIT_MS = 60_000; // for a busy service, all together
-const FIRST_WAIT_MS = 500; // where it does not say how long; doubled each time
+const PASSING = [429, 502, 503]; // busy, a proxy that does not reach the service, one that starts or ends
+const MAX_WAIT_MS = 60_000; // for a service that is busy or restarts, all together
+const FIRST_WAIT_MS = 500; // where the service does not say how long; doubled each time
+const LONGEST_WAIT_MS = 4_000;
 
 /** The service refused, failed, or something else answered. */
 export class EncoderError extends Error {
@@ -20,13 +21,22 @@ export class EncoderError extends Error {
 export async function encode(server, body, { apiKey, signal, maxWaitMs = MAX_WAIT_MS } = {}) {
   const headers = { accept: "application/msgpack", "content-type": "application/json" };
   if (apiKey) headers.authorization = `Bearer ${apiKey}`;
+  const address = new URL("encode", withSlash(server));
   const request = { method: "POST", headers, body: JSON.stringify(body), signal, redirect: "error" };
-  for (let waitMs = FIRST_WAIT_MS; ; waitMs *= 2) {
-    const response = await fetch(new URL("encode", withSlash(server)), request);
-    if (response.ok) return read(response);
-    const seconds = parseFloat(response.headers.get("retry-after") ?? "");
-    const pauseMs = Number.isFinite(seconds) ? Math.max(0, seconds * 1000) : waitMs;
-    if (!BUSY.includes(response.status) || pauseMs > maxWaitMs) throw await refusal(response);
+  for (let waitMs = FIRST_WAIT_MS; ; waitMs = Math.min(2 * waitMs, LONGEST_WAIT_MS)) {
+    let pauseMs = waitMs;
+    try {
+      const response = await fetch(address, request);
+      if (response.ok) return await read(response);
+      const seconds = parseFloat(response.headers.get("retry-after") ?? "");
+      if (Number.isFinite(seconds)) pauseMs = Math.max(0, seconds * 1000);
+      if (!PASSING.includes(response.status) || pauseMs > maxWaitMs) throw await refusal(response);
+      await response.body?.cancel();
+    } catch (error) {
+      // A TypeError of fetch is a connection that was refused or broke off.
+      if (!(error instanceof TypeError) || pauseMs > maxWaitMs) throw error;
+    }
+    pauseMs *= 1 + Math.random() / 10; // so that many do not come back at the same moment
     maxWaitMs -= pauseMs;
     await new Promise((resolve) => setTimeout(resolve, pauseMs));
     signal?.throwIfAborted();

@@ -25,6 +25,7 @@ from app.wire import Tensor
 from tests.conftest import RunningServer, Start
 
 BUSY = 429, {"retry-after": "0.2"}, {"error": {"code": "queue_full", "message": "The queue is full.", "hint": "Wait."}}
+OVERDUE = {"error": {"code": "deadline_exceeded", "message": "It took too long."}}
 INFO = 200, {}, {"model": "demo"}
 MASK = np.array([[True, True, True, False]])
 Answer = tuple[int, dict[str, str], Any]
@@ -266,13 +267,14 @@ def test_the_async_client_asks_again_too() -> None:
         pytest.param(BUSY, 0, 1, id="no retries wanted"),
         pytest.param((503, {"retry-after": "3600"}, BUSY[2]), 5, 1, id="longer than anyone waits"),
         pytest.param((500, {}, BUSY[2]), 5, 1, id="not a matter of time"),
+        pytest.param((504, {}, OVERDUE), 5, 1, id="the service has tried"),
     ],
 )
 def test_giving_up(answer: Answer, retries: int, attempts: int) -> None:
     with scripted(answer) as server, Client(server.url, retries=retries) as client:
         error = error_of(client)
 
-    assert (error.status, error.code, error.hint) == (answer[0], "queue_full", "Wait.")
+    assert (error.status, error.code) == (answer[0], answer[2]["error"]["code"])
     assert len(server.times) == attempts
 
 
@@ -283,21 +285,102 @@ def test_a_connection_that_was_closed_while_idle_is_opened_anew() -> None:
         assert client.info() == {"model": "demo"}
 
 
+def break_off(handler: http.server.BaseHTTPRequestHandler) -> None:
+    """Send half a reply, as a service does that is killed."""
+    handler.send_response(200)
+    handler.send_header("content-type", "application/json")
+    handler.send_header("content-length", "100")
+    handler.end_headers()
+    handler.wfile.write(b'{"model": ')
+    hang_up(handler)
+
+
+def drip(handler: http.server.BaseHTTPRequestHandler) -> None:
+    """Send a reply that never ends, byte by byte."""
+    handler.send_response(200)
+    handler.send_header("content-type", "application/json")
+    handler.end_headers()
+    with contextlib.suppress(OSError):
+        while True:
+            handler.wfile.write(b" ")
+            time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(hang_up, id="no reply"),
+        pytest.param(break_off, id="half a reply"),
+        pytest.param((502, {}, "bad gateway"), id="502 of a proxy"),
+        pytest.param((503, {}, "unavailable"), id="503 of a proxy"),
+        pytest.param((504, {"retry-after": "Fri, 31 Dec 1999 23:59:59 GMT"}, "timeout"), id="504 of a proxy"),
+    ],
+)
+def test_what_passes_with_a_restart_is_tried_again(answer: Any) -> None:
+    async def ask(url: str) -> dict[str, Any]:
+        async with AsyncClient(url) as client:
+            return await client.info()
+
+    with scripted(answer, answer, INFO, answer, answer, INFO) as server, Client(server.url) as client:
+        assert client.info() == {"model": "demo"}
+        assert asyncio.run(ask(server.url)) == {"model": "demo"}
+
+    assert len(server.times) == 6
+
+
+def test_a_service_that_starts_late_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+    """As after a crash, until the supervisor has started it anew. The client says that it waits."""
+    with contextlib.ExitStack() as later:
+        server = later.enter_context(Scripted(INFO))
+        server.socket.close()  # nobody listens there any more
+        found: list[Any] = []
+        with Client(server.url) as client:
+            asking = threading.Thread(target=lambda: found.append(client.info()))
+            asking.start()
+            while "trying again" not in caplog.text:
+                time.sleep(0.01)
+            server.socket = socket.create_server(server.server_address)  # type: ignore[arg-type]
+            serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+            serving.start()
+            asking.join()
+            server.shutdown()
+            serving.join()
+
+    assert found == [{"model": "demo"}]
+
+
 def test_a_service_that_keeps_hanging_up_is_unreachable() -> None:
-    with scripted(hang_up) as server, Client(server.url) as client:
+    with scripted(hang_up) as server, Client(server.url, retries=2) as client:
         error = error_of(client)
 
     assert (error.status, error.code) == (None, "unreachable")
-    assert len(server.times) == 2
+    assert "tried 3 times" in error.message
+    assert len(server.times) == 3
 
 
 def test_nobody_listens() -> None:
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
-        with Client(f"http://127.0.0.1:{reserved.getsockname()[1]}") as client:
+        with Client(f"http://127.0.0.1:{reserved.getsockname()[1]}", timeout=0.5) as client:
             error = error_of(client)
 
     assert (error.status, error.code) == (None, "unreachable")
+    assert "tried" in error.message
+
+
+def test_a_reply_that_never_ends_is_given_up() -> None:
+    """Each byte comes in time; the time is that of the whole call."""
+
+    async def ask(url: str) -> None:
+        async with AsyncClient(url, timeout=0.2) as client:
+            await client.info()
+
+    with scripted(drip) as server, Client(server.url, timeout=0.2) as client:
+        error = error_of(client)
+        with pytest.raises(ClientError) as caught:
+            asyncio.run(ask(server.url))
+
+    assert {error.code, caught.value.code} == {"timeout"}
 
 
 def test_an_answer_that_takes_too_long() -> None:
@@ -317,7 +400,7 @@ def test_another_service_is_recognized() -> None:
 
 
 def test_an_error_that_is_not_the_services_is_quoted() -> None:
-    with scripted((502, {}, "bad gateway")) as server, Client(server.url) as client:
+    with scripted((502, {}, "bad gateway")) as server, Client(server.url, retries=0) as client:
         error = error_of(client)
 
     assert (error.status, error.code) == (502, "http_error")
