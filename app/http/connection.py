@@ -141,7 +141,7 @@ class Connection(asyncio.Protocol):
             self.close()
         elif self.state == "head":
             self._answer(shutting_down())
-        elif self.state in ("dropping", "lingering", "closing"):
+        elif self.state in ("dropping", "lingering") and not self._transport.get_write_buffer_size():
             self.abort()
 
     def close(self) -> None:

@@ -141,20 +141,20 @@ def test_under_load_every_request_gets_a_whole_reply(serve: Callable[..., Served
     assert outcomes["503 close"] > 0
 
 
-def test_a_request_in_several_steps_is_accepted_once(serve: Callable[..., Served]) -> None:
+def test_a_request_in_several_steps_is_accepted_once(serve: Callable[..., Served], connect: Connect) -> None:
     served = serve()
     structured = {"user_prompt": FEW[2], "return_token_boundaries": True, "encoding_format": "base64"}
-    asked = [
-        keep_busy(served, {"prompts": FEW[3:]}),
-        keep_busy(served, {"prompt": FEW[0], "negative_prompt": FEW[1]}, "/sglang/encode"),
-        keep_busy(served, structured, "/v1/hidden_states/structured"),
-    ]
+    others, _ = keep_busy(served, {"prompts": FEW[3:]})
+    connections = [connect(served), connect(served)]
+    connections[0].send("POST", "/sglang/encode", json.dumps({"prompt": FEW[0], "negative_prompt": FEW[1]}).encode())
+    connections[1].send("POST", "/v1/hidden_states/structured", json.dumps(structured).encode())
+    httpx.get(f"{served.url}/livez")  # answered after those have been read
     terminate(served)
-    for thread, _ in asked:
-        thread.join()
+    replies = [connection.reply() for connection in connections]
+    others.join()
 
-    assert [answer.status_code for _, [answer] in asked] == [200, 200, 200]
-    assert {answer.headers["connection"] for _, [answer] in asked} == {"close"}
+    assert [reply.status for reply in replies] == [200, 200]
+    assert {reply.getheader("connection") for reply in replies} == {"close"}
 
 
 def test_while_draining_every_reply_is_the_last_on_its_connection(
