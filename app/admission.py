@@ -24,6 +24,9 @@ class Admission:
         self.draining = False
         self._unanswered: set[asyncio.Task[Any]] = set()
 
+    def __len__(self) -> int:
+        return len(self._unanswered)
+
     def enter(self, task: "asyncio.Task[Any]", method: str) -> None:
         """The task serves a request that has begun. Errors: NotReady when it is not let in."""
         self._unanswered.add(task)

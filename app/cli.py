@@ -9,6 +9,7 @@ from typing import Any
 
 from app import offline
 from app.doctor import doctor
+from app.log_format import add_request, formatter
 from app.server import serve
 from app.settings import Settings, SettingsError, choices, flag, load_settings, misspelt_variables, variable
 from encoder import EncoderError
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return doctor(**own)
     try:
         settings = load_settings(given)
-        set_up_logging(settings.log_level)
+        set_up_logging(settings.log_level, settings.log_format)
         for problem in misspelt_variables():
             logger.warning("%s", problem)
         if "api_key" in given:
@@ -128,8 +129,12 @@ def add_settings(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
         parser.add_argument(flag(name), dest=name, default=argparse.SUPPRESS, help=text, **kind)
 
 
-def set_up_logging(level: str) -> None:
+def set_up_logging(level: str, log_format: str) -> None:
     """Log to stderr, one line per event."""
-    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(formatter(log_format))
+    handler.addFilter(add_request)
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+    logging.captureWarnings(log_format == "json")  # Python writes warnings in lines of its own
     for chatty in ("uvicorn", "httpx", "httpcore"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLogger().level))

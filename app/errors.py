@@ -35,7 +35,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app import wire
+from app import profile, wire
 from app.request.validation import describe
 from encoder import (
     DeadlineExceeded,
@@ -179,6 +179,7 @@ ANSWERS: dict[type[Exception], Answer] = {
     DeadlineExceeded: Answer(504, "deadline_exceeded"),
 }
 UNEXPECTED = Answer(500, "internal_error")
+OTHER_CODES = ("not_found", "method_not_allowed", "http_error", UNEXPECTED.code)  # of errors that are no class of ours
 MAX_MESSAGE = 1000  # characters
 
 
@@ -201,7 +202,8 @@ def error_response(error: Exception) -> Response:
 def error_body(
     status: int, code: str, message: str, hint: str | None = None, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """`{"error": {"code", "message", "hint"?}}`."""
+    """`{"error": {"code", "message", "hint"?}}`. The code is noted in the request's profile."""
+    profile.fail(code)
     if len(message) > MAX_MESSAGE:  # a value found can be of any length; keep the end, which says what is allowed
         message = f"{message[: MAX_MESSAGE // 2]} … {message[-MAX_MESSAGE // 2 :]}"
     error = {"code": code, "message": message} | ({"hint": hint} if hint else {})

@@ -13,11 +13,13 @@ from app import errors
 from app.access.host import HostCheck
 from app.access.keys import KeyCheck, Keys
 from app.access.origin import OriginCheck
+from app.exposition import Exposition
 from app.http.traffic import Traffic
 from app.lifecycle import Lifecycle
 from app.metrics import Metrics
-from app.middleware import Head, RequestContext
-from app.profile import Profiler
+from app.middleware import Head
+from app.profiler import Profiler
+from app.request_context import RequestContext
 from app.routes import dropins, operations, prompts
 from app.service import Service, service_of
 from app.settings import Settings
@@ -59,7 +61,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         exception_handlers=errors.HANDLERS,
     )
     keys, traffic = Keys.of(settings), Traffic(settings)
-    app.state.service = Service(settings, engine, Metrics(engine), traffic, Lifecycle(engine), keys)
+    app.state.service = service = Service(settings, engine, Metrics(), traffic, Lifecycle(engine), keys)
+    service.metrics.register(Exposition(engine, service.metrics, service.admission, traffic))
     add_routes(app)
     add_middleware(app)
     return app

@@ -1,105 +1,89 @@
-"""Prometheus metrics, in a registry of their own. The engine's gauges and counters are read at each scrape."""
+"""Counts requests, and renders all metrics for Prometheus. What they are called: exposition.py.
 
-from collections.abc import Iterator
-from dataclasses import asdict
-from functools import cache
+Counting takes a microsecond of a request; everything else is read and formatted at a scrape. Label values are routes,
+statuses, error codes, stages and states of ours, never what a client has sent: so series are few.
+"""
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+import asyncio
+from collections import defaultdict
+from collections.abc import Awaitable
+from concurrent.futures import ThreadPoolExecutor
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.registry import Collector
 
-from encoder import EncodeResult, Engine
+from app.errors import ANSWERS, OTHER_CODES
+from app.profile import STAGES, Profile
+from encoder import DeadlineExceeded, Distribution, EncodeResult
 
-NAMESPACE = "qwen3_encoder"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
-TOKENS = (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
-
-GAUGES = {
-    "queued_prompts": "Prompts that wait for the model.",
-    "queued_tokens": "Padded tokens that wait for the model.",
-    "running_prompts": "Prompts in forward passes that have not ended.",
-    "cache_bytes": "Memory of cached results, in bytes.",
-    "cache_entries": "Results cached in memory.",
-    "disk_cache_bytes": "Size of the folder with cached results, in bytes, when it was last counted.",
-    "disk_cache_entries": "Results in the folder, when it was last counted.",
-    "active_memory_bytes": "Memory that MLX uses, in bytes.",
-    "cache_memory_bytes": "Memory that MLX keeps for reuse, in bytes.",
-    "peak_memory_bytes": "Largest memory that MLX has used, in bytes.",
-}
-COUNTERS = {
-    "batches": "Forward passes.",
-    "prompts": "Prompts that went through the model.",
-    "real_tokens": "Tokens of prompts that went through the model, with the padding rows that presets deliver.",
-    "padded_tokens": "Tokens that went through the model, including all padding.",
-    "layers_run": "Decoder layers run, counted once for each batch.",
-    "cache_hits": "Prompts answered from the cache in memory.",
-    "cache_misses": "Prompts that had to be computed.",
-    "cache_coalesced": "Prompts that joined an equal prompt in flight.",
-    "cache_evictions": "Results removed from memory to make room.",
-    "disk_cache_hits": "Prompts answered from the cache on disk.",
-    "disk_cache_evictions": "Results that this process deleted from the folder to make room.",
-    "disk_cache_errors": "Results that could not be read or written, including damaged ones.",
-    "disk_cache_dropped": "Results not written because too many were waiting to be written.",
-}
+TOKENS = (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+MAX_SCRAPE_S = 10.0  # as long as Prometheus waits by default
 
 
 class Metrics:
-    """All metrics of one app."""
+    """The counts of one app, and its scrapes. Belongs to the event loop.
+
+    Attributes:
+        requests: answered, by route and status.
+        seconds: from a request to the header of its response, by route.
+        errors: requests answered with an error, by its code.
+        stages: seconds of each stage of a request.
+        prompt_tokens: tokens of a prompt, template included.
+    """
 
     media_type = CONTENT_TYPE_LATEST
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self) -> None:
+        self.requests: dict[tuple[str, int], int] = defaultdict(int)
+        self.seconds: dict[str, Distribution] = defaultdict(lambda: Distribution(SECONDS))
+        self.errors = defaultdict(int, dict.fromkeys([*(code for _, code in ANSWERS.values()), *OTHER_CODES], 0))
+        self.stages = {stage: Distribution(SECONDS) for stage in STAGES}
+        self.prompt_tokens = Distribution(TOKENS)
         self.registry = CollectorRegistry()
-        self.registry.register(EngineCollector(engine))
-        self.requests = Counter(
-            "requests", "Answered requests.", ["route", "status"], namespace=NAMESPACE, registry=self.registry
-        )
-        self.request_seconds = self._histogram(
-            "request_seconds", "Time from request to response header.", SECONDS, "route"
-        )
-        self.tokenization_seconds = self._histogram("tokenization_seconds", "Time to tokenize a request.", SECONDS)
-        self.queue_seconds = self._histogram("queue_seconds", "Wait of a request until its last batch began.", SECONDS)
-        self.inference_seconds = self._histogram(
-            "inference_seconds", "Time of the forward pass of a request's last batch.", SECONDS
-        )
-        self.prompt_tokens = self._histogram("prompt_tokens", "Tokens of a prompt, including its template.", TOKENS)
-        # Looking up a metric by its labels takes the library longer than counting.
-        self._labelled = cache(
-            lambda route, status: (self.requests.labels(route, str(status)), self.request_seconds.labels(route))
-        )
+        ProcessCollector(registry=self.registry)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="metrics")
+        self._scrape: Awaitable[bytes] | None = None
 
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-        return Histogram(name, text, labels, namespace=NAMESPACE, registry=self.registry, buckets=buckets)
+    def observe_request(self, route: str, status: int, seconds: float, request: Profile) -> None:
+        """Count an answered request.
 
-    def observe_request(self, route: str, status: int, seconds: float) -> None:
-        """Count an answered request. `route` is the path of the route, not of the request, which keeps labels few."""
-        requests, request_seconds = self._labelled(route, status)
-        requests.inc()
-        request_seconds.observe(seconds)
+        Args:
+            route: the path of the route, not of the request, which keeps labels few.
+            seconds: from the request to the header of its response.
+        """
+        self.requests[route, status] += 1
+        self.seconds[route].observe(seconds)
+        if request.code:
+            self.errors[request.code] += 1
+        for stage, (_, took) in request.timed.items():
+            self.stages[stage].observe(took)
 
     def observe_result(self, result: EncodeResult) -> None:
-        """Record the times of an encoded request."""
-        self.tokenization_seconds.observe(result.tokenization_ms / 1e3)
-        self.queue_seconds.observe(result.queue_ms / 1e3)
-        self.inference_seconds.observe(result.inference_ms / 1e3)
+        """Record the sizes of an encoded request."""
         for prompt in result.prompts:
             self.prompt_tokens.observe(len(prompt.input_ids))
 
-    def render(self) -> bytes:
-        """The metrics in the text format of Prometheus."""
-        return generate_latest(self.registry)
+    def register(self, collector: Collector) -> None:
+        """Show what a collector has at every scrape."""
+        self.registry.register(collector)
 
+    async def render(self) -> bytes:
+        """The metrics in the text format of Prometheus. Scrapes at the same time share one.
 
-class EngineCollector(Collector):
-    """The engine's own statistics, read at each scrape."""
+        A thread of its own formats them: that takes milliseconds, and the threads that requests use may all be busy.
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        Errors: DeadlineExceeded after MAX_SCRAPE_S.
+        """
+        if self._scrape is None:
+            self._scrape = asyncio.ensure_future(self._render())
+        try:
+            return await asyncio.wait_for(asyncio.shield(self._scrape), MAX_SCRAPE_S)
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"The metrics were not ready within {MAX_SCRAPE_S:g} s.") from error
 
-    def collect(self) -> Iterator[Metric]:
-        """One metric family for each statistic."""
-        stats = asdict(self._engine.stats())
-        for name, text in GAUGES.items():
-            yield GaugeMetricFamily(f"{NAMESPACE}_{name}", text, value=stats[name])
-        for name, text in COUNTERS.items():
-            yield CounterMetricFamily(f"{NAMESPACE}_{name}", text, value=stats[name])
+    async def _render(self) -> bytes:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, generate_latest, self.registry)
+        finally:
+            self._scrape = None

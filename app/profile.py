@@ -1,61 +1,110 @@
-"""Profiles requests under `--profile`: a log line and a Server-Timing header for each, percentiles at shutdown.
+"""What is known of the request that is being served: its id, how it ended, and where its time went.
 
-Code marks a stage with `with stage("parse"):`. Without `--profile` that does nothing.
+Code marks a stage with `with stage("parse"):`. Metrics, log lines and spans are made of it, and what profiler.py logs.
 """
 
-import logging
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
-
-import numpy as np
-from starlette.datastructures import MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from typing import Literal
 
 from encoder import EncodeResult
 
-logger = logging.getLogger(__name__)
-
-KEPT = 10_000  # latest requests that the summary is computed from
-PERCENTILES = (50, 90, 99)
+Stage = Literal["receive", "parse", "tokenize", "queue", "inference", "serialize", "send"]
+# The name of each stage in metrics, and what it measures.
+STAGES: dict[Stage, tuple[str, str]] = {
+    "receive": ("receive", "Time from a request's headers to the end of its body."),
+    "parse": ("parse", "Time from the bytes of a body to a checked request."),
+    "tokenize": ("tokenization", "Time to tokenize a request."),
+    "queue": ("queue", "Wait of a request until its last batch began."),
+    "inference": ("inference", "Time of the forward pass of a request's last batch."),
+    "serialize": ("serialization", "Time from hidden states to the bytes of a reply."),
+    "send": ("send", "Time until the server had taken the last byte of a reply; the client may still be reading."),
+}
 
 
 class Profile:
-    """One request: milliseconds of each stage, in the order in which they ended, and notes on its forward pass."""
+    """One request.
 
-    def __init__(self) -> None:
-        self.stages: dict[str, float] = {}
+    Args:
+        request_id: in the header x-request-id.
+        trace_id, span_id: of the trace that it belongs to, and of its own span; empty without.
+    Attributes:
+        code: of the error that it was answered with; empty without.
+        timed: when each stage first began, in seconds of time.perf_counter, and how many seconds it took in all; in the
+            order in which they first ended.
+        notes: on its forward passes, in words.
+    """
+
+    __slots__ = ("code", "notes", "request_id", "span_id", "timed", "trace_id")
+
+    def __init__(self, request_id: str, trace_id: str = "", span_id: str = "") -> None:
+        self.request_id = request_id
+        self.trace_id = trace_id
+        self.span_id = span_id
+        self.code = ""
+        self.timed: dict[Stage, tuple[float, float]] = {}
         self.notes: list[str] = []
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Measure the block, and add its time to the stage."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.stages[name] = self.stages.get(name, 0.0) + (time.perf_counter() - started) * 1e3
+    def add(self, stage: Stage, began: float, seconds: float) -> None:
+        """Add time to a stage."""
+        if stage in self.timed:
+            began, before = self.timed[stage]
+            seconds += before
+        self.timed[stage] = (began, seconds)
+
+    @property
+    def stages(self) -> dict[str, float]:
+        """Milliseconds of each stage."""
+        return {stage: seconds * 1e3 for stage, (_, seconds) in self.timed.items()}
 
 
-_current: ContextVar[Profile | None] = ContextVar("profile", default=None)
+current: ContextVar[Profile | None] = ContextVar("profile", default=None)  # in the task and the threads of a request
 _UNMEASURED = nullcontext()
 
 
-def stage(name: str) -> AbstractContextManager[None]:
+def stage(name: Stage) -> AbstractContextManager[None]:
     """Measure the block as a stage of the current request."""
-    profile = _current.get()
-    return _UNMEASURED if profile is None else profile.stage(name)
+    profile = current.get()
+    return _UNMEASURED if profile is None else _Stage(profile, name)
+
+
+class _Stage:
+    __slots__ = ("began", "name", "profile")
+
+    def __init__(self, profile: Profile, name: Stage) -> None:
+        self.profile = profile
+        self.name = name
+        self.began = time.perf_counter()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        self.profile.add(self.name, self.began, time.perf_counter() - self.began)
+
+
+def fail(code: str) -> None:
+    """Note the code of the error that the current request is answered with."""
+    profile = current.get()
+    if profile is not None:
+        profile.code = code
 
 
 def record(result: EncodeResult) -> None:
-    """Add the times that the engine measured to the current request."""
-    profile = _current.get()
+    """Add the times that the engine has just measured to the current request."""
+    profile = current.get()
     if profile is None:
         return
-    for name, ms in (("tokenize", result.tokenization_ms), ("queue", result.queue_ms), ("model", result.inference_ms)):
-        profile.stages[name] = profile.stages.get(name, 0.0) + ms
+    tokenization_s, queue_s, inference_s = (
+        result.tokenization_ms / 1e3,
+        result.queue_ms / 1e3,
+        result.inference_ms / 1e3,
+    )
+    began = time.perf_counter() - inference_s
+    profile.add("tokenize", began - queue_s - tokenization_s, tokenization_s)
+    profile.add("queue", began - queue_s, queue_s)
+    profile.add("inference", began, inference_s)
     profile.notes.append(result.cache)
     ran = result.last_pass
     if ran is not None:
@@ -63,65 +112,3 @@ def record(result: EncodeResult) -> None:
             f"last pass: {ran.layers} layers, {ran.computed_tokens} tokens ({ran.real_tokens} real) of {ran.prompts} "
             f"prompts, forward {ran.forward_ms:.2f} + selection {ran.selection_ms:.2f} ms"
         )
-
-
-class Profiler:
-    """Profiles every request. It is the outermost middleware, so that the total includes the others.
-
-    Time outside all stages is `other`: middleware, routing, validation, and switching between threads.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-        self.kept: deque[Mapping[str, float]] = deque(maxlen=KEPT)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Profile one request, or log the summary when the app's lifespan ends."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            self._log_summary()
-            return
-        profile = Profile()
-        _current.set(profile)
-        sent_bytes = 0
-
-        async def send_profiled(message: Message) -> None:
-            nonlocal sent_bytes
-            if message["type"] == "http.response.start" and profile.stages:
-                MutableHeaders(scope=message)["server-timing"] = server_timing(profile.stages)
-            sent_bytes += len(message.get("body", b""))
-            with stage("send"):
-                await send(message)
-
-        started = time.perf_counter()
-        await self.app(scope, receive, send_profiled)
-        total_ms = (time.perf_counter() - started) * 1e3
-        if len(profile.stages) > 1:  # every response has `send`; routes with stages of their own have more
-            profile.stages["other"] = total_ms - sum(profile.stages.values())
-            self.kept.append(profile.stages | {"total": total_ms})
-            notes = [f"{total_ms:.2f} ms", f"{sent_bytes:,} bytes", *profile.notes, f"request={scope['request_id']}"]
-            logger.info("%s %s: %s = %s", scope["method"], scope["path"], in_words(profile.stages), "; ".join(notes))
-
-    def _log_summary(self) -> None:
-        if self.kept:
-            logger.info("percentiles of the last %d requests, ms:\n%s", len(self.kept), table(self.kept))
-
-
-def server_timing(stages: Mapping[str, float]) -> str:
-    """The header that browsers show as a chart. Source: https://www.w3.org/TR/server-timing/."""
-    return ", ".join(f"{name};dur={ms:.2f}" for name, ms in stages.items())
-
-
-def in_words(stages: Mapping[str, float]) -> str:
-    """The stages as a sum."""
-    return " + ".join(f"{name} {ms:.2f}" for name, ms in stages.items())
-
-
-def table(requests: deque[Mapping[str, float]]) -> str:
-    """A row for each stage; a request without that stage counts as 0."""
-    names = [*dict.fromkeys(name for stages in requests for name in stages if name != "total"), "total"]
-    lines = ["stage     " + "".join(f"{f'p{p}':>10}" for p in PERCENTILES)]
-    for name in names:
-        values = np.percentile([stages.get(name, 0.0) for stages in requests], PERCENTILES)
-        lines.append(f"{name:10}" + "".join(f"{value:10.2f}" for value in values))
-    return "\n".join(lines)

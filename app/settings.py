@@ -184,6 +184,9 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Lowest level that is logged."
     )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="`json` logs one object for each line, with the fields of docs/operating.md."
+    )
     profile: bool = Field(
         default=False, description="Log how long each stage of a request took, and a summary at shutdown."
     )

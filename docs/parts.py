@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from app.errors import ANSWERS, UNEXPECTED
+from app.exposition import NAMESPACE
+from app.main import create_app
 from app.request.schemas import EncodeLayersRequest, EncodeRequest, TokenizeRequest
-from app.settings import settings_table
+from app.service import service_of
+from app.settings import Settings, settings_table
 from benchmarks.report import RESULTS, Row, number, render_all
 from encoder import PRESETS, Preset
 
@@ -169,6 +172,19 @@ def errors_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def metrics_table() -> str:
+    """Every metric of ours, with its labels."""
+    lines = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
+    families = service_of(create_app(Settings())).metrics.registry.collect()
+    for family in sorted(families, key=lambda family: family.name):
+        if not family.name.startswith(NAMESPACE):
+            continue
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        labels = ", ".join(f"`{label}`" for label in family._labelnames)
+        lines.append(f"| `{name}` | {family.type} | {labels} | {family.documentation} |")
+    return "\n".join(lines) + "\n"
+
+
 def tree() -> str:
     """Every file of the two packages with the first sentence of its docstring, or of its first comment."""
     lines = [line for package in ("encoder", "app") for line in _folder(ROOT / package, 0)]
@@ -224,6 +240,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "presets": presets_table,
     "fields": fields_table,
     "errors": errors_table,
+    "metrics": metrics_table,
     "settings": settings_table,
     "benchmarks": render_all,
     "tree": tree,

@@ -9,6 +9,7 @@ activate()  # before anything imports mlx.core, which binds cblas_sgemm to whate
 
 from encoder.checkpoint import Checkpoint, convert_checkpoint, open_checkpoint  # noqa: E402
 from encoder.checkpoint.loading.memory import available_bytes  # noqa: E402
+from encoder.distribution import Distribution  # noqa: E402
 from encoder.errors import (  # noqa: E402
     CheckpointError,
     DeadlineExceeded,
@@ -30,6 +31,7 @@ from encoder.presets.preset import Preset, check_preset  # noqa: E402
 from encoder.presets.preset_file import read_presets  # noqa: E402
 from encoder.qwen3.depth import Depth, choose_depth  # noqa: E402
 from encoder.serving.engine import Engine  # noqa: E402
+from encoder.serving.state import StateName  # noqa: E402
 from encoder.text_encoder import TextEncoder  # noqa: E402
 from encoder.types import (  # noqa: E402
     CachePolicy,
@@ -58,6 +60,7 @@ __all__ = [
     "DType",
     "DeadlineExceeded",
     "Depth",
+    "Distribution",
     "EncodeResult",
     "EncoderError",
     "Engine",
@@ -79,6 +82,7 @@ __all__ = [
     "QueueFull",
     "RequestError",
     "RequestTooLarge",
+    "StateName",
     "TextEncoder",
     "TokenizedPrompt",
     "activate",

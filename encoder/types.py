@@ -11,6 +11,8 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from encoder.distribution import Distribution
+
 DType = Literal["bfloat16", "float16", "float32"]
 Combine = Literal["concat", "interleave", "stack", "stack_rows"]
 PaddingRows = Literal["cut", "zero", "live"]
@@ -231,9 +233,12 @@ class EngineStats:
         state: of the engine: "loading", "ready", "suspect", "restarting" or "failed".
         restarts: how often the model was replaced.
         probes_failed: how often a model that was suspect did not work.
+        batch_size, batch_tokens: prompts of each forward pass, and its tokens with all padding.
     """
 
     state: str
+    batch_size: Distribution
+    batch_tokens: Distribution
     restarts: int = 0
     probes_failed: int = 0
     queued_prompts: int = 0
@@ -247,9 +252,10 @@ class EngineStats:
     cache_hits: int = 0
     cache_misses: int = 0
     cache_coalesced: int = 0
-    active_memory_bytes: int = 0
-    cache_memory_bytes: int = 0
-    peak_memory_bytes: int = 0
+    mlx_active_bytes: int = 0
+    mlx_cache_bytes: int = 0
+    mlx_peak_bytes: int = 0
+    page_locked_bytes: int = 0
     cache_bytes: int = 0
     cache_entries: int = 0
     cache_evictions: int = 0

@@ -23,7 +23,7 @@ from uvicorn.server import ServerState
 
 from app import open_files
 from app.admission import shutting_down
-from app.errors import HeadTimeout, ServiceError, error_response
+from app.errors import HeadTimeout, ServiceError, answer, error_response
 from app.http.exchange import CLOSE, VERSION, Exchange
 from app.http.receiver import Enough, Receiver
 from app.http.traffic import TICK_S, Traffic
@@ -311,7 +311,7 @@ class Connection(asyncio.Protocol):
     def _answer(self, error: Exception, *, lingers: bool = True) -> None:
         """Answer what is no request, and close. Requests before it that still run end as if the client were gone."""
         response = error_response(error)
-        self.traffic.refusals[response.status_code] += 1
+        self.traffic.refusals[answer(error).code] += 1
         logger.info("%d to %s: %s", response.status_code, self._client or "a client", error)
         within_reply = self._current is not None and self._current.started
         self._deaf = True

@@ -12,6 +12,9 @@ from app.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+# As far as they are counted; see `Connection.state` and `Traffic.timeouts`.
+CONNECTION_STATES = ("new", "head", "body", "working", "writing", "dropping", "idle", "lingering", "closing")
+TIMEOUTS = ("header", "idle", "body", "write", "close")
 TICK_S = 0.5
 STALLED_TICKS = 4  # without progress for so long, a body or a reply is given up when its bytes are needed
 FREE_BYTES = 16 * 1024  # of each request, head included, are not counted: a small one is never refused for large ones
@@ -67,7 +70,7 @@ class Traffic:
         replies: bytes of results and replies, from planning until they have left the process.
         arrivals: the requests in arrival that hold bytes of `arriving`, the youngest last.
         timeouts: connections and requests that were too slow, by kind: header, idle, body, write, close.
-        refusals: answers of the protocol itself, which no route has seen, by status.
+        refusals: answers of the protocol itself, which no route has seen, by the code of their error.
         draining: whether each reply is the last on its connection.
     """
 
@@ -79,7 +82,7 @@ class Traffic:
         self.replies = Budget(settings.max_reply_bytes, self._give_up_replies)
         self.arrivals: dict[Arriving, None] = {}
         self.timeouts: Counter[str] = Counter()
-        self.refusals: Counter[int] = Counter()
+        self.refusals: Counter[str] = Counter()
         self.draining = False
         self.max_connections = settings.max_connections
         self.body_timeout_s = settings.body_timeout_s

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from threading import Event, Lock
 
+from encoder.distribution import Distribution
 from encoder.errors import ModelFailure, NotReady
 from encoder.pipeline.limits import Limits
 from encoder.serving.batch import Batch, BatchRunner
@@ -29,6 +30,18 @@ FIRST_RATE = 500.0  # padded tokens per second, assumed until batches have been 
 OVERHEAD_ROWS = {"cpu": 16, "gpu": 400}
 
 
+class BatchSizes:
+    """How large batches have been.
+
+    Attributes:
+        prompts, tokens: of each batch, the tokens with all padding.
+    """
+
+    def __init__(self) -> None:
+        self.prompts = Distribution((1, 2, 4, 8, 16, 32, 64, 128, 256))
+        self.tokens = Distribution((16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384))
+
+
 class BatchLoop:
     """The queue, and the work of the model thread on it. For one loaded model: once closed, it stays closed.
 
@@ -39,12 +52,14 @@ class BatchLoop:
         limits: of queue and batches.
         in_flight: settles the entries that have run.
         health: hears of unexpected failures.
+        sizes: counts the batches by their size.
     Attributes:
         pulse: whether the model thread moves.
     """
 
-    def __init__(self, limits: Limits, in_flight: InFlight, health: Health) -> None:
+    def __init__(self, limits: Limits, in_flight: InFlight, health: Health, sizes: BatchSizes) -> None:
         self._in_flight = in_flight
+        self._sizes = sizes
         self._health = health
         self.pulse = Pulse()
         # Shared by both threads, under the lock: the event loop fills the queue, the model thread empties it.
@@ -137,6 +152,8 @@ class BatchLoop:
             return
         padded_tokens = self._batcher.count_tokens([entry.length for entry in batch.entries])
         self._rate.measure(padded_tokens, batch.finished_at - batch.started_at)
+        self._sizes.prompts.observe(len(batch.entries))
+        self._sizes.tokens.observe(padded_tokens)
         self._counters["batches"] += 1
         self._counters["prompts"] += len(batch.entries)
         self._counters["padded_tokens"] += padded_tokens

@@ -15,6 +15,8 @@ from encoder.options import ModelOptions
 from encoder.pipeline.limits import Limits
 from encoder.pipeline.tokenizer import count_chars
 from encoder.presets.preset import Preset
+from encoder.qwen3.cuda.to_host import page_locked_bytes
+from encoder.serving.batch_loop import BatchSizes
 from encoder.serving.cache import ResultCache
 from encoder.serving.generation import Generation
 from encoder.serving.guardian import Guardian
@@ -52,9 +54,10 @@ class Engine:
     ) -> None:
         self.limits = limits or Limits()
         self._cache = ResultCache(cache_bytes, disk_cache_dir, disk_cache_bytes)
+        self._batch_sizes = BatchSizes()
         self._guardian = Guardian(
             lambda on_failure, on_end: Generation(
-                options, self.limits, self._cache, measure_passes, on_failure, on_end
+                options, self.limits, self._cache, self._batch_sizes, measure_passes, on_failure, on_end
             ),
             stall_s,
         )
@@ -108,11 +111,14 @@ class Engine:
         """Gauges and counters of this moment."""
         return EngineStats(
             state=self.state,
+            batch_size=self._batch_sizes.prompts,
+            batch_tokens=self._batch_sizes.tokens,
             restarts=self._guardian.restarts,
             probes_failed=self._guardian.probes_failed,
-            active_memory_bytes=mx.get_active_memory(),
-            cache_memory_bytes=mx.get_cache_memory(),
-            peak_memory_bytes=mx.get_peak_memory(),
+            mlx_active_bytes=mx.get_active_memory(),
+            mlx_cache_bytes=mx.get_cache_memory(),
+            mlx_peak_bytes=mx.get_peak_memory(),
+            page_locked_bytes=page_locked_bytes(),
             **self._guardian.stats(),
             **self._cache.stats(),
         )

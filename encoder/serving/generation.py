@@ -9,7 +9,7 @@ from collections.abc import Callable
 from encoder.errors import NotReady
 from encoder.options import ModelOptions
 from encoder.pipeline.limits import Limits
-from encoder.serving.batch_loop import BatchLoop
+from encoder.serving.batch_loop import BatchLoop, BatchSizes
 from encoder.serving.cache import ResultCache
 from encoder.serving.health import Health
 from encoder.serving.in_flight import InFlight
@@ -27,6 +27,7 @@ class Generation:
         options: the model to load, and how.
         limits: on requests, queue and batches.
         cache: of results; it outlives the model.
+        batch_sizes: of the batches that run; likewise.
         measure_passes: see Engine.
         on_failure: called on the event loop for each unexpected failure, with a sentence.
         on_end: called on the event loop when the model thread has ended, with the reason.
@@ -39,13 +40,14 @@ class Generation:
         options: ModelOptions,
         limits: Limits,
         cache: ResultCache,
+        batch_sizes: BatchSizes,
         measure_passes: bool,
         on_failure: Callable[["Generation", str], None],
         on_end: Callable[["Generation", str], None],
     ) -> None:
         health = Health(lambda reason: on_failure(self, reason))
         self.in_flight = InFlight(cache, health)
-        self.batch_loop = BatchLoop(limits, self.in_flight, health)
+        self.batch_loop = BatchLoop(limits, self.in_flight, health, batch_sizes)
         self.results = Results(cache, self.in_flight, self.batch_loop)
         self.recent = RecentTokens()
         self.thread = ModelThread(

@@ -75,7 +75,8 @@ class Served:
     @property
     def curl(self) -> str | None:
         """The line that it prints when it is ready."""
-        return next((line.strip() for line in self.lines if line.strip().startswith("curl ")), None)
+        found = (re.search(r"(?:^|try:\\n) *(curl .*)", line) for line in self.lines)  # in a line of text, or of JSON
+        return next((match[1] for match in found if match), None)
 
     @property
     def url(self) -> str:

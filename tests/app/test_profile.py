@@ -15,7 +15,7 @@ from encoder import TextEncoder
 from encoder.types import Job
 from tests.conftest import RunningServer, Start, run_server
 
-STAGES = ["receive", "parse", "tokenize", "queue", "model", "serialize"]
+STAGES = ["receive", "parse", "tokenize", "queue", "inference", "serialize"]
 ROUNDING = 0.005 * 10  # ms: a line has ten numbers of two decimals
 
 
@@ -28,7 +28,7 @@ def profiled() -> Iterator[RunningServer]:
 
 @pytest.fixture
 def client(profiled: RunningServer, caplog: pytest.LogCaptureFixture) -> Iterator[httpx.Client]:
-    caplog.set_level(logging.INFO, logger="app.profile")
+    caplog.set_level(logging.INFO, logger="app.profiler")
     with httpx.Client(base_url=profiled.url, timeout=60) as client:
         yield client
 
@@ -70,7 +70,7 @@ def test_the_line_describes_the_forward_pass(client: httpx.Client, caplog: pytes
     assert f"miss; last pass: 27 layers, 64 tokens ({num_tokens} real) of 1 prompts, forward" in miss
     parts = [float(ms) for ms in re.findall(r"(?:forward|selection) (\d+\.\d\d)", miss)]
     assert len(parts) == 2
-    assert sum(parts) <= stages_of(miss)[0]["model"] + ROUNDING
+    assert sum(parts) <= stages_of(miss)[0]["inference"] + ROUNDING
     assert "hit" in hit
     assert "pass" not in hit
 
@@ -127,7 +127,7 @@ def test_requests_without_stages_are_not_logged(
 
 
 def test_percentiles_are_logged_at_the_end(start_server: Start, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="app.profile")
+    caplog.set_level(logging.INFO, logger="app.profiler")
     with start_server(profile=True) as server:
         server.wait_until_ready()
         for _ in range(3):
@@ -143,11 +143,11 @@ def test_percentiles_are_logged_at_the_end(start_server: Start, caplog: pytest.L
 
 
 def test_without_the_setting_nothing_is_measured(start_server: Start, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="app.profile")
+    caplog.set_level(logging.INFO, logger="app.profiler")
     with start_server() as server:
         server.wait_until_ready()
         response = httpx.post(f"{server.url}/encode", json={"prompt": "a cat"})
         assert not server.app.state.service.engine._guardian.generation.encoder.measures_passes
 
     assert "server-timing" not in response.headers
-    assert not [record for record in caplog.records if record.name == "app.profile"]
+    assert not [record for record in caplog.records if record.name == "app.profiler"]

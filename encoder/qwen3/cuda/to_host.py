@@ -64,6 +64,11 @@ class PageLockedMemory:
         self._copy_out = cuda_kernel("copy_out", ["x", "address"], call="x, x_shape[0], address")
         self._blocks = Blocks(self._allocate, self._free, MAX_BYTES)
 
+    @property
+    def nbytes(self) -> int:
+        """How much it is, in use or idle."""
+        return self._blocks.nbytes
+
     def copy(self, x: mx.array) -> HostCopy | None:
         """As `copy_to_host`; None where there is no room."""
         host = self._blocks.take(x.size)
@@ -104,3 +109,9 @@ def page_locked_memory() -> PageLockedMemory | None:
     except (OSError, RuntimeError) as error:
         logger.warning("Copying results to the host takes longer: %s", error)
     return None
+
+
+def page_locked_bytes() -> int:
+    """Page-locked memory that this process holds. Allocates none."""
+    memory = page_locked_memory() if page_locked_memory.cache_info().currsize else None
+    return memory.nbytes if memory else 0

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from app.middleware import SECURITY_HEADERS
+from app.request_context import SECURITY_HEADERS
 from app.settings import SettingsError, load_settings
 from tests.conftest import RunningServer, Start, run_server
 

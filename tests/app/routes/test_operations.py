@@ -89,7 +89,7 @@ def test_metrics_time_the_steps(client: httpx.Client) -> None:
     for step in ("tokenization", "queue", "inference"):
         assert metric(client, f"qwen3_encoder_{step}_seconds_count") > 0
     assert metric(client, "qwen3_encoder_request_seconds_count", route="/encode") > 0
-    assert metric(client, "qwen3_encoder_active_memory_bytes") > 0
+    assert metric(client, "qwen3_encoder_mlx_active_bytes") > 0
 
 
 def test_the_api_description_has_bodies_replies_and_errors(server: RunningServer) -> None:

@@ -8,7 +8,7 @@ import pytest
 from encoder.errors import QueueFull
 from encoder.pipeline.limits import Limits
 from encoder.serving.batch import Batch
-from encoder.serving.batch_loop import FIRST_RATE, BatchLoop
+from encoder.serving.batch_loop import FIRST_RATE, BatchLoop, BatchSizes
 from encoder.serving.cache import ResultCache
 from encoder.serving.entry import Entry
 from encoder.serving.health import Health
@@ -22,7 +22,7 @@ def batch_loop() -> Iterator[BatchLoop]:
     """A queue of 1,000 tokens, without a model thread that would empty it."""
     health = Health()
     in_flight = InFlight(ResultCache(0, None, 0), health)
-    loop = BatchLoop(Limits(max_queue_tokens=1000), in_flight, health)
+    loop = BatchLoop(Limits(max_queue_tokens=1000), in_flight, health, BatchSizes())
     loop._loop = asyncio.new_event_loop()
     yield loop
     loop._loop.close()
