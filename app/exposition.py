@@ -22,6 +22,8 @@ NAMESPACE = "qwen3_encoder"
 
 # Names of EngineStats.
 GAUGES = {
+    "tokenizing_requests": "Requests whose prompts wait for the tokenizer or are tokenized, except short ones.",
+    "tokenizing_chars": "Characters of those requests that wait for the tokenizer or are tokenized.",
     "queued_prompts": "Prompts that wait for the model.",
     "queued_tokens": "Padded tokens that wait for the model.",
     "running_prompts": "Prompts in forward passes that have not ended.",

@@ -199,6 +199,10 @@ class Settings(BaseSettings):
     max_sequence_length: Positive = Field(default=8192, description="Maximum window of a request, in tokens.")
     max_output_bytes: Positive = Field(default=256 * MIB, description="Maximum size of one request's result, in bytes.")
     max_json_floats: Positive = Field(default=1_000_000, description="Maximum numbers in a reply to `?encoding=float`.")
+    max_tokenizing_chars: Positive = Field(
+        default=8_000_000,
+        description="Maximum characters waiting for the tokenizer, with templates; requests beyond that get 429.",
+    )
     max_queue_tokens: Positive = Field(
         default=65_536,
         description="Maximum tokens waiting for the model, including padding; requests beyond that get 429.",
@@ -316,6 +320,7 @@ class Settings(BaseSettings):
             max_prompt_chars=self.max_prompt_chars,
             max_sequence_length=self.max_sequence_length,
             max_output_bytes=self.max_output_bytes,
+            max_tokenizing_chars=self.max_tokenizing_chars,
             max_queue_tokens=self.max_queue_tokens,
             max_batch_tokens=self.max_batch_tokens,
         )

@@ -30,6 +30,7 @@ from encoder.presets.catalog import Catalog  # noqa: E402
 from encoder.presets.preset import Preset, check_preset  # noqa: E402
 from encoder.presets.preset_file import read_presets  # noqa: E402
 from encoder.qwen3.depth import Depth, choose_depth  # noqa: E402
+from encoder.serving.deadline import Deadline  # noqa: E402
 from encoder.serving.engine import Engine  # noqa: E402
 from encoder.serving.state import StateName  # noqa: E402
 from encoder.text_encoder import TextEncoder  # noqa: E402
@@ -58,6 +59,7 @@ __all__ = [
     "Combine",
     "ComputeDType",
     "DType",
+    "Deadline",
     "DeadlineExceeded",
     "Depth",
     "Distribution",

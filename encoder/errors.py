@@ -7,7 +7,7 @@ EncoderError
  │   ├─ InvalidField        one field has a value that is not allowed here
  │   └─ RequestTooLarge     the request is over a fixed limit: waiting does not help
  ├─ Overloaded            the service cannot take it now: come back later
- │   ├─ QueueFull           the queue has no room; retry after the seconds it gives
+ │   ├─ QueueFull           a stage has no room; retry after the seconds it gives
  │   └─ NotReady            the model is loading, fails, or the service is shutting down
  ├─ DeadlineExceeded      there was no result in time: ask for less, or allow more time
  └─ ModelFailure          the model raised, or produced NaN or infinity: look at the log
@@ -83,7 +83,7 @@ class Overloaded(EncoderError):
 
 
 class QueueFull(Overloaded):
-    """The queue has no room for all prompts of the request."""
+    """A stage has no room for all prompts of the request: the tokenizer's, or the model's queue."""
 
 
 class NotReady(Overloaded):

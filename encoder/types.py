@@ -241,6 +241,8 @@ class EngineStats:
     batch_tokens: Distribution
     restarts: int = 0
     probes_failed: int = 0
+    tokenizing_requests: int = 0
+    tokenizing_chars: int = 0
     queued_prompts: int = 0
     queued_tokens: int = 0
     running_prompts: int = 0

@@ -20,7 +20,8 @@ class Limits:
         max_prompt_chars: characters in a prompt, template included.
         max_sequence_length: tokens in a window.
         max_output_bytes: bytes of all hidden states of a request.
-        max_queue_tokens: tokens that may wait, padding included.
+        max_tokenizing_chars: characters that may wait to be tokenized, templates included.
+        max_queue_tokens: tokens that may wait for the model, padding included.
         max_batch_tokens: tokens in one forward pass, padding included; a longer prompt runs alone.
     """
 
@@ -28,16 +29,21 @@ class Limits:
     max_prompt_chars: int = 32_000
     max_sequence_length: int = 8192
     max_output_bytes: int = 256 * 2**20
+    max_tokenizing_chars: int = 8_000_000
     max_queue_tokens: int = 65_536
     max_batch_tokens: int = 4096
 
-    def check_prompts(self, prompts: Sequence[str], preset: Preset) -> None:
-        """Check a request before it is tokenized. Errors: RequestTooLarge, InvalidField."""
+    def check_prompts(self, prompts: Sequence[str], preset: Preset) -> list[int]:
+        """Check a request before it is tokenized, and count the characters of each prompt with its template.
+
+        Errors: RequestTooLarge, InvalidField.
+        """
         if not prompts:
             raise InvalidField("prompts", "none given; expected at least one.")
         if len(prompts) > self.max_prompts:
             raise RequestTooLarge(f"prompts: {len(prompts)} in one request, allowed are {self.max_prompts}. Split it.")
-        longest = max(count_chars(prompt, preset) for prompt in prompts)
+        chars = [count_chars(prompt, preset) for prompt in prompts]
+        longest = max(chars)
         if longest > self.max_prompt_chars:
             raise RequestTooLarge(
                 f"prompts: one has {longest} characters with its template, allowed are {self.max_prompt_chars}."
@@ -46,6 +52,7 @@ class Limits:
             raise InvalidField(
                 "max_sequence_length", f"{preset.max_sequence_length}; allowed are 1 to {self.max_sequence_length}."
             )
+        return chars
 
     def check_output(self, jobs: Sequence[Job], hidden_size: int) -> None:
         """Refuse a request whose hidden states would be too large. Errors: RequestTooLarge.

@@ -125,7 +125,7 @@ def count_chars(prompt: str, preset: Preset) -> int:
 
 def _template(prompt: str, preset: Preset) -> tuple[str, str, str]:
     """The prefix, the prompt and the suffix that are tokenized as one string."""
-    is_blank = not prompt.strip()
+    is_blank = not prompt or prompt.isspace()  # `strip` would copy it
     prefix = preset.empty_prefix if is_blank and preset.empty_prefix is not None else preset.prefix
     return prefix, prompt or preset.empty_prompt, preset.suffix
 

@@ -87,7 +87,7 @@ class Batcher:
             )
         self._requests += 1
         for entry in entries:
-            entry.request = self._requests
+            entry.request, entry.stage = self._requests, "queue"
         self._waiting.put({entry: entry.length for entry in entries})
         self.queued_tokens += tokens
         if not 0 < self.smallest < len(entries) or self._since_smallest > self.max_queue_tokens:  # late: a full queue
@@ -143,6 +143,8 @@ class Batcher:
     def _take(self, entries: list[Entry]) -> list[Entry]:
         tokens = _tokens(entries)
         self._waiting.take(entries)
+        for entry in entries:
+            entry.stage = "model"
         self.queued_tokens -= tokens
         self._since_smallest += tokens
         self.running += len(entries)

@@ -13,19 +13,15 @@ import mlx.core as mx
 from encoder.errors import NotReady
 from encoder.options import ModelOptions
 from encoder.pipeline.limits import Limits
-from encoder.pipeline.tokenizer import count_chars
 from encoder.presets.preset import Preset
 from encoder.qwen3.cuda.to_host import page_locked_bytes
 from encoder.serving.batch_loop import BatchSizes
 from encoder.serving.cache import ResultCache
+from encoder.serving.deadline import Deadline
 from encoder.serving.generation import Generation
 from encoder.serving.guardian import Guardian
 from encoder.serving.state import StateName
 from encoder.types import CachePolicy, DType, EncodeResult, EngineStats, ModelInfo, TokenizedPrompt
-
-# A request of so many characters, templates included, is tokenized on the event loop. That takes half a millisecond or
-# less, not much more than the detour over another thread.
-MAX_CHARS_ON_LOOP = 400
 
 
 class Engine:
@@ -131,18 +127,23 @@ class Engine:
         """Each token as the tokenizer writes it."""
         return self._guardian.serving().encoder.checkpoint.tokenizer.tokens(input_ids)
 
-    async def tokenize(self, prompts: Sequence[str], preset: Preset) -> list[TokenizedPrompt]:
-        """Apply the template and tokenize, as `encode` does. Errors: NotReady, RequestTooLarge, InvalidField."""
+    async def tokenize(
+        self, prompts: Sequence[str], preset: Preset, timeout_s: float | Deadline = 300.0
+    ) -> list[TokenizedPrompt]:
+        """Apply the template and tokenize, as `encode` does.
+
+        Errors: NotReady, RequestTooLarge, InvalidField, QueueFull, DeadlineExceeded, ModelFailure.
+        """
         generation = self._accepting()
-        self.limits.check_prompts(prompts, preset)
-        return await _tokenize(generation, prompts, preset)
+        chars = self.limits.check_prompts(prompts, preset)
+        return await generation.tokenizing.tokenize(prompts, preset, chars, _deadline(timeout_s))
 
     async def encode(
         self,
         prompts: Sequence[str],
         preset: Preset,
         dtype: DType = "bfloat16",
-        timeout_s: float = 300.0,
+        timeout_s: float | Deadline = 300.0,
         cache_policy: CachePolicy = "use",
     ) -> EncodeResult:
         """Answer one request. Cancelling it frees its place in the queue.
@@ -151,22 +152,23 @@ class Engine:
             prompts: of one request.
             preset: how they become prompt embeds.
             dtype: of the hidden states.
-            timeout_s: how long to wait for the results, in seconds.
+            timeout_s: how long that may take, in seconds; or when it must end.
             cache_policy: "refresh" reads no cache and keeps the results, "bypass" does neither.
         Errors: NotReady, RequestTooLarge, InvalidField, QueueFull, DeadlineExceeded, ModelFailure.
         """
         generation = self._accepting()
         encoder = generation.encoder
-        self.limits.check_prompts(prompts, preset)
+        chars = self.limits.check_prompts(prompts, preset)
+        deadline = _deadline(timeout_s)
         self._requests += 1
         self._idle.clear()
         try:
             started_at = time.perf_counter()
-            tokenized = await _tokenize(generation, prompts, preset)
+            tokenized = await generation.tokenizing.tokenize(prompts, preset, chars, deadline)
             jobs = encoder.plan(tokenized, preset, dtype)
             self.limits.check_output(jobs, encoder.config.hidden_size)
             tokenization_ms = (time.perf_counter() - started_at) * 1e3
-            answer = await generation.results.get(jobs, timeout_s, cache_policy)
+            answer = await generation.results.get(jobs, deadline, cache_policy)
             return EncodeResult(
                 embeds=answer.embeds,
                 prompts=tokenized,
@@ -189,13 +191,5 @@ class Engine:
         return self._guardian.serving()
 
 
-async def _tokenize(generation: Generation, prompts: Sequence[str], preset: Preset) -> list[TokenizedPrompt]:
-    tokenized = generation.recent.get(prompts, preset)
-    if tokenized is None:
-        encoder = generation.encoder
-        if sum(count_chars(prompt, preset) for prompt in prompts) <= MAX_CHARS_ON_LOOP:
-            tokenized = encoder.tokenize(prompts, preset)
-        else:
-            tokenized = await asyncio.to_thread(encoder.tokenize, prompts, preset)
-        generation.recent.put(prompts, preset, tokenized)
-    return tokenized
+def _deadline(timeout_s: float | Deadline) -> Deadline:
+    return timeout_s if isinstance(timeout_s, Deadline) else Deadline.after(timeout_s)

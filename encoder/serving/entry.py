@@ -4,6 +4,7 @@ from asyncio import Future
 from dataclasses import dataclass, field
 
 from encoder.pipeline.selection import Outcome
+from encoder.serving.deadline import RequestStage
 from encoder.types import Job, Pass
 
 
@@ -20,6 +21,7 @@ class Entry:
         length: rows that it adds to a batch, live padding included; at least 1.
         outcome: None until the entry is settled.
         waiters: a future for each request that wants it; they are resolved when it is settled.
+        stage: where it is, or was last.
         request: the number of the request that queued it.
         from_disk: whether its result was found on disk, so that it never ran.
         last_pass: the pass that it ran in, where passes are measured.
@@ -31,6 +33,7 @@ class Entry:
     length: int = field(init=False)
     outcome: Outcome | None = None
     waiters: "list[Future[None]]" = field(default_factory=list)
+    stage: RequestStage = "disk_cache"
     request: int = 0
     from_disk: bool = False
     started_at: float = 0.0

@@ -14,8 +14,8 @@ from encoder.serving.cache import ResultCache
 from encoder.serving.health import Health
 from encoder.serving.in_flight import InFlight
 from encoder.serving.model_thread import ModelThread
-from encoder.serving.recent_tokens import RecentTokens
 from encoder.serving.results import Results
+from encoder.serving.tokenizing import Tokenizing
 from encoder.serving.warmup import warmup_job
 from encoder.text_encoder import TextEncoder
 
@@ -32,7 +32,7 @@ class Generation:
         on_failure: called on the event loop for each unexpected failure, with a sentence.
         on_end: called on the event loop when the model thread has ended, with the reason.
     Attributes:
-        in_flight, batch_loop, results, thread, recent: its parts.
+        tokenizing, in_flight, batch_loop, results, thread: its parts.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Generation:
         self.in_flight = InFlight(cache, health)
         self.batch_loop = BatchLoop(limits, self.in_flight, health, batch_sizes)
         self.results = Results(cache, self.in_flight, self.batch_loop)
-        self.recent = RecentTokens()
+        self.tokenizing = Tokenizing(limits.max_tokenizing_chars)
         self.thread = ModelThread(
             options,
             limits.max_batch_tokens,
@@ -76,6 +76,7 @@ class Generation:
         await self._cache.open(encoder)
         encoder.measures_passes = self._measure_passes
         self._health.start()
+        self.tokenizing.start(encoder)
         self.batch_loop.start(encoder)
         self._encoder = encoder
 
@@ -85,6 +86,7 @@ class Generation:
 
     def close(self, error: NotReady) -> None:
         """Fail all that waits with this error, refuse what comes, and let the thread end."""
+        self.tokenizing.close(error)
         self.batch_loop.close()
         self.results.close(error)
 
@@ -100,7 +102,7 @@ class Generation:
 
     def stats(self) -> dict[str, int]:
         """Gauges by the names of EngineStats."""
-        return self.batch_loop.stats()
+        return self.tokenizing.stats() | self.batch_loop.stats()
 
     def counters(self) -> dict[str, int]:
         """Counters by the names of EngineStats."""

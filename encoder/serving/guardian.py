@@ -189,6 +189,8 @@ class Guardian:
         pulse = self.generation.batch_loop.pulse
         if self._stall.tick() * TICK_S >= self._stall_s:
             self._give_up(f"The model thread has been in one step for more than {self._stall_s:g} s: {pulse.step}.")
+        if self.generation.tokenizing.tick() * TICK_S >= self._stall_s:
+            self._give_up(f"A call of the tokenizer has not returned for more than {self._stall_s:g} s.")
 
     def _on_failure(self, generation: Generation, reason: str) -> None:
         if generation is self.generation:

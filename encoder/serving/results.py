@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from copy import copy
 from typing import Literal, NamedTuple
 
-from encoder.errors import DeadlineExceeded, EncoderError, NotReady, Overloaded
+from encoder.errors import EncoderError, NotReady, Overloaded
 from encoder.serving.batch_loop import BatchLoop
 from encoder.serving.cache import ResultCache
+from encoder.serving.deadline import Deadline
 from encoder.serving.entry import Entry
 from encoder.serving.in_flight import InFlight
 from encoder.types import CachePolicy, Job, Pass, PromptEmbeds
@@ -56,7 +57,7 @@ class Results:
         """Counters by the names of EngineStats."""
         return self._counters
 
-    async def get(self, jobs: Sequence[Job], timeout_s: float, policy: CachePolicy) -> Answer:
+    async def get(self, jobs: Sequence[Job], deadline: Deadline, policy: CachePolicy) -> Answer:
         """The results of one request.
 
         Errors: RequestTooLarge, QueueFull, NotReady once closed, DeadlineExceeded, InvalidField, ModelFailure.
@@ -74,8 +75,11 @@ class Results:
         self._counters["cache_coalesced"] += len(joined)
         if new:
             self._look_up_or_queue(new, policy)
-        await self._wait(joined + new, timeout_s)
-        results |= {entry.job: _result(entry, timeout_s) for entry in joined + new}
+        await self._wait(joined + new, deadline.left_s())
+        for entry in joined + new:
+            if entry.outcome is None:
+                raise deadline.exceeded(entry.stage)
+        results |= {entry.job: _result(entry) for entry in joined + new}
         return _answer([results[job] for job in jobs], joined, new, asked_at)
 
     async def run_probe(self, job: Job) -> None:
@@ -88,7 +92,7 @@ class Results:
             self._in_flight.add([entry], joinable=False)
             self._batch_loop.put_first(entry)
         await self._wait([entry], timeout_s=None)
-        _result(entry, 0)
+        _result(entry)
 
     def _look_up_or_queue(self, entries: Sequence[Entry], policy: CachePolicy) -> None:
         if self._closed is not None:
@@ -136,9 +140,8 @@ class Results:
                     self._in_flight.forget(entry)
 
 
-def _result(entry: Entry, timeout_s: float) -> PromptEmbeds:
-    if entry.outcome is None:
-        raise DeadlineExceeded(f"No result within {timeout_s:g} s. Send fewer prompts, or allow more time.")
+def _result(entry: Entry) -> PromptEmbeds:
+    assert entry.outcome is not None, "call once it is settled"
     if isinstance(entry.outcome, EncoderError):
         raise copy(entry.outcome)  # several requests may wait for this entry
     return entry.outcome
