@@ -10,6 +10,8 @@ from typing import Any
 from app import offline
 from app.doctor import doctor
 from app.log_format import add_request, formatter
+from app.log_pipe import PipeHandler
+from app.process import open_standard_files
 from app.server import serve
 from app.settings import Settings, SettingsError, choices, flag, load_settings, misspelt_variables, variable
 from encoder import EncoderError
@@ -39,6 +41,7 @@ CHECKPOINT_HELP = "demo, a path, a Hugging Face id or an Ollama name, as in the 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0, 1 if the command failed, 2 if its arguments are wrong."""
+    open_standard_files()
     given = vars(make_parser().parse_args(arguments))
     command: Callable[..., int] = given.pop("command")
     own = {name: given.pop(name) for name in list(given) if name not in Settings.model_fields}
@@ -46,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return doctor(**own)
     try:
         settings = load_settings(given)
-        set_up_logging(settings.log_level, settings.log_format)
+        handler = PipeHandler(2) if command is serve else logging.StreamHandler()
+        set_up_logging(settings.log_level, settings.log_format, handler)
         for problem in misspelt_variables():
             logger.warning("%s", problem)
         if "api_key" in given:
@@ -129,9 +133,8 @@ def add_settings(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
         parser.add_argument(flag(name), dest=name, default=argparse.SUPPRESS, help=text, **kind)
 
 
-def set_up_logging(level: str, log_format: str) -> None:
-    """Log to stderr, one line per event."""
-    handler = logging.StreamHandler()
+def set_up_logging(level: str, log_format: str, handler: logging.Handler) -> None:
+    """Log one line per event."""
     handler.setFormatter(formatter(log_format))
     handler.addFilter(add_request)
     logging.basicConfig(level=level.upper(), handlers=[handler])

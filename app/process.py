@@ -1,12 +1,16 @@
-"""Tunes the process of a service: thread switching, garbage collection, memory allocation.
+"""What holds for the process as a whole: its standard files, thread switching, garbage collection, memory allocation.
 
-The effect of each was measured: docs/decisions/0007-what-the-service-adds.md.
+The effect of each tuning was measured: docs/decisions/0007-what-the-service-adds.md.
 """
 
 import ctypes
 import gc
+import logging
 import os
 import sys
+import threading
+
+logger = logging.getLogger(__name__)
 
 COLLECT_AFTER = 10_000  # new objects; requests leave none behind that reference counting does not free
 SWITCH_S = 0.001  # with Python's 5 ms the event loop makes the model thread wait while the GPU is idle
@@ -16,6 +20,31 @@ MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": (-1, 128 * 2**20),  # free bytes kept at the end of a heap
     "MALLOC_MMAP_THRESHOLD_": (-3, 32 * 2**20),  # bytes from which a block is a mapping of its own; the largest allowed
 }
+
+
+def open_standard_files() -> None:
+    """Let stdin, stdout and stderr lead nowhere where they are closed.
+
+    The next file or connection that is opened would get their number, and what is printed would be written into it.
+    """
+    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(descriptor, mode, closefd=False))  # noqa: SIM115  # open to the end
+
+
+def log_uncaught_exceptions() -> None:
+    """Log what threads and destructors raise. Python would print it, and wait for whoever reads stderr."""
+    threading.excepthook = lambda raised: logger.error(
+        "thread %s ended", raised.thread and raised.thread.name, exc_info=raised.exc_value
+    )
+    sys.unraisablehook = lambda raised: logger.error(
+        "%s: %r", raised.err_msg or "exception ignored in", raised.object, exc_info=raised.exc_value
+    )
+    logging.captureWarnings(True)
 
 
 def tune_process() -> None:

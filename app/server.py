@@ -21,7 +21,7 @@ from app import open_files, shutdown
 from app.http.connection import Connection
 from app.listen import curl_line, listening_socket
 from app.main import create_app
-from app.process import tune_process
+from app.process import log_uncaught_exceptions, tune_process
 from app.service import service_of
 from app.settings import Settings, is_loopback
 
@@ -164,11 +164,16 @@ def serve(settings: Settings) -> NoReturn:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server can handle it
     open_files.raise_limit()
+    log_uncaught_exceptions()
     with listening_socket(settings) as sock:
         server = Server(create_app(settings), sock, tune_process, shutdown.exit_within)
         if server.service.keys is None and settings.uds is None and not is_loopback(address := sock.getsockname()[0]):
             logger.warning(OPEN, address)
         # Not asyncio.run: at its end it waits for threads and tasks, however long they take.
         loop = (server.config.get_loop_factory() or asyncio.new_event_loop)()
-        loop.run_until_complete(server.serve([sock]))
+        try:
+            loop.run_until_complete(server.serve([sock]))
+        except Exception:
+            logger.critical("the server failed", exc_info=True)
+            server.exit_code = FAILED
     shutdown.leave(server.exit_code)
