@@ -264,13 +264,10 @@ async def test_a_call_that_does_not_return_for_stall_s_fails_the_engine(model: M
 
 
 async def test_a_closed_engine_leaves_no_thread_behind(model: ModelOptions) -> None:
-    def threads() -> list[threading.Thread]:
-        return [thread for thread in threading.enumerate() if thread.name == "tokenizer"]
-
-    before = len(threads())
     async with running(model) as engine:
         await engine.tokenize([LONG] * 4, PRESET)
-        assert len(threads()) == before + THREADS
+        threads = {thread for thread in threading.enumerate() if thread.name == "tokenizer"}
+        assert len(threads) >= THREADS  # some of an earlier test may be about to end
     async with asyncio.timeout(60):
-        while len(threads()) > before:
+        while threads & set(threading.enumerate()):
             await asyncio.sleep(0.001)
