@@ -23,6 +23,7 @@ from app.request_context import RequestContext
 from app.routes import dropins, operations, prompts
 from app.service import Service, service_of
 from app.settings import Settings
+from app.tracing import open_tracing, telemetry
 from encoder import Engine
 
 BEARER = HTTPBearer(description="The setting `api_key` of the service.", auto_error=False)
@@ -53,15 +54,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         stall_s=settings.stall_s,
         measure_passes=settings.profile,
     )
+    tracing = open_tracing()
     app = FastAPI(
         title="Qwen3 text encoder",
         description="Prompts in, the hidden states that diffusion models are conditioned on out.",
         lifespan=lifespan,
         redirect_slashes=False,
         exception_handlers=errors.HANDLERS,
+        telemetry=telemetry(tracing),
     )
     keys, traffic = Keys.of(settings), Traffic(settings)
-    app.state.service = service = Service(settings, engine, Metrics(), traffic, Lifecycle(engine), keys)
+    app.state.service = service = Service(settings, engine, Metrics(), traffic, Lifecycle(engine), keys, tracing)
     service.metrics.register(Exposition(engine, service.metrics, service.admission, traffic))
     add_routes(app)
     add_middleware(app)
@@ -91,7 +94,12 @@ def add_middleware(app: FastAPI) -> None:
         app.add_middleware(OriginCheck, origins=settings.allowed_origins)
     if names := host_names(settings):
         app.add_middleware(HostCheck, names=names)
-    app.add_middleware(RequestContext, observe=service.metrics.observe_request, admission=service.admission)
+    app.add_middleware(
+        RequestContext,
+        observe=service.metrics.observe_request,
+        admission=service.admission,
+        tracing=service.tracing,
+    )
     if settings.profile:
         app.add_middleware(Profiler)
 
@@ -116,3 +124,5 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     finally:
         await service.lifecycle.stop()
         sweeper.cancel()
+        if service.tracing is not None:
+            await service.tracing.close()

@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 
 from app.errors import ANSWERS, OTHER_CODES
 from app.profile import STAGES, Profile
-from encoder import DeadlineExceeded, Distribution, EncodeResult
+from encoder import Distribution, EncodeResult, NotReady
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 TOKENS = (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -73,14 +73,14 @@ class Metrics:
 
         A thread of its own formats them: that takes milliseconds, and the threads that requests use may all be busy.
 
-        Errors: DeadlineExceeded after MAX_SCRAPE_S.
+        Errors: NotReady after MAX_SCRAPE_S.
         """
         if self._scrape is None:
             self._scrape = asyncio.ensure_future(self._render())
         try:
             return await asyncio.wait_for(asyncio.shield(self._scrape), MAX_SCRAPE_S)
         except TimeoutError as error:
-            raise DeadlineExceeded(f"The metrics were not ready within {MAX_SCRAPE_S:g} s.") from error
+            raise NotReady(f"The metrics were not ready within {MAX_SCRAPE_S:g} s.", 1) from error
 
     async def _render(self) -> bytes:
         try:

@@ -15,6 +15,7 @@ from app.admission import Admission, shutting_down
 from app.errors import answer_outside_routes
 from app.profile import Profile
 from app.trace_context import trace_id
+from app.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -47,10 +48,11 @@ class RequestContext:
     Neither headers nor prompts are logged: clients send their Hugging Face token in Authorization.
     """
 
-    def __init__(self, app: ASGIApp, observe: Observe, admission: Admission) -> None:
+    def __init__(self, app: ASGIApp, observe: Observe, admission: Admission, tracing: Tracing | None) -> None:
         self.app = app
         self.observe = observe
         self.admission = admission
+        self.tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -59,6 +61,7 @@ class RequestContext:
             return
         started = time.perf_counter()
         request = begin(scope)
+        span = self.tracing.enter(request) if self.tracing else None
         app = scope["app"]  # a mounted app puts itself in its place
         task = asyncio.current_task()
         assert task is not None
@@ -71,6 +74,8 @@ class RequestContext:
             if message["type"] == "http.response.start":
                 status, seconds, sending_at = message["status"], began - started, began
                 self.admission.leave(task)
+                if span is not None and request.code:
+                    span.fail(request.code)
                 own = [(b"x-request-id", request.request_id.encode()), (b"x-total-time", b"%.2f" % (seconds * 1e3))]
                 message["headers"] = [*message.get("headers", ()), *SECURITY_HEADERS, *own]
             await send(message)
@@ -91,7 +96,10 @@ class RequestContext:
                 await response(scope, receive, send_with_context)
         finally:
             self.admission.leave(task)
-            request.add("send", sending_at, sending_s)
+            if sending_at:
+                request.add("send", sending_at, sending_s)
+            if span is not None:
+                span.add_stages(request)
             self._record(scope, request, status, seconds or time.perf_counter() - started)
             profile.current.reset(token)
 
@@ -99,9 +107,7 @@ class RequestContext:
         route = getattr(scope.get("route"), "path", UNMATCHED)
         self.observe(route, status, seconds, request)
         if logger.isEnabledFor(logging.INFO):
-            path = scope.get("raw_path", b"").decode("ascii", "backslashreplace")[
-                :MAX_PATH
-            ]  # percent-encoded: one line
+            path = scope.get("raw_path", b"").decode("ascii", "backslashreplace")[:MAX_PATH]  # percent-encoded
             ended = {
                 "method": scope["method"],
                 "path": path,

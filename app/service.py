@@ -19,6 +19,7 @@ from app.http.traffic import Traffic
 from app.lifecycle import Lifecycle
 from app.metrics import Metrics
 from app.settings import Settings
+from app.tracing import Tracing
 from encoder import Catalog, Engine
 
 
@@ -33,6 +34,7 @@ class Service:
         traffic: what all connections share: their limits, and the bytes that they hold.
         lifecycle: loads the engine's model, and closes the engine.
         keys: that open the service; None if it asks for none.
+        tracing: makes spans; None without.
         admission: lets requests in.
     """
 
@@ -42,6 +44,7 @@ class Service:
     traffic: Traffic
     lifecycle: Lifecycle
     keys: Keys | None
+    tracing: Tracing | None = None
     admission: Admission = field(default_factory=Admission)
 
     @property

@@ -69,7 +69,7 @@ async def info(service: ServiceDep) -> dict[str, Any]:
     }
 
 
-@router.get("/metrics", response_class=PlainTextResponse, responses=errors(401, 500, 504))
+@router.get("/metrics", response_class=PlainTextResponse, responses=errors(401, 500, 503))
 async def metrics(service: ServiceDep) -> Response:
     """Prometheus metrics."""
     return Response(await service.metrics.render(), media_type=service.metrics.media_type)

@@ -144,7 +144,7 @@ def test_a_scrape_that_hangs_holds_up_neither_requests_nor_its_client(
         release.set()
         assert [scrape.result().status_code for scrape in scrapes] == [200] * 4
 
-    assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
+    assert (late.status_code, late.json()["error"]["code"]) == (503, "not_ready")
     assert len(rendered) == 1
     assert client.get("/metrics").status_code == 200
 
