@@ -93,10 +93,11 @@ class Engine:
     async def close(self) -> None:
         """End the model thread; requests that still wait fail with NotReady."""
         self.drain()
+        writing = asyncio.create_task(self._cache.close())
         try:
             await self._guardian.close()
         finally:
-            await self._cache.close()
+            await writing
 
     @property
     def info(self) -> ModelInfo:

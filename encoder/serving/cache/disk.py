@@ -7,16 +7,20 @@ import asyncio
 import logging
 from asyncio import Future
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from encoder.serving.cache.folder import ResultFolder
 from encoder.serving.cache.key import result_key
+from encoder.serving.cache.memory import entry_bytes
+from encoder.serving.cache.threads import DaemonThreads
 from encoder.types import Job, PromptEmbeds
 
 log = logging.getLogger(__name__)
 
 READERS = 4  # threads
 LOOKUP_S = 5.0  # a slower disk is no help: the model runs instead
+MAX_READS = 256  # that wait or run at once; further results are computed
+CLOSE_S = 2.0  # for results that wait to be written when the cache is closed
 MAX_PENDING_BYTES = 256 * 2**20  # of results that wait to be written; further ones are dropped
 
 
@@ -31,8 +35,10 @@ class DiskCache:
     def __init__(self, folder: ResultFolder, identity: str) -> None:
         self._folder = folder
         self._identity = identity
-        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="disk-cache-reader")
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="disk-cache-writer")
+        self._readers = DaemonThreads(READERS, "disk-cache-reader")
+        self._writer = DaemonThreads(1, "disk-cache-writer")
+        self._writes: set[Future[None]] = set()  # that wait or run
+        self._reads = 0  # that wait or run
         self._pending: dict[Job, PromptEmbeds] = {}  # results that wait to be written
         self._overdue: set[Future[PromptEmbeds | None]] = set()  # reads that have taken too long and still run
         self._touching: Future[None] | None = None
@@ -58,15 +64,17 @@ class DiskCache:
 
     def write(self, job: Job, result: PromptEmbeds) -> None:
         """Keep a result, in the background. It is dropped where too many bytes wait already."""
-        size = result.hidden_states.nbytes
-        if self._pending and self._pending_bytes + size > MAX_PENDING_BYTES:
+        size = entry_bytes(job, result)
+        if self._writes and self._pending_bytes + size > MAX_PENDING_BYTES:
             self._dropped += 1
             return
-        writing = self._in_background(self._store, self._identity, job, result)
+        writing = self._in_background(partial(self._store, self._identity, job, result))
+        self._writes.add(writing)
         self._pending[job] = result
         self._pending_bytes += size
 
         def written(done: Future[None]) -> None:
+            self._writes.discard(done)
             self._pending_bytes -= size
             if self._pending.get(job) is result:
                 del self._pending[job]
@@ -78,7 +86,7 @@ class DiskCache:
     def touch(self, jobs: Sequence[Job]) -> None:
         """Mark as used what memory has answered, so that the folder does not evict it; not while a touch still runs."""
         if self._touching is None or self._touching.done():
-            self._touching = self._in_background(self._touch, self._identity, jobs)
+            self._touching = self._in_background(partial(self._touch, self._identity, jobs))
 
     def stats(self) -> dict[str, int]:
         """Gauges and counters by the names of EngineStats."""
@@ -92,15 +100,21 @@ class DiskCache:
         }
 
     async def close(self) -> None:
-        """Write what is pending, and end the threads."""
+        """Write what is pending, for as long as CLOSE_S. What hangs then is left behind."""
+        if self._writes:
+            await asyncio.wait(self._writes, timeout=CLOSE_S)
+        if self._writes:
+            log.warning("cache in %s: %d results are lost, the disk is too slow", self._folder.path, len(self._writes))
         for threads in (self._writer, self._readers):
-            await asyncio.to_thread(threads.shutdown)
+            threads.close()
 
     async def _read(self, jobs: Sequence[Job]) -> dict[Job, PromptEmbeds]:
-        loop = asyncio.get_running_loop()
-        reads = {loop.run_in_executor(self._readers, self._load, self._identity, job): job for job in jobs}
-        if not reads:
+        if not jobs or self._reads + len(jobs) > MAX_READS:
             return {}
+        reads = {self._readers.run(partial(self._load, self._identity, job)): job for job in jobs}
+        self._reads += len(reads)
+        for read in reads:
+            read.add_done_callback(self._read_ended)
         done, overdue = await asyncio.wait(reads, timeout=LOOKUP_S)
         if overdue:
             self._count_error(TimeoutError(f"no answer within {LOOKUP_S:g} s"))
@@ -115,6 +129,9 @@ class DiskCache:
                 found[reads[read]] = result
         return found
 
+    def _read_ended(self, _: Future[PromptEmbeds | None]) -> None:
+        self._reads -= 1
+
     # On threads: a key takes a millisecond where a prompt is long.
 
     def _load(self, identity: str, job: Job) -> PromptEmbeds | None:
@@ -126,8 +143,8 @@ class DiskCache:
     def _touch(self, identity: str, jobs: Sequence[Job]) -> None:
         self._folder.touch([result_key(identity, job) for job in jobs])
 
-    def _in_background(self, work: Callable[..., None], *args: object) -> Future[None]:
-        future = asyncio.get_running_loop().run_in_executor(self._writer, work, *args)
+    def _in_background(self, work: Callable[[], None]) -> Future[None]:
+        future = self._writer.run(work)
         future.add_done_callback(lambda done: self._count_error(error) if (error := done.exception()) else None)
         return future
 

@@ -7,6 +7,7 @@ checksum: a file that is gone, cut off or foreign is a miss. A killed process le
 import json
 import os
 import re
+import stat
 import tempfile
 import time
 import zlib
@@ -67,7 +68,7 @@ class ResultFolder:
         """
         file = self._file(key)
         try:
-            data = file.read_bytes()
+            data = _read_file(file, self.max_bytes)
         except FileNotFoundError:
             return None
         try:
@@ -91,6 +92,13 @@ class ResultFolder:
         size = _on_disk(len(data))
         if size > self.max_bytes:
             return
+        try:
+            self._add(key, data, size)
+        except FileNotFoundError:  # the folder has been deleted
+            self.open()
+            self._add(key, data, size)
+
+    def _add(self, key: str, data: bytes, size: int) -> None:
         if self._written + size > self.max_bytes * COUNT_EVERY or self.bytes + size > self.max_bytes:
             self._make_room(size)
         handle, unfinished = tempfile.mkstemp(dir=self.path, prefix=UNFINISHED)  # readable by this user alone
@@ -129,10 +137,17 @@ class ResultFolder:
             for entry in entries:
                 with suppress(FileNotFoundError):  # another process has evicted it
                     if _NAME.fullmatch(entry.name):
-                        stat = entry.stat()
-                        yield StoredFile(stat.st_mtime_ns, _on_disk(stat.st_size), Path(entry.path))
+                        facts = entry.stat()
+                        yield StoredFile(facts.st_mtime_ns, _on_disk(facts.st_size), Path(entry.path))
                     elif entry.name.startswith(UNFINISHED) and entry.stat().st_mtime < time.time() - UNFINISHED_S:
                         os.unlink(entry.path)
+
+
+def _read_file(file: Path, max_bytes: int) -> bytes:
+    """All bytes of a file; none of what is no file, or larger than any result can be. Errors: OSError."""
+    with open(file, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as stream:  # not for a FIFO
+        facts = os.fstat(stream.fileno())
+        return stream.read() if stat.S_ISREG(facts.st_mode) and facts.st_size <= max_bytes else b""
 
 
 def _on_disk(size: int) -> int:

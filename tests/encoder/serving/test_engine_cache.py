@@ -424,23 +424,65 @@ def replace_by_a_file(folder: Path) -> None:
     folder.write_bytes(b"")
 
 
-@pytest.mark.parametrize("trouble", [remove, replace_by_a_file])
-async def test_a_folder_that_vanishes_leaves_memory_and_one_warning(
-    folder: Path, model: ModelOptions, trouble: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+async def test_a_deleted_folder_is_made_anew(
+    folder: Path, model: ModelOptions, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, "encoder.serving.cache")
     async with opened(folder, model) as engine:
         await engine.encode(["a cat"], KLEIN)
-        await asyncio.to_thread(engine._cache._disk._writer.submit(bool).result)  # type: ignore[union-attr]
-        trouble(folder)
+        await engine._cache._disk._writer.run(bool)  # type: ignore[union-attr]
+        remove(folder)
+        caches = [(await engine.encode([prompt], KLEIN)).cache for prompt in ("a dog", "a cat")]
+
+    assert caches == ["miss", "hit"]
+    assert len(files(folder)) == 1
+    assert not [record for record in caplog.records if str(folder) in record.getMessage()]
+
+
+async def test_a_folder_replaced_by_a_file_leaves_memory_and_one_warning(
+    folder: Path, model: ModelOptions, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "encoder.serving.cache")
+    async with opened(folder, model) as engine:
+        await engine.encode(["a cat"], KLEIN)
+        await engine._cache._disk._writer.run(bool)  # type: ignore[union-attr]
+        remove(folder)
+        folder.write_bytes(b"")
         for prompt in ("a dog", "a fox", "a hen"):
             assert (await engine.encode([prompt], KLEIN)).cache == "miss"
         assert [(await engine.encode([prompt], KLEIN)).cache for prompt in ("a cat", "a hen")] == ["hit", "hit"]
-        await asyncio.to_thread(engine._cache._disk._writer.submit(bool).result)  # type: ignore[union-attr]
-        await asyncio.sleep(0.01)
+        await engine._cache._disk._writer.run(bool)  # type: ignore[union-attr]
 
         assert engine.stats().disk_cache_errors >= 3
     assert len([record for record in caplog.records if str(folder) in record.getMessage()]) == 1
+
+
+async def test_a_write_that_hangs_is_left_behind_at_the_end(
+    folder: Path, model: ModelOptions, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("encoder.serving.cache.disk.CLOSE_S", 0.01)
+    writes = HeldWrites(monkeypatch)
+    async with opened(folder, model) as engine:
+        await engine.encode(["a cat", "a dog"], KLEIN)
+    writes.opened.set()
+
+    assert "2 results are lost" in caplog.text
+
+
+async def test_look_ups_that_wait_are_bounded(
+    folder: Path, model: ModelOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow disk must not gather requests that the queue would refuse: what is not looked up is computed."""
+    monkeypatch.setattr("encoder.serving.cache.disk.MAX_READS", 2)
+    async with opened(folder, model) as engine:
+        reads = HeldReads(monkeypatch)
+        held = asyncio.create_task(engine.encode(["a cat", "a dog"], KLEIN))
+        await reads.are_reached()
+        beside = await engine.encode(["a fox"], KLEIN)
+        reads.opened.set()
+        await held
+
+    assert beside.cache == "miss"
 
 
 @pytest.mark.parametrize("parent", ["/proc", "/dev/null"])

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import stat
 import subprocess
@@ -277,12 +278,33 @@ def test_the_unfinished_file_of_a_killed_process_is_removed_later(folder: Result
     assert young.exists()
 
 
-def test_a_vanished_folder_is_an_error_to_write_to_and_holds_nothing(folder: ResultFolder) -> None:
-    folder.path.rmdir()
+def test_a_deleted_folder_is_made_anew_for_its_owner_alone(folder: ResultFolder) -> None:
+    folder.write(A, make_result())
+    shutil.rmtree(folder.path)
 
     assert folder.read(A) is None
-    with pytest.raises(FileNotFoundError):
-        folder.write(A, make_result())
+    folder.write(B, make_result())
+    assert_equal(folder.read(B), make_result())
+    assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
+    assert (folder.entries, folder.bytes) == (1, ON_DISK)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("/dev/zero", path)], ids=["FIFO", "device"])
+def test_what_is_no_file_is_damaged_and_not_waited_for(folder: ResultFolder, make: Callable[[Path], None]) -> None:
+    make(file_of(folder, A))
+
+    with pytest.raises(DamagedResult):
+        folder.read(A)
+    assert not file_of(folder, A).exists()
+
+
+def test_a_file_larger_than_the_folder_may_be_is_not_read(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path, 2 * ON_DISK)
+    with file_of(folder, A).open("wb") as file:
+        file.truncate(2**40)
+
+    with pytest.raises(DamagedResult):
+        folder.read(A)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
