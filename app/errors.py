@@ -179,7 +179,9 @@ ANSWERS: dict[type[Exception], Answer] = {
     DeadlineExceeded: Answer(504, "deadline_exceeded"),
 }
 UNEXPECTED = Answer(500, "internal_error")
-OTHER_CODES = ("not_found", "method_not_allowed", "http_error", UNEXPECTED.code)  # of errors that are no class of ours
+NO_ROUTE = Answer(404, "not_found")
+NO_METHOD = Answer(405, "method_not_allowed")
+OTHER_CODES = (NO_ROUTE.code, NO_METHOD.code, "http_error", UNEXPECTED.code)  # of errors that are no class of ours
 MAX_MESSAGE = 1000  # characters
 
 
@@ -247,14 +249,14 @@ async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.scope["path"]
     if error.status_code == 404:
-        return error_body(404, "not_found", f"{path} does not exist.", "GET /docs lists all routes.")
+        return error_body(*NO_ROUTE, f"{path} does not exist.", "GET /docs lists all routes.")
     if error.status_code != 405:
         return error_body(error.status_code, "http_error", str(error.detail), headers=error.headers)
     allowed = _allowed(dict(error.headers or {}).get("Allow", ""))
     if request.method == "OPTIONS":
         return Response(status_code=204, headers={"allow": allowed})
     message = f"{path} does not take {request.method}, it takes {allowed}."
-    return error_body(405, "method_not_allowed", message, headers={"allow": allowed})
+    return error_body(*NO_METHOD, message, headers={"allow": allowed})
 
 
 def _allowed(methods: str) -> str:

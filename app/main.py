@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -20,7 +21,7 @@ from app.metrics import Metrics
 from app.middleware import Head
 from app.profiler import Profiler
 from app.request_context import RequestContext
-from app.routes import dropins, operations, prompts
+from app.routes import described, dropins, operations, prompts
 from app.service import Service, service_of
 from app.settings import Settings
 from app.tracing import open_tracing, telemetry
@@ -68,6 +69,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     service.metrics.register(Exposition(engine, service.metrics, service.admission, traffic))
     add_routes(app)
     add_middleware(app)
+    app.openapi = functools.partial(described.describe, app)  # type: ignore[method-assign]
     return app
 
 

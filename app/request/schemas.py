@@ -1,61 +1,27 @@
 """The fields of requests and replies. Strict: neither "5" nor true is accepted as a number."""
 
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field
 
+from app.request.fields import LAYERS, PROMPTS, WINDOWS, HiddenStates, Layers, PresetName, Text, Texts, Window
 from encoder import Catalog, DType, InvalidField, Preset
 
 MAX_TEMPLATE_CHARS = 4096  # of prefix and of suffix, which are tokenized with every prompt of a request
 Padding = Literal["preset", "longest", "max_length", "none"]
 
 
-def _encodable(text: str) -> str:
-    """Refuse half a surrogate pair: JSON can escape one, but it is no character and UTF-8 cannot encode it."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(f"has a lone surrogate at character {error.start}, expected Unicode text") from error
-    return text
-
-
-def _distinct(indices: list[int]) -> list[int]:
-    if len(set(indices)) < len(indices):
-        raise ValueError("has an index twice, expected each once")
-    return indices
-
-
-def _exactly_one(*names: str) -> dict[str, JsonValue]:
-    """JSON schema: exactly one of these fields is required."""
-    return {"oneOf": [{"required": [name]} for name in names]}
-
-
-def _whole(value: object) -> object:
-    """A whole number is an integer, however it is written: 77, 77.0 and 7.7e1 are one in JSON Schema and JavaScript.
-
-    From 2^53 on, a float is not exactly what was written.
-    """
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        return int(value)
-    return value
-
-
-Text = Annotated[str, AfterValidator(_encodable)]
-Texts = Annotated[list[Text], Field(fail_fast=True)]
-Integer = Annotated[int, BeforeValidator(_whole)]
-Window = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
-Indices = Annotated[list[Integer], Field(min_length=1, fail_fast=True), AfterValidator(_distinct)]
-
-
 class TokenizeRequest(BaseModel):
     """One prompt or several, and how they are tokenized."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra=_exactly_one("prompt", "prompts"))
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"allOf": [PROMPTS, WINDOWS]})
 
     prompt: Text | None = Field(None, description="One prompt. Exactly one of prompt and prompts is given.")
     prompts: Texts | None = Field(None, min_length=1, description="Several prompts.")
-    preset: str | None = Field(None, description="Name of a preset, see GET /presets; the server's default if unset.")
+    preset: PresetName | None = Field(
+        None, description="Name of a preset, see GET /presets; the server's default if unset."
+    )
     max_sequence_length: Window | None = Field(None, description="Window in tokens; longer prompts are truncated.")
     padding: Padding = Field(
         "preset",
@@ -110,14 +76,12 @@ class EncodeRequest(TokenizeRequest):
 class EncodeLayersRequest(EncodeRequest):
     """Prompts to be encoded to the hidden states of chosen layers."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"allOf": [_exactly_one("prompt", "prompts"), _exactly_one("layers", "hidden_states")]}
-    )
+    model_config = ConfigDict(json_schema_extra={"allOf": [PROMPTS, LAYERS, WINDOWS]})
 
-    layers: Indices | None = Field(
+    layers: Layers | None = Field(
         None, description="Decoder layers, 0-based, un-normed; -1 is the last. Exactly one of layers and hidden_states."
     )
-    hidden_states: Indices | None = Field(
+    hidden_states: HiddenStates | None = Field(
         None, description="Hugging Face's index: 0 is the embedding output, -1 is after the final norm."
     )
     combine: Literal["concat", "stack"] = Field(

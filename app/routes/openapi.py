@@ -6,7 +6,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from app import wire
-from app.errors import ANSWERS, UNEXPECTED
+from app.errors import ANSWERS, NO_METHOD, UNEXPECTED
 from app.reply.formats import FORMATS
 from app.reply.reply import ENCODINGS
 from app.request.schemas import (
@@ -19,16 +19,25 @@ from app.request.schemas import (
 )
 
 Described = dict[str, Any]
-_CODES = dict.fromkeys([*ANSWERS.values(), UNEXPECTED])
+EVERYWHERE = (400, 403, 405, 408, 414, 417, 421, 431, 500, 503)  # before a route is reached, or on any
+HEADERS = {
+    "allow": {"description": "The methods that this path takes.", "schema": {"type": "string"}},
+    "retry-after": {"description": "Seconds after which to try again.", "schema": {"type": "integer", "minimum": 0}},
+    "www-authenticate": {"description": "How to send the API key.", "schema": {"type": "string"}},
+}
+HEADERS_OF_ERRORS = {"allow": (405,), "retry-after": (429, 503), "www-authenticate": (401,)}
+_CODES = dict.fromkeys([*ANSWERS.values(), UNEXPECTED, NO_METHOD])
 
 
 def errors(*statuses: int) -> dict[int | str, Described]:
-    """The error replies of a route."""
-    return {status: {"model": ErrorReply, "description": _codes(status)} for status in statuses}
+    """The error replies of a route: these, and those that every route has."""
+    return {status: _error(status) for status in sorted({*statuses, *EVERYWHERE})}
 
 
-def _codes(status: int) -> str:
-    return "code: " + " | ".join(answer.code for answer in _CODES if answer.status == status)
+def _error(status: int) -> Described:
+    codes = " | ".join(answer.code for answer in _CODES if answer.status == status)
+    headers = {name: HEADERS[name] for name, statuses in HEADERS_OF_ERRORS.items() if status in statuses}
+    return {"model": ErrorReply, "description": f"code: {codes}", "headers": headers}
 
 
 def request_body(model: type[BaseModel], examples: dict[str, Any]) -> Described:
@@ -38,9 +47,8 @@ def request_body(model: type[BaseModel], examples: dict[str, Any]) -> Described:
     return {
         "required": True,
         "content": {
-            wire.JSON: {"schema": schema, "examples": named},
-            wire.MSGPACK: {"schema": schema, "examples": named},
-            **{media_type: {"schema": schema} for media_type in wire.MSGPACKS[1:]},
+            wire.JSON: {"schema": schema} | ({"examples": named} if named else {}),
+            **{media_type: {"schema": schema} for media_type in wire.MSGPACKS},
         },
     }
 
@@ -69,14 +77,23 @@ ENCODING: Described = {
     "description": "How a JSON reply contains tensors; other formats ignore it.",
     "schema": {"type": "string", "enum": list(ENCODINGS), "default": ENCODINGS[0]},
 }
-FAILURES = errors(400, 401, 406, 408, 413, 415, 421, 422, 429, 500, 503, 504)
+FAILURES = errors(401, 406, 413, 415, 422, 429, 504)
 
 
-def drop_in(body: type[BaseModel], examples: dict[str, Any], media_type: str, description: str) -> Described:
-    """A route that speaks the protocol of another service: one format of reply, the errors of all routes."""
-    reply = {"description": description, "headers": TIMINGS, "content": {media_type: BYTES}}
+def drop_in(
+    body: type[BaseModel], examples: dict[str, Any], media_type: str, reply: type[BaseModel] | str
+) -> Described:
+    """A route that speaks the protocol of another service: one format of reply, the errors of all routes.
+
+    Args:
+        reply: the model of a reply in JSON, or what the bytes of any other reply are.
+    """
+    if isinstance(reply, str):
+        content: Described = {"description": reply, "content": {media_type: BYTES}}
+    else:
+        content = {"description": reply.__doc__, "model": reply}
     return {
-        "responses": {200: reply, **FAILURES},
+        "responses": {200: content | {"headers": TIMINGS}, **FAILURES},
         "response_class": Response,
         "openapi_extra": {"requestBody": request_body(body, examples)},
     }
@@ -112,7 +129,7 @@ ENCODE_LAYERS: Described = {
 TOKENIZE: Described = {
     "responses": {
         200: {"model": TokenizeReply, "description": "The tokens.", "content": {wire.MSGPACK: BYTES}},
-        **errors(400, 401, 406, 408, 413, 415, 421, 422, 500, 503),
+        **errors(401, 406, 413, 415, 422, 429, 504),
     },
     "openapi_extra": {
         "requestBody": request_body(TokenizeRequest, {"one prompt": {"prompt": "a cat", "preset": "flux2-klein"}})

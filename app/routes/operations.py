@@ -17,13 +17,13 @@ router = APIRouter(tags=["operations"])
 VERSIONED = ("fastapi", "uvicorn", "pydantic", "msgpack")
 
 
-@probes.get("/livez", responses=errors(500))
+@probes.get("/livez", responses=errors())
 async def livez() -> dict[str, str]:
     """The process answers, from the first second on and however busy the device is."""
     return {"status": "alive"}
 
 
-@probes.get("/readyz", responses=errors(500, 503))
+@probes.get("/readyz", responses=errors())
 async def readyz(service: ServiceDep) -> dict[str, str]:
     """The next request can be expected to succeed: the engine's state is `ready`, and it is not draining."""
     service.admission.check()
@@ -31,13 +31,13 @@ async def readyz(service: ServiceDep) -> dict[str, str]:
     return {"status": "ready"}
 
 
-@router.get("/health", responses=errors(401, 500, 503))
+@router.get("/health", responses=errors(401))
 async def health(service: ServiceDep) -> dict[str, str]:
     """The same as `/readyz`, for clients that ask here."""
     return await readyz(service)
 
 
-@router.get("/presets", responses=errors(401, 500, 503))
+@router.get("/presets", responses=errors(401))
 async def presets(service: ServiceDep) -> dict[str, Any]:
     """All presets, and for each whether it fits the loaded checkpoint."""
     engine, catalog = service.engine, service.catalog
@@ -56,7 +56,7 @@ def fit(preset: Preset, engine: Engine) -> dict[str, Any]:
     return {"fits": True, "reason": None}
 
 
-@router.get("/info", responses=errors(401, 500, 503))
+@router.get("/info", responses=errors(401))
 async def info(service: ServiceDep) -> dict[str, Any]:
     """The model that is served, how it is computed, and the limits of a request."""
     engine, settings = service.engine, service.settings
@@ -69,7 +69,7 @@ async def info(service: ServiceDep) -> dict[str, Any]:
     }
 
 
-@router.get("/metrics", response_class=PlainTextResponse, responses=errors(401, 500, 503))
+@router.get("/metrics", response_class=PlainTextResponse, responses=errors(401))
 async def metrics(service: ServiceDep) -> Response:
     """Prometheus metrics."""
     return Response(await service.metrics.render(), media_type=service.metrics.media_type)

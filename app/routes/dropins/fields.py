@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import Query
 from pydantic import BaseModel, BeforeValidator, ConfigDict, WithJsonSchema
 
-from app.request.schemas import Texts
+from app.request.fields import BOUND, Texts
 from encoder import DType
 
 
@@ -22,9 +22,14 @@ def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-_ONE_OR_MORE = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}, {"type": "null"}]}
+_ONE_OR_MORE = {
+    "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}, {"type": "null"}]
+}
 Prompts = Annotated[Texts, BeforeValidator(_as_list), WithJsonSchema(_ONE_OR_MORE)]
 
 # In such a client a user can set nothing but the address, so the query of the address carries what else we need.
-PresetQuery = Annotated[str | None, Query(alias="preset", description="Name of a preset, see GET /presets.")]
+_PRESET = {"type": "string", BOUND: "presets"}
+PresetQuery = Annotated[
+    str | None, WithJsonSchema(_PRESET), Query(alias="preset", description="Name of a preset, see GET /presets.")
+]
 DTypeQuery = Annotated[DType, Query(description="Dtype of the numbers in the reply.")]

@@ -40,6 +40,6 @@ async def predict(
 ) -> Response:
     """Encode prompts for FLUX.2, as diffusers' Flux2RemoteTextEncoderStep and its trainers ask for them."""
     body = await read_body(request, PredictRequest, service.settings)
-    wanted = service.catalog.get(preset or service.settings.predict_preset)
+    wanted = service.catalog.get(service.settings.predict_preset if preset is None else preset)
     result = await encode_prompts(request, service, body.prompt, wanted, dtype)
     return await respond(FORMATS[torch_file.MEDIA_TYPE], result.embeds, {}, timings(result))

@@ -6,10 +6,10 @@ Client: llm-dit-experiments, src/llm_dit/backends/api.py. Source: heylookitsanll
 """
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import Field
+from pydantic import BaseModel, Field, WithJsonSchema
 from starlette.responses import Response
 
 from app import wire
@@ -17,7 +17,7 @@ from app.reply.json_parts import Written, in_base64, in_numbers, json_parts
 from app.reply.reply import PartsResponse, check_numbers
 from app.request.body import read_body
 from app.request.disconnect import unless_disconnected
-from app.request.schemas import Integer, Text, Window
+from app.request.fields import Layer, Text, Window
 from app.routes.dropins.chat import Chat, sections
 from app.routes.dropins.fields import DropInRequest, Prompts
 from app.routes.encoding import encode_prompts, timings
@@ -34,7 +34,7 @@ class LayerRequest(DropInRequest):
     """The fields of both routes."""
 
     model: str | None = Field(None, description="Repeated in the reply; the service has one model.")
-    layer: Integer = Field(-2, description="Decoder layer, 0-based, un-normed; -1 is the last.")
+    layer: Layer = Field(-2, description="Decoder layer, 0-based, un-normed; -1 is the last.")
     max_length: Window = Field(512, description="Window in tokens; longer texts are truncated.")
     encoding_format: Literal["float", "base64"] = "float"
 
@@ -43,10 +43,21 @@ class LayerRequest(DropInRequest):
         return replace(LAST_HIDDEN_STATE, layers=(self.layer,), hidden_states=None, max_sequence_length=self.max_length)
 
 
+_ONE_TEXT = {
+    "description": "One text, or a list of one, because a reply has room for one.",
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 1},
+        {"type": "null"},
+    ],
+}
+OneText = Annotated[Prompts, WithJsonSchema(_ONE_TEXT)]
+
+
 class HiddenStatesRequest(LayerRequest):
     """A text with the chat template already around it."""
 
-    input: Prompts = Field(description="One text, or a list of one.")
+    input: OneText
     return_attention_mask: bool = False
 
     def text(self) -> str:
@@ -81,18 +92,44 @@ class StructuredRequest(LayerRequest):
         )
 
 
-REPLY = "{hidden_states, shape, model, layer, dtype, ...}; hidden_states is nested lists, or base64 of float32."
+class Section(BaseModel):
+    """The tokens of a section: the first, and the one after the last."""
+
+    start: int
+    end: int
+
+
+class HiddenStatesReply(BaseModel):
+    """One text's hidden states (L, D)."""
+
+    hidden_states: list[list[float]] | str = Field(description="Nested lists, or base64 of float32.")
+    encoding_format: Literal["base64"] = Field("base64", description="Missing where hidden_states is nested lists.")
+    shape: list[int]
+    model: str
+    layer: int
+    dtype: Literal["float32"]
+    attention_mask: list[int] = Field([], description="With return_attention_mask.")
+
+
+class StructuredReply(HiddenStatesReply):
+    """The same, and where the sections of the chat are."""
+
+    token_boundaries: dict[str, Section] = Field({}, description="With return_token_boundaries.")
+    token_counts: dict[str, int] = Field({}, description="With return_token_boundaries.")
+    formatted_prompt: str = Field("", description="With return_formatted_prompt.")
+
+
 HIDDEN_STATES = drop_in(
     HiddenStatesRequest,
     {"Z-Image's layer": {"input": "<|im_start|>user\na cat<|im_end|>\n", "layer": -2, "encoding_format": "base64"}},
     wire.JSON,
-    REPLY,
+    HiddenStatesReply,
 )
 STRUCTURED = drop_in(
     StructuredRequest,
     {"with boundaries": {"user_prompt": "a cat", "system_prompt": "Be literal.", "return_token_boundaries": True}},
     wire.JSON,
-    REPLY,
+    StructuredReply,
 )
 
 

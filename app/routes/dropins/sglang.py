@@ -14,7 +14,7 @@ from starlette.responses import Response
 from app import wire
 from app.reply.reply import PartsResponse, collate
 from app.request.body import read_body
-from app.request.schemas import Text
+from app.request.fields import Text
 from app.routes.dropins.fields import DropInRequest, DTypeQuery, PresetQuery
 from app.routes.encoding import encode_prompts, timings
 from app.routes.openapi import drop_in

@@ -1,0 +1,79 @@
+"""The API description of this very service: FastAPI's, and in it what the settings and the model allow.
+
+A field names its bound (`bound("presets")` in its type), since the schemas are made before the settings are known.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from fastapi import FastAPI
+
+from app.request.fields import BOUND
+from app.service import Service, service_of
+from encoder import Engine, InvalidField, NotReady, Preset
+
+Schema = dict[str, Any]
+
+
+def describe(app: FastAPI) -> Schema:
+    """What `GET /openapi.json` answers. Kept from the moment the model is loaded."""
+    if app.openapi_schema is not None:
+        return app.openapi_schema
+    described = FastAPI.openapi(app)
+    app.openapi_schema = None  # FastAPI has kept it, and it may still lack what the model says
+    with contextlib.suppress(NotReady):
+        app.openapi_schema = _fill(described, dict(_bounds(service_of(app))))
+    return app.openapi_schema or _fill(described, {})
+
+
+def _bounds(service: Service) -> Iterator[tuple[str, Schema]]:
+    """What is allowed under each name, in the words of JSON Schema. Errors: NotReady before the model is loaded."""
+    layers = service.engine.info.dims["num_hidden_layers"]
+    yield "window", {"maximum": service.settings.max_sequence_length}
+    presets = [preset for preset in service.catalog if _fits(preset, service.engine)]
+    yield "presets", {"enum": [name for preset in presets for name in names(preset)]}
+    yield "windows", {"allOf": [*_windows(presets, service.catalog.get(None))]}
+    yield "layers", {"minimum": -layers, "maximum": layers - 1}
+    yield "hidden_states", {"minimum": -layers - 1, "maximum": layers}
+
+
+def _fits(preset: Preset, engine: Engine) -> bool:
+    try:
+        engine.check(preset)
+    except InvalidField:
+        return False
+    return True
+
+
+def names(preset: Preset) -> tuple[str, ...]:
+    """All names of a preset."""
+    return (preset.name, *preset.aliases)
+
+
+def _windows(presets: Sequence[Preset], default: Preset) -> Iterator[Schema]:
+    """For each preset that does not take every window: the least one.
+
+    A preset that refuses longer prompts takes a smaller window than its own for short prompts. No schema can say how
+    many tokens a prompt has, so the description leaves those windows out.
+    """
+    for preset in presets:
+        least = preset.max_sequence_length if preset.overlong == "refused" else preset.dropped_rows + 1
+        if least > 1:
+            unset = [None] if preset == default else []
+            condition = {"properties": {"preset": {"enum": [*names(preset), *unset]}}}
+            need = {} if unset else {"required": ["preset"]}
+            window = {"anyOf": [{"type": "null"}, {"type": "integer", "minimum": least}]}
+            yield {"if": condition | need, "then": {"properties": {"max_sequence_length": window}}}
+
+
+def _fill(schema: Schema, bounds: dict[str, Schema]) -> Schema:
+    """The same, with each bound in place of its name."""
+    filled = {key: _filled(value, bounds) for key, value in schema.items() if key != BOUND}
+    return filled | bounds.get(schema.get(BOUND, ""), {})
+
+
+def _filled(value: Any, bounds: dict[str, Schema]) -> Any:
+    if isinstance(value, list):
+        return [_filled(item, bounds) for item in value]
+    return _fill(value, bounds) if isinstance(value, dict) else value
