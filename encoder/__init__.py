@@ -30,6 +30,7 @@ from encoder.presets.catalog import Catalog  # noqa: E402
 from encoder.presets.preset import Preset, check_preset  # noqa: E402
 from encoder.presets.preset_file import read_presets  # noqa: E402
 from encoder.qwen3.depth import Depth, choose_depth  # noqa: E402
+from encoder.regular_file import read_file  # noqa: E402
 from encoder.serving.deadline import Deadline  # noqa: E402
 from encoder.serving.engine import Engine  # noqa: E402
 from encoder.serving.state import StateName  # noqa: E402
@@ -94,5 +95,6 @@ __all__ = [
     "convert_checkpoint",
     "get_preset",
     "open_checkpoint",
+    "read_file",
     "read_presets",
 ]

@@ -6,7 +6,6 @@ A key file has a key on each line. Blank lines and lines that begin with # are n
 import hashlib
 import hmac
 import logging
-import os
 import stat
 import threading
 from pathlib import Path
@@ -17,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.errors import Unauthorized, answer_outside_routes
 from app.middleware import OPEN_PATHS, header
 from app.settings import Settings, SettingsError, flag, variable
+from encoder import read_file
 
 logger = logging.getLogger(__name__)
 
@@ -31,12 +31,7 @@ class KeyFileError(Exception):
 def read_key_file(file: Path) -> tuple[str, ...]:
     """The keys in a file. Errors: KeyFileError."""
     try:
-        # Nonblocking, because opening a pipe waits for somebody who writes to it.
-        with open(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
-            mode = os.fstat(stream.fileno()).st_mode
-            if not stat.S_ISREG(mode):
-                raise KeyFileError(f"{file}: is not a regular file, expected one with a key on each line.")
-            content = stream.read(MAX_FILE_BYTES + 1)
+        content, mode = read_file(file, MAX_FILE_BYTES), file.stat().st_mode
     except OSError as error:
         raise KeyFileError(f"{file}: cannot be read: {error.strerror or error}.") from error
     if mode & stat.S_IROTH:
@@ -45,8 +40,6 @@ def read_key_file(file: Path) -> tuple[str, ...]:
 
 
 def _parse(content: bytes, file: Path) -> tuple[str, ...]:
-    if len(content) > MAX_FILE_BYTES:
-        raise KeyFileError(f"{file}: has more than {MAX_FILE_BYTES:,} bytes, expected a key on each line.")
     try:
         lines = [line.strip() for line in content.decode("utf-8-sig").split("\n")]
     except UnicodeDecodeError:

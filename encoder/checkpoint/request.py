@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from encoder.options import ModelOptions
+from encoder.regular_file import open_file
 
 _SUFFIXES = (".safetensors", ".gguf")  # of files whose name says the format
 _MAX_HEADER_BYTES = 2**32  # far above any; text has larger numbers in its first eight bytes
@@ -54,7 +55,7 @@ def _format_of(file: Path) -> str:
     suffix = file.suffix.lower()
     if suffix in _SUFFIXES:
         return suffix
-    with file.open("rb") as stream:
+    with open_file(file) as stream:
         head = stream.read(9)
     if head.startswith(b"GGUF"):
         return ".gguf"

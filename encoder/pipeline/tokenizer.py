@@ -4,12 +4,13 @@ Knows nothing of padding, see plan.py. No call changes the state, so one tokeniz
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import tokenizers
 
-from encoder.errors import CheckpointError, InvalidField
+from encoder.errors import CheckpointError, EncoderError, InvalidField, ModelFailure
 from encoder.presets.preset import Preset
 from encoder.types import TokenizedPrompt
 
@@ -104,10 +105,22 @@ class Tokenizer:
             raise InvalidField(
                 "prompts", f"character {error.start} is half of a surrogate pair, expected valid Unicode text."
             ) from error
-        # Unlike the library's other methods, this one releases the GIL and computes no offsets.
-        [encoding] = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        with _panics_as(ModelFailure("The checkpoint's tokenizer failed on this text. Try other words.")):
+            # Unlike the library's other methods, this one releases the GIL and computes no offsets.
+            [encoding] = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
         ids: list[int] = encoding.ids
         return ids
+
+
+@contextmanager
+def _panics_as(error: EncoderError) -> Iterator[None]:
+    """Raise `error` where the library panics, which is no Exception, and may say words of the text."""
+    try:
+        yield
+    except BaseException as caught:
+        if type(caught).__name__ != "PanicException":
+            raise
+        raise error from None
 
 
 def tokenize(tokenizer: Tokenizer, prompts: Sequence[str], preset: Preset) -> list[TokenizedPrompt]:
@@ -168,7 +181,8 @@ def _tokenize_apart(tokenizer: Tokenizer, prompt: str, preset: Preset) -> Tokeni
 
 def _added_ids(tokenizer: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The ids that the post-processor puts before and after any text, read off the letter a."""
-    encoding = tokenizer.encode("a", add_special_tokens=True)
+    with _panics_as(CheckpointError("tokenizer.json: fails on the letter 'a'. Is this a Qwen3 tokenizer?")):
+        encoding = tokenizer.encode("a", add_special_tokens=True)
     own = [position for position, special in enumerate(encoding.special_tokens_mask) if not special]
     if not own:
         raise CheckpointError("tokenizer.json: the letter 'a' has no token. Is this a Qwen3 tokenizer?")

@@ -20,9 +20,11 @@ from encoder.errors import PresetFileError
 from encoder.messages import shown
 from encoder.presets.catalog import Catalog
 from encoder.presets.preset import Preset
+from encoder.regular_file import UnfitFile, read_file
 
 Table = dict[str, Any]
 
+_MAX_BYTES = 2**20
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
 TYPES = {field.name: get_type_hints(Preset)[field.name] for field in fields(Preset) if field.name != "name"}
 MINIMUM = {
@@ -58,14 +60,16 @@ def read_presets(file: Path, catalog: Catalog) -> Catalog:
 
 def _parse(file: Path) -> Table:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8-sig"))  # editors on Windows write a BOM
+        return tomllib.loads(read_file(file, _MAX_BYTES).decode("utf-8-sig"))  # editors on Windows write a BOM
+    except UnfitFile as error:
+        raise PresetFileError(f"{file}: {error.strerror}.") from error
     except OSError as error:
         raise PresetFileError(f"{file}: cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise PresetFileError(
             f"{file}: is not UTF-8: {error.reason} at byte {error.start}. Save it as UTF-8."
         ) from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise PresetFileError(f"{file}: is not TOML: {error}.") from error
 
 

@@ -17,6 +17,7 @@ _T = TypeVar("_T", list[Any], dict[str, Any])
 Token = str | AddedToken  # a string is a special token without further flags
 
 MAX_TOKENS = 2**17  # each costs time; a model of sounds has 65,536
+MAX_CHARS = 1000  # of a token; the library takes 90 times as many bytes
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _QWEN2_NAMES: Mapping[str, Token] = dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>")
 _DECODER, _EXTRA = "added_tokens_decoder", "extra_special_tokens"  # fields of tokenizer_config.json
@@ -86,6 +87,9 @@ def declared_tokens(
     extra = [_token(value, _EXTRA) for value in _expect(list, fields, _EXTRA if _EXTRA in fields else _OLDER_EXTRA)]
     if (count := len(by_id) + len(named) + len(extra)) > MAX_TOKENS:
         raise ValueError(f"there are {count:,} of them, expected at most {MAX_TOKENS:,}")
+    longest = max((len(str(token)) for token in (*by_id.values(), *named.values(), *extra)), default=0)
+    if longest > MAX_CHARS:
+        raise ValueError(f"one has {longest:,} characters, expected at most {MAX_CHARS:,}")
     return DeclaredTokens(by_id, named, extra)
 
 

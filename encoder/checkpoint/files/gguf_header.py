@@ -18,6 +18,7 @@ from encoder.checkpoint.files.unreadable import unreadable
 from encoder.checkpoint.tensors.weights import StoredArray
 from encoder.errors import CheckpointError
 from encoder.messages import shown
+from encoder.regular_file import open_file
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -48,7 +49,7 @@ def read_gguf_header(file: Path) -> GgufHeader:
     try:
         if (lookalike := explain_lookalike(file)) is not None:
             raise CheckpointError(f"{file}: {lookalike}")
-        with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        with open_file(file) as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _Parser(file, data).header()
     except OSError as error:
         raise unreadable(file, error) from error

@@ -14,6 +14,7 @@ from encoder.checkpoint.files.json_file import read_json_object
 from encoder.checkpoint.tensors.keys import find_encoder
 from encoder.errors import CheckpointError
 from encoder.messages import listed
+from encoder.regular_file import open_file, read_file
 
 CONFIG_FILE = "config.json"
 QUANTIZATION_FILES = (  # of some quantizers, beside a config.json that may not speak of the quantization
@@ -48,6 +49,7 @@ PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")  # of weights that are not re
 SHARD_NAME = re.compile(r"(?P<before>.*-)\d{5}-of-(?P<count>\d{5})(?P<after>.*\.safetensors)", re.DOTALL)
 
 _NAME = re.compile(r"\w[\w.-]*")  # of a pipeline's folder: nothing that leads out of it
+_MAX_NAME_BYTES = 4096  # of a commit
 _HUB_FOLDER = re.compile(r"models--(?P<organization>.+?)--(?P<name>.+)")
 
 
@@ -166,7 +168,7 @@ def snapshot_of(folder: Path) -> Path:
     if match is None or not _is_of_hub_cache(folder):
         return folder
     branch = folder / "refs" / "main"
-    commit = branch.read_text(encoding="utf-8", errors="replace").strip() if branch.is_file() else ""
+    commit = read_file(branch, _MAX_NAME_BYTES).decode(errors="replace").strip() if branch.is_file() else ""
     snapshots = sorted(path for path in (folder / "snapshots").iterdir() if path.is_dir())
     named = [path for path in snapshots if path.name == commit] or snapshots
     if len(named) != 1:
@@ -199,12 +201,16 @@ def is_there(file: Path) -> bool:
 
     Taken for absent, a config.json that leads nowhere would be made up from the tensors.
     """
+    if file.is_file():
+        return True
     if file.is_symlink() and not file.exists():
         raise CheckpointError(
             f"{file}: is a link to {os.readlink(file)}, which does not exist. Fetch the model again, or copy it with "
             f"the files that its links lead to (cp -L)."
         )
-    return file.is_file()
+    if file.exists():  # a folder, a pipe, a device: read as a file to say which
+        open_file(file).close()
+    return False
 
 
 def has_tokenizer(folder: Path) -> bool:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from encoder.regular_file import open_file
+
 _HEAD_BYTES = 512
 _MAX_SAID = 60  # characters of a text that is shown
 
@@ -17,7 +19,7 @@ def explain_lookalike(file: Path, *, expects_text: bool = False) -> str | None:
     """
     if file.with_name(f"{file.name}.aria2").exists():
         return f"is not whole: {file.name}.aria2 says that its download has not ended. Start that again to resume it."
-    with file.open("rb") as stream:
+    with open_file(file) as stream:
         head = stream.read(_HEAD_BYTES)
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not head:

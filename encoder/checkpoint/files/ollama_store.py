@@ -17,6 +17,7 @@ from typing import Any
 from encoder.checkpoint.files.json_file import read_json_object
 from encoder.errors import CheckpointError
 from encoder.messages import shown
+from encoder.regular_file import open_file
 
 DEFAULT_HOST, DEFAULT_NAMESPACE, DEFAULT_TAG = "registry.ollama.ai", "library", "latest"
 TENSOR = "application/vnd.ollama.image.tensor"
@@ -97,7 +98,7 @@ def _layer(manifest: Path, entry: Any) -> Layer:
 def check_digest(blob: Path) -> None:
     """Return when a blob has the hash that its name says. Errors: CheckpointError when it has another."""
     try:
-        with blob.open("rb") as file:
+        with open_file(blob) as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise CheckpointError(f"{blob}: cannot be read: {error}") from error

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from encoder.checkpoint.files.json_file import read_json_object
-from encoder.checkpoint.files.layout import QUANTIZATION_FILES
+from encoder.checkpoint.files.layout import QUANTIZATION_FILES, is_there
 
 SECTION = "quantization_config"  # of config.json
 
@@ -19,7 +19,7 @@ def with_quantization(config: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     Errors: CheckpointError for a file that is no JSON object.
     """
-    beside = next((folder / name for name in QUANTIZATION_FILES if (folder / name).is_file()), None)
+    beside = next((folder / name for name in QUANTIZATION_FILES if is_there(folder / name)), None)
     if SECTION in config or beside is None:
         return config
     described = read_json_object(beside)

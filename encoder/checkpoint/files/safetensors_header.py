@@ -15,6 +15,7 @@ from encoder.checkpoint.files.lookalikes import explain_lookalike
 from encoder.checkpoint.files.unreadable import unreadable
 from encoder.checkpoint.tensors.weights import StoredArray
 from encoder.errors import CheckpointError
+from encoder.regular_file import open_file
 
 # 398 tensors need 45 KB. A header of the library's limit, 100 MB, takes seconds and gigabytes to parse.
 MAX_HEADER_BYTES = 16 * 2**20
@@ -48,7 +49,7 @@ def _parse_header(file: Path) -> tuple[dict[str, Any], int]:
     try:
         if (lookalike := explain_lookalike(file)) is not None:
             raise CheckpointError(f"{file}: {lookalike}")
-        with file.open("rb") as stream:
+        with open_file(file) as stream:
             prefix = stream.read(8)
             [length] = struct.unpack("<Q", prefix) if len(prefix) == 8 else [0]
             if length > MAX_HEADER_BYTES:

@@ -28,11 +28,11 @@ from encoder.checkpoint.files.layout import (
 )
 from encoder.checkpoint.files.lookalikes import explain_lookalike
 from encoder.checkpoint.files.qwen2_tokenizer import add_around, bpe_model, in_one_line, qwen2_tokenizer
+from encoder.checkpoint.files.tokenizer_limits import MAX_BYTES, parse_tokenizer
 from encoder.checkpoint.files.unreadable import unreadable
 from encoder.errors import CheckpointError
 from encoder.pipeline.tokenizer import Tokenizer
-
-MAX_TOKENIZER_BYTES = 64 * 2**20  # Qwen3's tokenizer.json has 11 MB
+from encoder.regular_file import read_file
 
 _QWEN2_CLASS = "Qwen2Tokenizer"
 # Models whose class transformers knows where the settings name none.
@@ -63,14 +63,14 @@ def read_tokenizer_json(file: Path) -> tokenizers.Tokenizer:
     """The tokenizer in a tokenizer.json, as it is. Errors: CheckpointError saying what the file is."""
     with _as_checkpoint_errors(file):
         # Not from_file, which knows neither the byte order mark of Windows' editors nor names that are no UTF-8.
-        return tokenizers.Tokenizer.from_buffer(file.read_bytes().removeprefix(BOM_UTF8))
+        return parse_tokenizer(_read_bytes(file).removeprefix(BOM_UTF8))
 
 
 def parse_tokenizer_json(content: bytes, where: str) -> Tokenizer:
     """The tokenizer in the content of a tokenizer.json that has no files beside it. Errors: CheckpointError."""
     try:
         with in_one_line():
-            tokenizer = tokenizers.Tokenizer.from_buffer(content)
+            tokenizer = parse_tokenizer(content)
     except ValueError as error:
         raise CheckpointError(f"{where} cannot be read: {error}") from error
     return Tokenizer(tokenizer, source=where)
@@ -110,14 +110,14 @@ def _from_vocabulary(files: Mapping[str, Path], settings: Mapping[str, Any]) -> 
             f"{_QWEN2_CLASS}, where there is no {TOKENIZER_FILE}. Fetch that file too."
         )
     with _as_checkpoint_errors(vocab, merges):
-        model = bpe_model(json.loads(vocab.read_bytes()), _read_merges(merges))
+        model = bpe_model(json.loads(_read_bytes(vocab)), _read_merges(merges))
     tokenizer = qwen2_tokenizer(model, add_prefix_space=settings.get("add_prefix_space") is True)
     return _finish(tokenizer, files, settings, {}, qwen2=True)
 
 
 def _read_merges(file: Path) -> list[tuple[str, str]]:
     """The two parts of each merge, a line each, below a line with the version."""
-    lines = file.read_text(encoding="utf-8-sig").replace("\r\n", "\n").split("\n")
+    lines = _read_bytes(file).decode("utf-8-sig").replace("\r\n", "\n").split("\n")
     merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
     if wrong := next((merge for merge in merges if len(merge) != 2), None):
         raise ValueError(f"the merge {' '.join(wrong)!r:.80} has {len(wrong)} parts, expected two")
@@ -162,17 +162,12 @@ def _add_around(tokenizer: tokenizers.Tokenizer, settings: Mapping[str, Any], na
 
 @contextmanager
 def _as_checkpoint_errors(*files: Path) -> Iterator[None]:
-    """Turns each error of the library into a CheckpointError that says what the files are, and bounds their size."""
-    for file in files:
-        if file.stat().st_size > MAX_TOKENIZER_BYTES:
-            raise CheckpointError(
-                f"{file}: is {file.stat().st_size:,} bytes, expected a tokenizer of at most {MAX_TOKENIZER_BYTES:,}."
-            )
+    """Turns each error of the library into a CheckpointError that says what the files are."""
     try:
         with in_one_line():
             yield
     except OSError as error:
-        raise unreadable(files[0], error) from error
+        raise unreadable(Path(error.filename or files[0]), error) from error
     except ValueError as error:
         for file in files:
             if found := explain_lookalike(file, expects_text=True):
@@ -181,6 +176,10 @@ def _as_checkpoint_errors(*files: Path) -> Iterator[None]:
             f"{' and '.join(map(str, files))}: cannot be read as a tokenizer, and may be cut off: {error}. "
             f"Fetch it again."
         ) from error
+
+
+def _read_bytes(file: Path) -> bytes:
+    return read_file(file, MAX_BYTES)
 
 
 def _read(files: Mapping[str, Path], name: str) -> dict[str, Any]:

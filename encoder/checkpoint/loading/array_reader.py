@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from encoder.checkpoint.loading.filled_array import filled_array
 from encoder.checkpoint.tensors.weights import StoredArray
 from encoder.errors import CheckpointError
+from encoder.regular_file import open_file
 
 Bytes = NDArray[np.uint8]
 Widen = Callable[[Bytes, Bytes], None]  # from stored floats to float32, written to the second argument
@@ -72,7 +73,7 @@ class ArrayReader:
     def _fill(self, memory: memoryview, array: StoredArray, widen: Widen | None) -> None:
         """Read the array into `memory`, piece by piece."""
         starts = range(0, array.nbytes, _PIECE_BYTES)
-        with array.file.open("rb", buffering=0) as file:
+        with open_file(array.file) as file:
             if len(starts) == 1:
                 return self._read_piece(file.fileno(), 0, memory, array, widen)
             pieces = [
@@ -109,7 +110,7 @@ def read_ahead(arrays: Iterable[StoredArray]) -> None:
     if not hasattr(os, "posix_fadvise"):
         return
     for array in arrays:
-        with suppress(OSError), array.file.open("rb") as file:
+        with suppress(OSError), open_file(array.file) as file:
             os.posix_fadvise(file.fileno(), array.offset, array.nbytes, os.POSIX_FADV_WILLNEED)
 
 

@@ -96,8 +96,9 @@ def _read_headers(layout: Layout) -> list[Header]:
     Errors: CheckpointError when there are none, or the index names a file or a tensor that is not there.
     """
     folder = layout.text_encoder
-    if is_there(folder / WEIGHTS_FILE):
-        return [read_header(folder / WEIGHTS_FILE)]
+    weights = folder / WEIGHTS_FILE
+    if (weights.is_file() or weights.is_symlink()) and is_there(weights):
+        return [read_header(weights)]
     if is_there(folder / INDEX_FILE):
         return _read_indexed_headers(folder, layout.component)
     files = model_files(folder, ".safetensors")

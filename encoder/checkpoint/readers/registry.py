@@ -20,6 +20,7 @@ from encoder.checkpoint.tensors.expected import check_tensors
 from encoder.errors import CheckpointError
 from encoder.options import ModelOptions
 from encoder.qwen3.depth import choose_depth
+from encoder.regular_file import open_file
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,9 @@ def open_checkpoint(options: ModelOptions) -> Checkpoint:
 
 
 def _open(request: Request) -> Checkpoint:
+    # os.path.exists, because Path.exists raises for names that are too long.
+    if request.source and os.path.exists(request.path) and not request.is_folder:
+        open_file(request.path).close()  # of a pipe or a device each reader would say that there is no such file
     expect_no_adapter(request.path, request.name)
     reader = _find_reader(request)
     if reader is None:

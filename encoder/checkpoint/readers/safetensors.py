@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from encoder.checkpoint.checkpoint import Checkpoint, Origin, describe
+from encoder.checkpoint.files import tokenizer_limits
 from encoder.checkpoint.files.json_file import read_json_object
 from encoder.checkpoint.files.quantization_files import with_quantization
 from encoder.checkpoint.files.safetensors_header import Header
-from encoder.checkpoint.files.tokenizer_build import MAX_TOKENIZER_BYTES, parse_tokenizer_json
+from encoder.checkpoint.files.tokenizer_build import parse_tokenizer_json
 from encoder.checkpoint.files.tokenizer_files import find_tokenizer
 from encoder.checkpoint.readers.theta import config_from_tensors
 from encoder.checkpoint.request import Request
@@ -97,6 +98,6 @@ def _tokenizer(files: Files, arrays: Iterable[StoredArray], config: Qwen3Config,
 def _embedded_tokenizer(arrays: Iterable[StoredArray]) -> Tokenizer | None:
     """The tokenizer.json that some files hold as a tensor of bytes, None for the others."""
     for array in arrays:
-        if array.key == "tokenizer_json" and array.nbytes <= MAX_TOKENIZER_BYTES:
-            return parse_tokenizer_json(array.read_bytes(MAX_TOKENIZER_BYTES), f"tokenizer_json in {array.file}")
+        if array.key == "tokenizer_json" and array.nbytes <= tokenizer_limits.MAX_BYTES:
+            return parse_tokenizer_json(array.read_bytes(tokenizer_limits.MAX_BYTES), f"tokenizer_json in {array.file}")
     return None

@@ -8,6 +8,7 @@ from typing import Protocol
 import mlx.core as mx
 
 from encoder.checkpoint.tensors.quantization import Quantization
+from encoder.regular_file import open_file
 
 Arrays = Mapping[str, mx.array]  # the arrays of one tensor, by role: "weight", "scales", ...
 
@@ -37,7 +38,7 @@ class StoredArray:
     def sample(self) -> bytes:
         """The first and the last KiB: enough to tell two checkpoints apart."""
         length = min(_SAMPLE_BYTES, self.nbytes)
-        with self.file.open("rb") as file:
+        with open_file(self.file) as file:
             file.seek(self.offset)
             head = file.read(length)
             file.seek(self.offset + self.nbytes - length)
@@ -45,7 +46,7 @@ class StoredArray:
 
     def read_bytes(self, limit: int) -> bytes:
         """All bytes of a small array, at most `limit`."""
-        with self.file.open("rb") as file:
+        with open_file(self.file) as file:
             file.seek(self.offset)
             return file.read(min(limit, self.nbytes))
 

@@ -52,13 +52,13 @@ UNUSABLE = {
     "empty": (lambda path: path.write_text(""), "has 0 keys, expected 1 to 1,000"),
     "blank": (lambda path: path.write_text(" \n\t\n# none\n"), "has 0 keys"),
     "too many": (lambda path: path.write_text("\n".join(map(str, range(1001)))), "has 1,001 keys"),
-    "too large": (lambda path: path.write_text("x" * (MAX_FILE_BYTES + 1)), "has more than 65,536 bytes"),
+    "too large": (lambda path: path.write_text("x" * (MAX_FILE_BYTES + 1)), "is 65,537 bytes, expected at most 65,536"),
     "not text": (lambda path: path.write_bytes(SECRET.encode() + b"\xff"), "is not UTF-8"),
     "control character": (lambda path: path.write_text(f"# comment\n{SECRET}\x00"), "line 2 has a control character"),
-    "folder": (Path.mkdir, "cannot be read: Is a directory"),
-    "pipe": (make_pipe, "is not a regular file"),
-    "socket": (make_socket, "cannot be read"),
-    "device": (lambda path: path.symlink_to("/dev/zero"), "is not a regular file"),
+    "folder": (Path.mkdir, "is a folder, expected a file"),
+    "pipe": (make_pipe, "is a pipe, expected a file"),
+    "socket": (make_socket, "is a socket"),
+    "device": (lambda path: path.symlink_to("/dev/zero"), "is a device, expected a file"),
     "circle of links": (lambda path: path.symlink_to(path), "cannot be read"),
 }
 

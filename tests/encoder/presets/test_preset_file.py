@@ -115,6 +115,6 @@ def test_one_error_lists_all_problems(tmp_path: Path) -> None:
 
 def test_a_file_that_is_not_there_or_not_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "latin").write_bytes(b'[a]\nprefix = "\xe9"\n')
-    for name, word in (("nowhere", "No such file"), ("latin", "not UTF-8"), (".", "directory")):
+    for name, word in (("nowhere", "No such file"), ("latin", "not UTF-8"), (".", "is a folder")):
         with pytest.raises(PresetFileError, match=word):
             read_presets(tmp_path / name, BUILT_IN)
