@@ -228,7 +228,9 @@ class Settings(BaseSettings):
     disk_cache_bytes: Positive = Field(default=10 * GIB, description="Maximum size of that folder, in bytes.")
 
     request_timeout_s: Seconds = Field(
-        default=300, description="Maximum wait for a result, in seconds; then the request gets 504."
+        default=300,
+        description="Maximum time from the first byte of a request until its reply is built, in seconds; then it gets "
+        "504. A request may ask for less, by `timeout_ms`.",
     )
     body_timeout_s: Seconds = Field(
         default=30,

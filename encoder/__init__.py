@@ -31,7 +31,7 @@ from encoder.presets.preset import Preset, check_preset  # noqa: E402
 from encoder.presets.preset_file import read_presets  # noqa: E402
 from encoder.qwen3.depth import Depth, choose_depth  # noqa: E402
 from encoder.regular_file import read_file  # noqa: E402
-from encoder.serving.deadline import Deadline  # noqa: E402
+from encoder.serving.deadline import Deadline, RequestStage  # noqa: E402
 from encoder.serving.engine import Engine  # noqa: E402
 from encoder.serving.state import StateName  # noqa: E402
 from encoder.text_encoder import TextEncoder  # noqa: E402
@@ -84,6 +84,7 @@ __all__ = [
     "Quantize",
     "QueueFull",
     "RequestError",
+    "RequestStage",
     "RequestTooLarge",
     "StateName",
     "TextEncoder",

@@ -85,11 +85,11 @@ class Traffic:
         self.refusals: Counter[str] = Counter()
         self.draining = False
         self.max_connections = settings.max_connections
-        self.body_timeout_s = settings.body_timeout_s
+        self.body_timeout_s = min(settings.body_timeout_s, settings.request_timeout_s)
         self.write_timeout_s = settings.write_timeout_s
         self.limits = Ticks(
             header=_ticks(settings.header_timeout_s),
-            body=_ticks(settings.body_timeout_s),
+            body=_ticks(self.body_timeout_s),
             write=_ticks(settings.write_timeout_s),
             idle=_ticks(settings.idle_timeout_s),
         )

@@ -20,11 +20,12 @@ from app.profile import stage
 from app.reply.formats import FORMATS, JSON_FLOATS, Body, Document, Format
 from app.reply.json_parts import Base64, Part
 from app.request.accept import negotiate
+from app.request.deadline import limited
 from app.request.validation import shorten
 from app.settings import Settings
 from app.threads import BUILDER, on
 from app.wire import Tensor
-from encoder import InvalidField, PromptEmbeds
+from encoder import Deadline, InvalidField, PromptEmbeds
 
 ENCODINGS = ("base64", "float")
 MAX_COPY_ON_LOOP = 256 * 1024  # bytes; copying more holds up the event loop for a noticeable time
@@ -47,18 +48,24 @@ def choose_format(request: Request, settings: Settings) -> Format:
 
 
 async def respond(
-    reply_format: Format, embeds: Sequence[PromptEmbeds], facts: Document, headers: Mapping[str, str] | None = None
+    reply_format: Format,
+    embeds: Sequence[PromptEmbeds],
+    facts: Document,
+    headers: Mapping[str, str] | None = None,
+    deadline: Deadline | None = None,
 ) -> Response:
     """The hidden states of all prompts in this format, with their mask and the facts where the format has room.
 
     Args:
         headers: to send in addition to those of the format.
-    Errors: ResponseTooLarge, NotAcceptable.
+        deadline: of the request; None for as long as it takes.
+    Errors: ResponseTooLarge, NotAcceptable, DeadlineExceeded.
     """
     _check(reply_format, embeds)
     with stage("serialize"):
         if _copied_bytes(reply_format, embeds) > MAX_COPY_ON_LOOP:
-            parts, own_headers = await on(BUILDER, _build, reply_format, embeds, facts)
+            async with limited(deadline, "reply"):
+                parts, own_headers = await on(BUILDER, _build, reply_format, embeds, facts)
         else:
             parts, own_headers = _build(reply_format, embeds, facts)
     return PartsResponse(parts, {**own_headers, **(headers or {})}, reply_format.media_type)

@@ -11,6 +11,7 @@ from app.errors import BodyTooLarge, ClientDisconnected, MalformedBody, Unsuppor
 from app.profile import stage
 from app.request.bounds import MAX_VALUES
 from app.request.charset import UTF_8, charset_of, decode
+from app.request.deadline import limited, set_deadline
 from app.request.json_body import parse_json
 from app.request.msgpack_body import parse_msgpack
 from app.request.packed import coding_of, unpack
@@ -23,12 +24,12 @@ Body = TypeVar("Body", bound=BaseModel)
 
 
 async def read_body(request: Request, model: type[Body], settings: Settings) -> Body:
-    """The body as `model`, within the limits of the settings.
+    """The body as `model`, within the limits of the settings. From then on the request has a deadline, see deadline_of.
 
     A large body is parsed on a thread, one after the other: the event loop goes on, and the memory that parsing takes
     is that of one body.
 
-    Errors: UnsupportedMediaType, BodyTooLarge, BodyTimeout, MalformedBody, ClientDisconnected, and
+    Errors: UnsupportedMediaType, BodyTooLarge, BodyTimeout, MalformedBody, ClientDisconnected, DeadlineExceeded, and
     RequestValidationError as FastAPI raises it for a body that does not fit.
     """
     media_type, charset = _media_type(request)
@@ -37,8 +38,14 @@ async def read_body(request: Request, model: type[Body], settings: Settings) -> 
         body = await _read(request, settings.max_body_bytes)
     with stage("parse"):
         if coding or len(body) > MAX_PARSED_ON_LOOP:
-            return await on(PARSER, _understand, body, coding, media_type, charset, model, settings)
-        return _understand(body, coding, media_type, charset, model, settings)
+            async with limited(set_deadline(request, settings), "body"):
+                fields = await on(PARSER, _understand, body, coding, media_type, charset, model, settings)
+        else:
+            fields = _understand(body, coding, media_type, charset, model, settings)
+    deadline = set_deadline(request, settings, getattr(fields, "timeout_ms", None))
+    if not deadline.left_s():
+        raise deadline.exceeded("body")
+    return fields
 
 
 def _understand(body: bytes, coding: str, media_type: str, charset: str, model: type[Body], settings: Settings) -> Body:

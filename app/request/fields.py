@@ -36,6 +36,7 @@ Text = Annotated[str, AfterValidator(_encodable)]
 Texts = Annotated[list[Text], Field(fail_fast=True)]
 PresetName = Annotated[str, Field(json_schema_extra={BOUND: "presets"})]
 Window = Annotated[int, Field(ge=1, json_schema_extra={BOUND: "window"}), BeforeValidator(_whole)]
+Milliseconds = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
 Layer = Annotated[int, Field(json_schema_extra={BOUND: "layers"}), BeforeValidator(_whole)]
 HiddenState = Annotated[int, Field(json_schema_extra={BOUND: "hidden_states"}), BeforeValidator(_whole)]
 _EACH_ONCE = Field(min_length=1, fail_fast=True, json_schema_extra={"uniqueItems": True})

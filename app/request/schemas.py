@@ -5,7 +5,18 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.request.fields import LAYERS, PROMPTS, WINDOWS, HiddenStates, Layers, PresetName, Text, Texts, Window
+from app.request.fields import (
+    LAYERS,
+    PROMPTS,
+    WINDOWS,
+    HiddenStates,
+    Layers,
+    Milliseconds,
+    PresetName,
+    Text,
+    Texts,
+    Window,
+)
 from encoder import Catalog, DType, InvalidField, Preset
 
 MAX_TEMPLATE_CHARS = 4096  # of prefix and of suffix, which are tokenized with every prompt of a request
@@ -33,6 +44,11 @@ class TokenizeRequest(BaseModel):
     )
     suffix: Text | None = Field(
         None, max_length=MAX_TEMPLATE_CHARS, description="Replaces the preset's text after the prompt."
+    )
+    timeout_ms: Milliseconds | None = Field(
+        None,
+        description="Time for the whole request from its first byte, in milliseconds; then it gets 504. The server's "
+        "`request_timeout_s` if unset, and never more than that.",
     )
 
     def texts(self) -> list[str]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from starlette.requests import Request
 
 from app import profile
+from app.request.deadline import deadline_of
 from app.request.disconnect import unless_disconnected
 from app.service import Service
 from encoder import CachePolicy, DType, EncodeResult, Preset
@@ -17,10 +18,11 @@ async def encode_prompts(
 ) -> EncodeResult:
     """The hidden states, recorded in the metrics. The work stops when its time is up or its client disconnects.
 
+    Call after the body has been read. Several calls for a request share its deadline.
+
     Errors: those of Engine.encode, ClientDisconnected.
     """
-    timeout_s = service.settings.request_timeout_s
-    work = service.engine.encode(prompts, preset, dtype, timeout_s, _cache_policy(request))
+    work = service.engine.encode(prompts, preset, dtype, deadline_of(request), _cache_policy(request))
     result = await unless_disconnected(request, work)
     service.metrics.observe_result(result)
     profile.record(result)

@@ -13,6 +13,7 @@ from app.reply.json_parts import json_parts
 from app.reply.reply import PartsResponse, choose_format, respond
 from app.request.accept import negotiate
 from app.request.body import read_body
+from app.request.deadline import deadline_of, limited
 from app.request.disconnect import unless_disconnected
 from app.request.schemas import EncodeLayersRequest, EncodeRequest, TokenizeRequest
 from app.routes.direct import DirectRoute
@@ -44,7 +45,8 @@ async def _encode(request: Request, service: Service, model: type[EncodeRequest]
     body = await read_body(request, model, service.settings)
     preset = body.resolve(service.catalog)
     result = await encode_prompts(request, service, body.texts(), preset, body.dtype)
-    return await respond(reply_format, result.embeds, _facts(result, preset, service.engine), timings(result))
+    facts, deadline = _facts(result, preset, service.engine), deadline_of(request)
+    return await respond(reply_format, result.embeds, facts, timings(result), deadline)
 
 
 async def tokenize(request: Request, service: ServiceDep) -> Response:
@@ -52,9 +54,11 @@ async def tokenize(request: Request, service: ServiceDep) -> Response:
     media_type = negotiate(request, (wire.JSON, *wire.MSGPACKS))
     body = await read_body(request, TokenizeRequest, service.settings)
     preset, engine = body.resolve(service.catalog), service.engine
-    prompts = await unless_disconnected(request, engine.tokenize(body.texts(), preset))
+    deadline = deadline_of(request)
+    prompts = await unless_disconnected(request, engine.tokenize(body.texts(), preset, deadline))
     if sum(len(prompt.input_ids) for prompt in prompts) > MAX_TOKENS_ON_LOOP:
-        parts = await on(BUILDER, _spell, media_type, prompts, preset, engine)
+        async with limited(deadline, "reply"):
+            parts = await on(BUILDER, _spell, media_type, prompts, preset, engine)
     else:
         parts = _spell(media_type, prompts, preset, engine)
     return PartsResponse(parts, {}, media_type)

@@ -23,7 +23,7 @@ class Deadline:
 
     Attributes:
         timeout_s: the time that the request has in all, in seconds.
-        ends_at: when that is over, in seconds of time.monotonic, which event loops go by as well.
+        ends_at: when that is over, in seconds of time.monotonic.
     """
 
     timeout_s: float

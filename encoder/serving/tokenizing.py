@@ -115,7 +115,7 @@ class Tokenizing:
         self._chars += sum(chars)
         self._queue.put({piece: max(1, piece.chars) for piece in pieces})
         self._assign()
-        timer = loop.call_at(deadline.ends_at, lambda: request.fail(deadline.exceeded("tokenizing")))
+        timer = loop.call_later(deadline.left_s(), lambda: request.fail(deadline.exceeded("tokenizing")))
         try:
             await request.done
         finally:

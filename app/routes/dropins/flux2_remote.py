@@ -12,6 +12,7 @@ from app.reply import torch_file
 from app.reply.formats import FORMATS
 from app.reply.reply import respond
 from app.request.body import read_body
+from app.request.deadline import deadline_of
 from app.routes.dropins.fields import DropInRequest, DTypeQuery, PresetQuery, Prompts
 from app.routes.encoding import encode_prompts, timings
 from app.routes.openapi import drop_in
@@ -42,4 +43,4 @@ async def predict(
     body = await read_body(request, PredictRequest, service.settings)
     wanted = service.catalog.get(service.settings.predict_preset if preset is None else preset)
     result = await encode_prompts(request, service, body.prompt, wanted, dtype)
-    return await respond(FORMATS[torch_file.MEDIA_TYPE], result.embeds, {}, timings(result))
+    return await respond(FORMATS[torch_file.MEDIA_TYPE], result.embeds, {}, timings(result), deadline_of(request))

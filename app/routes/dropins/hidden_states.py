@@ -16,6 +16,7 @@ from app import wire
 from app.reply.json_parts import Written, in_base64, in_numbers, json_parts
 from app.reply.reply import PartsResponse, check_numbers
 from app.request.body import read_body
+from app.request.deadline import deadline_of, limited
 from app.request.disconnect import unless_disconnected
 from app.request.fields import Layer, Text, Window
 from app.routes.dropins.chat import Chat, sections
@@ -25,7 +26,7 @@ from app.routes.openapi import drop_in
 from app.service import Service, ServiceDep
 from app.threads import BUILDER, on
 from app.wire import Tensor
-from encoder import LAST_HIDDEN_STATE, EncodeResult, Engine, InvalidField, Preset
+from encoder import LAST_HIDDEN_STATE, Deadline, EncodeResult, Engine, InvalidField, Preset
 
 router = APIRouter()
 
@@ -140,7 +141,7 @@ async def hidden_states(request: Request, service: ServiceDep) -> Response:
     result = await encode_prompts(request, service, [body.text()], body.preset(), "float32")
     mask = result.embeds[0].attention_mask.astype(int).tolist()
     extra = {"attention_mask": mask} if body.return_attention_mask else {}
-    return await _respond(service, body, result, extra)
+    return await _respond(request, service, body, result, extra)
 
 
 @router.post("/v1/hidden_states/structured", **STRUCTURED)
@@ -151,18 +152,21 @@ async def structured(request: Request, service: ServiceDep) -> Response:
     result = await encode_prompts(request, service, [chat.text], body.preset(), "float32")
     extra: dict[str, Any] = {}
     if body.return_token_boundaries:
-        extra |= await unless_disconnected(request, _boundaries(chat, result, body.preset(), service.engine))
+        boundaries = _boundaries(chat, result, body.preset(), service.engine, deadline_of(request))
+        extra |= await unless_disconnected(request, boundaries)
     if body.return_formatted_prompt:
         extra["formatted_prompt"] = chat.text
-    return await _respond(service, body, result, extra)
+    return await _respond(request, service, body, result, extra)
 
 
-async def _boundaries(chat: Chat, result: EncodeResult, preset: Preset, engine: Engine) -> dict[str, Any]:
+async def _boundaries(
+    chat: Chat, result: EncodeResult, preset: Preset, engine: Engine, deadline: Deadline
+) -> dict[str, Any]:
     """token_boundaries and token_counts.
 
     A turn ends where a special token begins, so the first turns have the same tokens alone as in the whole chat.
     """
-    heads = await engine.tokenize([chat.system_turn, chat.system_turn + chat.user_turn], preset)
+    heads = await engine.tokenize([chat.system_turn, chat.system_turn + chat.user_turn], preset, deadline)
     system_end, user_end = (len(head.input_ids) for head in heads)
     tokens = engine.tokens(result.prompts[0].input_ids)
     found = sections(chat, system_end, user_end, tokens)
@@ -172,13 +176,16 @@ async def _boundaries(chat: Chat, result: EncodeResult, preset: Preset, engine: 
     }
 
 
-async def _respond(service: Service, body: LayerRequest, result: EncodeResult, extra: dict[str, Any]) -> Response:
+async def _respond(
+    request: Request, service: Service, body: LayerRequest, result: EncodeResult, extra: dict[str, Any]
+) -> Response:
     [embeds] = result.embeds
     tensor = Tensor(embeds.hidden_states, embeds.dtype)
     facts = {"model": body.model or service.engine.info.model, "layer": body.layer, "dtype": embeds.dtype} | extra
     if body.encoding_format == "float":
         check_numbers(tensor.array.size, service.settings.max_json_floats)
-        parts = await on(BUILDER, json_parts, _document(in_numbers(tensor), tensor, facts))
+        async with limited(deadline_of(request), "reply"):
+            parts = await on(BUILDER, json_parts, _document(in_numbers(tensor), tensor, facts))
     else:
         parts = json_parts(_document(in_base64(tensor), tensor, {"encoding_format": "base64"} | facts))
     return PartsResponse(parts, timings(result), wire.JSON)

@@ -12,6 +12,7 @@ from app import wire
 from app.reply.formats import FORMATS
 from app.reply.reply import respond
 from app.request.body import read_body
+from app.request.deadline import deadline_of
 from app.routes.dropins.fields import DTypeQuery, PresetQuery, Prompts
 from app.routes.encoding import encode_prompts, timings
 from app.routes.openapi import drop_in
@@ -41,4 +42,4 @@ async def te(
     """Encode prompts as SD.Next asks for them. The preset is the server's default or the one named in the address."""
     body = await read_body(request, TextEncoderRequest, service.settings)
     result = await encode_prompts(request, service, body.root, service.catalog.get(preset), dtype)
-    return await respond(FORMATS[wire.TENSOR], result.embeds, {}, timings(result))
+    return await respond(FORMATS[wire.TENSOR], result.embeds, {}, timings(result), deadline_of(request))
