@@ -142,7 +142,7 @@ async def find(forget: bool) -> AsyncIterator[AsyncStep]:
     """The engine's answer to a cached prompt: from memory, or after a restart from the disk."""
     engine = Engine(ModelOptions("demo"), disk_cache_dir=Path(FOLDER.name))
     await engine.start()
-    engine._cache.put(job_for(engine._loaded(), KLEIN), embeds(512, 3))
+    engine._cache.put(job_for(engine._guardian.serving().encoder, KLEIN), embeds(512, 3))
     await asyncio.sleep(1)  # until it has been written to the disk
 
     async def step() -> None:
@@ -173,7 +173,7 @@ async def application() -> AsyncIterator[FastAPI]:
     app = create_app(Settings(model="demo", log_level="warning"))
     async with app.router.lifespan_context(app):
         assert await service_of(app).lifecycle.loaded()
-        encoder = service_of(app).engine._loaded()
+        encoder = service_of(app).engine._guardian.serving().encoder
         encoder.forward = NoModel(encoder.config.hidden_size)
         yield app
 
