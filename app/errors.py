@@ -196,6 +196,8 @@ def error_response(error: Exception) -> Response:
     if (status, code) == UNEXPECTED:
         return error_body(status, code, "Unexpected error; the service's log has it under this request's x-request-id.")
     headers = dict(getattr(error, "headers", None) or {})
+    if isinstance(error, DeadlineExceeded):
+        profile.expire(error.stage)
     if isinstance(error, Overloaded):
         headers["retry-after"] = str(error.retry_after_s)
     return error_body(status, code, str(error), getattr(error, "hint", None), headers)

@@ -3,6 +3,7 @@
 Names and labels are those of Prometheus's conventions: base units, `_total` for counters, `_info` for constants.
 """
 
+import logging
 import platform
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
@@ -14,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from app.admission import Admission
 from app.http.traffic import CONNECTION_STATES, TIMEOUTS, Traffic
+from app.log_pipe import PipeHandler
 from app.metrics import Metrics
 from app.profile import STAGES
 from encoder import Distribution, Engine, NotReady, StateName
@@ -76,6 +78,10 @@ class Exposition(Collector):
         yield from self._requests()
         yield from self._connections()
         yield from self._work()
+        text = "Lines of the log that were not read in time, or could not be written."
+        handlers = [handler for handler in logging.getLogger().handlers if isinstance(handler, PipeHandler)]
+        lost = sum(handler.lost_lines for handler in handlers)
+        yield CounterMetricFamily(_name("log_lines_dropped"), text, value=lost)
 
     def _about(self) -> Iterator[Metric]:
         versions = {"version": version("qwen3-encoder"), "mlx": version("mlx"), "python": platform.python_version()}
@@ -108,6 +114,8 @@ class Exposition(Collector):
             errors[code] = errors.get(code, 0) + count
         text = "Requests answered with an error, by its code, and what was refused before it was a request."
         yield _counters("errors", text, "code", errors)
+        text = "Requests whose time was over, by the stage that they were in then."
+        yield _counters("deadlines_exceeded", text, "stage", dict(counts.expired))
         seconds = _histogram("request_seconds", "Time from request to response header.", ["route"])
         for route, distribution in list(counts.seconds.items()):
             _add(seconds, distribution, [route])
@@ -133,7 +141,10 @@ class Exposition(Collector):
 
     def _work(self) -> Iterator[Metric]:
         stats = self._engine.stats()
-        yield _gauge("queue_limit_tokens", "Padded tokens that may wait.", self._engine.limits.max_queue_tokens)
+        limits = self._engine.limits
+        yield _gauge("queue_limit_tokens", "Padded tokens that may wait.", limits.max_queue_tokens)
+        text = "Characters that may wait for the tokenizer."
+        yield _gauge("tokenizing_limit_chars", text, limits.max_tokenizing_chars)
         for name, text in GAUGES.items():
             yield _gauge(name, text, getattr(stats, name))
         for name, text in COUNTERS.items():

@@ -17,7 +17,11 @@ FLUSH_S = 1.0  # longest wait for the reader at the end
 
 
 class PipeHandler(logging.Handler):
-    """Writes records as lines to a file descriptor, in the order in which they come."""
+    """Writes records as lines to a file descriptor, in the order in which they come.
+
+    Attributes:
+        lost_lines: that were dropped, or could not be written, since the start.
+    """
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
@@ -26,6 +30,7 @@ class PipeHandler(logging.Handler):
         self._lines: collections.deque[bytes] = collections.deque()
         self._waiting = 0  # bytes of them
         self._dropped = 0
+        self.lost_lines = 0
         self._thread: threading.Thread | None = None
         self._there_are_lines = threading.Event()
         self._all_written = threading.Event()
@@ -42,6 +47,7 @@ class PipeHandler(logging.Handler):
         with self._mutex:
             if self._waiting + len(data) > MAX_BYTES:
                 self._dropped += 1
+                self.lost_lines += 1
                 return
             self._lines.append(data)
             self._waiting += len(data)
@@ -66,6 +72,7 @@ class PipeHandler(logging.Handler):
             lost = self._write(data)
             with self._mutex:
                 self._dropped += lost - bool(told) if lost else -told
+                self.lost_lines += lost - bool(told) if lost else 0
                 if not self._lines:
                     self._all_written.set()
 
@@ -80,7 +87,7 @@ class PipeHandler(logging.Handler):
                 self._there_are_lines.clear()
             told = 0 if self._lines else self._dropped
             if told:
-                batch.append(b"%d log lines were dropped: stderr was not read in time\n" % told)
+                batch.append(self.format(_about_dropped(told)).encode() + b"\n")
         return b"".join(batch), told
 
     def _write(self, data: bytes) -> int:
@@ -96,3 +103,9 @@ class PipeHandler(logging.Handler):
             except OSError:  # closed, full, or its reader is gone
                 return bytes(rest).count(b"\n")
         return 0
+
+
+def _about_dropped(lines: int) -> logging.LogRecord:
+    """What is logged in place of lines that were dropped."""
+    message, level = "%d log lines were dropped: stderr was not read in time", logging.WARNING
+    return logging.LogRecord(__name__, level, __file__, 0, message, (lines,), None)

@@ -8,13 +8,14 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
+from typing import get_args
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.registry import Collector
 
 from app.errors import ANSWERS, OTHER_CODES
 from app.profile import STAGES, Profile
-from encoder import Distribution, EncodeResult, NotReady
+from encoder import Distribution, EncodeResult, NotReady, RequestStage
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 TOKENS = (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -28,6 +29,7 @@ class Metrics:
         requests: answered, by route and status.
         seconds: from a request to the header of its response, by route.
         errors: requests answered with an error, by its code.
+        expired: requests whose time was over, by where they were then.
         stages: seconds of each stage of a request.
         prompt_tokens: tokens of a prompt, template included.
     """
@@ -38,6 +40,7 @@ class Metrics:
         self.requests: dict[tuple[str, int], int] = defaultdict(int)
         self.seconds: dict[str, Distribution] = defaultdict(lambda: Distribution(SECONDS))
         self.errors = defaultdict(int, dict.fromkeys([*(code for _, code in ANSWERS.values()), *OTHER_CODES], 0))
+        self.expired = defaultdict(int, dict.fromkeys(get_args(RequestStage), 0))
         self.stages = {stage: Distribution(SECONDS) for stage in STAGES}
         self.prompt_tokens = Distribution(TOKENS)
         self.registry = CollectorRegistry()
@@ -56,6 +59,8 @@ class Metrics:
         self.seconds[route].observe(seconds)
         if request.code:
             self.errors[request.code] += 1
+            if request.expired_in:
+                self.expired[request.expired_in] += 1
         for stage, (_, took) in request.timed.items():
             self.stages[stage].observe(took)
 

@@ -31,18 +31,19 @@ class Profile:
         trace_id, span_id: of the trace that it belongs to, and of its own span; empty without.
     Attributes:
         code: of the error that it was answered with; empty without.
+        expired_in: where it was when its time was over, as in DeadlineExceeded; empty if it was not.
         timed: when each stage first began, in seconds of time.perf_counter, and how many seconds it took in all; in the
             order in which they first ended.
         notes: on its forward passes, in words.
     """
 
-    __slots__ = ("code", "notes", "request_id", "span_id", "timed", "trace_id")
+    __slots__ = ("code", "expired_in", "notes", "request_id", "span_id", "timed", "trace_id")
 
     def __init__(self, request_id: str, trace_id: str = "", span_id: str = "") -> None:
         self.request_id = request_id
         self.trace_id = trace_id
         self.span_id = span_id
-        self.code = ""
+        self.code = self.expired_in = ""
         self.timed: dict[Stage, tuple[float, float]] = {}
         self.notes: list[str] = []
 
@@ -89,6 +90,13 @@ def fail(code: str) -> None:
     profile = current.get()
     if profile is not None:
         profile.code = code
+
+
+def expire(stage: str) -> None:
+    """Note where the current request was when its time was over."""
+    profile = current.get()
+    if profile is not None:
+        profile.expired_in = stage
 
 
 def record(result: EncodeResult) -> None:

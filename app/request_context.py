@@ -115,6 +115,7 @@ class RequestContext:
                 "status": status,
                 "seconds": round(seconds, 6),
                 "code": request.code,
+                "expired_in": request.expired_in,
                 "stages": {stage: round(took, 6) for stage, (_, took) in request.timed.items()},
             }
             logger.info("%s %s %d%s", scope["method"], path, status, in_words(seconds, request), extra={"ended": ended})

@@ -91,7 +91,16 @@ class NotReady(Overloaded):
 
 
 class DeadlineExceeded(EncoderError):
-    """There was no result within the time allowed."""
+    """There was no result within the time allowed.
+
+    Args:
+        message: the time, and where it ran out.
+        stage: where it ran out; see Deadline.
+    """
+
+    def __init__(self, message: str, stage: str) -> None:
+        super().__init__(message)
+        self.stage = stage
 
 
 class ModelFailure(EncoderError):

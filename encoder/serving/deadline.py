@@ -42,5 +42,6 @@ class Deadline:
         """The error of a request whose time is over in this stage."""
         return DeadlineExceeded(
             f"No result within {self.timeout_s:g} s; the time ran out {STAGES[stage]}. "
-            "Send fewer prompts, or allow more time."
+            "Send fewer prompts, or allow more time.",
+            stage,
         )

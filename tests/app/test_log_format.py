@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,7 @@ import httpx
 import pytest
 
 from app.log_format import JsonFormatter, add_request, formatter
+from app.log_pipe import PipeHandler
 from app.trace_context import trace_id
 from tests.app.running import Served, Spawn, wait_for
 from tests.conftest import RunningServer
@@ -106,6 +108,23 @@ def test_text_names_the_error_and_the_request(client: httpx.Client, lines: list[
 
     [line] = [line for line in lines if "job-4" in line]
     assert re.search(r"POST /encode 422 invalid_field [\d.]+ ms.* request=job-4$", line)
+
+
+def test_a_line_about_dropped_lines_is_an_object_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reads the log parses every line."""
+    monkeypatch.setattr("app.log_pipe.MAX_BYTES", 100)
+    reader, writer = os.pipe()
+    pipe = PipeHandler(writer)
+    pipe.setFormatter(JsonFormatter())
+    pipe.handle(logging.makeLogRecord({"msg": "x" * 1000}))
+    pipe.handle(logging.makeLogRecord({"msg": ""}))
+    pipe.flush()
+
+    *_, told = (json.loads(line) for line in os.read(reader, 10_000).splitlines())
+    os.close(reader)
+    os.close(writer)
+    assert told["message"].startswith("1 log lines were dropped")
+    assert pipe.lost_lines == 1
 
 
 def test_an_object_is_one_line_whatever_is_logged() -> None:

@@ -7,7 +7,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import pytest
@@ -16,9 +16,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from app import metrics
 from app.profile import STAGES
 from app.service import service_of
-from encoder import Distribution
+from encoder import Distribution, RequestStage
 from tests.app.running import metric, wait_for
-from tests.conftest import RunningServer
+from tests.conftest import RunningServer, Start
 
 PROMTOOL = shutil.which("promtool")
 
@@ -89,6 +89,19 @@ def test_errors_are_counted_by_their_code(client: httpx.Client) -> None:
 
     for code, count in before.items():
         assert metric(client, "qwen3_encoder_errors_total", code=code) == count + 1
+
+
+def test_a_deadline_is_counted_by_the_stage_that_it_ended_in(start_server: Start) -> None:
+    """The log says it as well: which stage is too slow is what an operator asks first."""
+    with start_server(request_timeout_s=1e-9) as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        server.wait_until_ready()
+        before = samples(client)
+        assert client.post("/encode", json={"prompt": "a cat"}).status_code == 504
+        after = samples(client)
+
+    expired = {key: after[key] - before[key] for key in after if key[0] == "qwen3_encoder_deadlines_exceeded_total"}
+    assert sum(expired.values()) == 1
+    assert {dict(labels)["stage"] for _, labels in expired} == set(get_args(RequestStage))
 
 
 def test_every_stage_of_a_request_is_timed(client: httpx.Client) -> None:
