@@ -70,6 +70,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     add_routes(app)
     add_middleware(app)
     app.openapi = functools.partial(described.describe, app)  # type: ignore[method-assign]
+    described.describe_off_loop(app)
     return app
 
 

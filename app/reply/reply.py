@@ -21,6 +21,7 @@ from app.reply.formats import FORMATS, JSON_FLOATS, Body, Document, Format
 from app.reply.json_parts import Base64, Part
 from app.request.accept import negotiate
 from app.request.deadline import limited
+from app.request.query import read_query
 from app.request.validation import shorten
 from app.settings import Settings
 from app.threads import BUILDER, on
@@ -35,10 +36,9 @@ JOIN_BELOW = 64 * 1024  # bytes; copying a smaller part costs less than sending 
 def choose_format(request: Request, settings: Settings) -> Format:
     """The format that the Accept header and `?encoding=` ask for.
 
-    Errors: NotAcceptable, InvalidField.
+    Errors: NotAcceptable, InvalidField, TargetTooLong.
     """
-    query = request.query_params if request.scope["query_string"] else {}  # parsing an empty one takes as long
-    encoding = query.get("encoding", ENCODINGS[0])
+    encoding = read_query(request, ("encoding",)).get("encoding", ENCODINGS[0])
     if encoding not in ENCODINGS:
         raise InvalidField("encoding", f"expected {' or '.join(ENCODINGS)}, found {shorten(encoding)}.")
     media_type = negotiate(request, tuple(FORMATS))

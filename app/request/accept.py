@@ -8,6 +8,8 @@ from starlette.requests import Request
 
 from app.errors import NotAcceptable
 
+MAX_LENGTH = 2000  # characters of the header; browsers send 150
+
 
 class MediaRange(NamedTuple):
     """One entry of an Accept header: `type/subtype`, `type/*` or `*/*`, with its weight."""
@@ -28,9 +30,13 @@ def negotiate(request: Request, offered: tuple[str, ...]) -> str:
     """The offered media type that the client prefers; the first one where there is no Accept header.
 
     Among equal weights a type asked for by name wins over one that a wildcard matches, then the order of `offered`
-    decides. Errors: NotAcceptable, naming all that is offered.
+    decides. Errors: NotAcceptable, naming all that is offered; for a header above MAX_LENGTH as well.
     """
-    return _choose(",".join(request.headers.getlist("accept")), offered)
+    header = ",".join(request.headers.getlist("accept"))
+    if len(header) > MAX_LENGTH:
+        message = f"accept: it has {len(header):,} characters, {MAX_LENGTH:,} are read."
+        raise NotAcceptable(message, f"Available are {', '.join(offered)}.")
+    return _choose(header, offered)
 
 
 @lru_cache(maxsize=64)  # a client sends the same header each time

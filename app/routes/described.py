@@ -3,28 +3,43 @@
 A field names its bound (`bound("presets")` in its type), since the schemas are made before the settings are known.
 """
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from app.request.fields import BOUND
 from app.service import Service, service_of
+from app.threads import BUILDER, on
 from encoder import Engine, InvalidField, NotReady, Preset
 
 Schema = dict[str, Any]
 
 
 def describe(app: FastAPI) -> Schema:
-    """What `GET /openapi.json` answers. Kept from the moment the model is loaded."""
-    if app.openapi_schema is not None:
-        return app.openapi_schema
-    described = FastAPI.openapi(app)
-    app.openapi_schema = None  # FastAPI has kept it, and it may still lack what the model says
-    with contextlib.suppress(NotReady):
-        app.openapi_schema = _fill(described, dict(_bounds(service_of(app))))
-    return app.openapi_schema or _fill(described, {})
+    """What `GET /openapi.json` answers; without bounds before the model is loaded."""
+    described = FastAPI.openapi(app)  # which FastAPI keeps
+    try:
+        return _fill(described, dict(_bounds(service_of(app))))
+    except NotReady:
+        return _fill(described, {})
+
+
+def describe_off_loop(app: FastAPI) -> None:
+    """Let a thread make FastAPI's part of the description, which takes a fifth of a second."""
+    routes = app.router.routes
+    place = next(place for place, route in enumerate(routes) if getattr(route, "path", None) == app.openapi_url)
+    route = routes[place]
+    assert isinstance(route, Route)
+
+    async def openapi(request: Request) -> Response:
+        await on(BUILDER, FastAPI.openapi, app)
+        response: Response = await route.endpoint(request)
+        return response
+
+    routes[place] = Route(route.path, openapi, include_in_schema=False)
 
 
 def _bounds(service: Service) -> Iterator[tuple[str, Schema]]:

@@ -7,12 +7,13 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import PlainTextResponse, Response
 
+from app.request.query import QueryRoute
 from app.routes.openapi import errors
 from app.service import ServiceDep
 from encoder import Engine, InvalidField, Preset
 
-probes = APIRouter(tags=["operations"])  # these two never ask for the API key
-router = APIRouter(tags=["operations"])
+probes = APIRouter(tags=["operations"], route_class=QueryRoute)  # these two never ask for the API key
+router = APIRouter(tags=["operations"], route_class=QueryRoute)
 
 VERSIONED = ("fastapi", "uvicorn", "pydantic", "msgpack")
 

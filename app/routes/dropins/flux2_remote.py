@@ -13,12 +13,13 @@ from app.reply.formats import FORMATS
 from app.reply.reply import respond
 from app.request.body import read_body
 from app.request.deadline import deadline_of
+from app.request.query import QueryRoute
 from app.routes.dropins.fields import DropInRequest, DTypeQuery, PresetQuery, Prompts
 from app.routes.encoding import encode_prompts, timings
 from app.routes.openapi import drop_in
 from app.service import ServiceDep
 
-router = APIRouter()
+router = APIRouter(route_class=QueryRoute)
 
 
 class PredictRequest(DropInRequest):

@@ -19,6 +19,7 @@ from app.request.body import read_body
 from app.request.deadline import deadline_of, limited
 from app.request.disconnect import unless_disconnected
 from app.request.fields import Layer, Text, Window
+from app.request.query import QueryRoute
 from app.routes.dropins.chat import Chat, sections
 from app.routes.dropins.fields import DropInRequest, Prompts
 from app.routes.encoding import encode_prompts, timings
@@ -28,7 +29,7 @@ from app.threads import BUILDER, on
 from app.wire import Tensor
 from encoder import LAST_HIDDEN_STATE, Deadline, EncodeResult, Engine, InvalidField, Preset
 
-router = APIRouter()
+router = APIRouter(route_class=QueryRoute)
 
 
 class LayerRequest(DropInRequest):

@@ -15,6 +15,7 @@ from app import wire
 from app.reply.reply import PartsResponse, collate
 from app.request.body import read_body
 from app.request.fields import Text
+from app.request.query import QueryRoute
 from app.routes.dropins.fields import DropInRequest, DTypeQuery, PresetQuery
 from app.routes.encoding import encode_prompts, timings
 from app.routes.openapi import drop_in
@@ -22,7 +23,7 @@ from app.service import ServiceDep
 from app.wire import Tensor
 from encoder import EncodeResult
 
-router = APIRouter()
+router = APIRouter(route_class=QueryRoute)
 
 
 class SGLangRequest(DropInRequest):
