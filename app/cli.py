@@ -170,5 +170,5 @@ def set_up_logging(level: str, log_format: str, handler: logging.Handler) -> Non
     handler.addFilter(add_request)
     logging.basicConfig(level=level.upper(), handlers=[handler])
     logging.captureWarnings(log_format == "json")  # Python writes warnings in lines of its own
-    for chatty in ("uvicorn", "httpx", "httpcore"):
+    for chatty in ("uvicorn", "httpx", "httpcore", "urllib3"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLogger().level))

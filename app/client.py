@@ -17,7 +17,16 @@ import httpx
 from app.attempts import Attempts
 from app.attempts import ClientError as ClientError
 from app.embeds import Embeds
-from app.exchange import Call, T, encode_call, encode_layers_call, info_call, presets_call, tokenize_call
+from app.exchange import (
+    Call,
+    T,
+    encode_call,
+    encode_layers_call,
+    info_call,
+    presets_call,
+    tokenize_call,
+    without_password,
+)
 from app.pipelines import Plan, override
 from app.pipelines.plan import Prompts
 
@@ -61,7 +70,7 @@ class Client:
     ) -> None:
         self._http = httpx.Client(transport=httpx.HTTPTransport(uds=_path(uds)), **_options(base_url, api_key))
         self._timeout, self._retries = timeout, retries
-        self._where = base_url if uds is None else os.fspath(uds)
+        self._where = without_password(base_url) if uds is None else os.fspath(uds)
 
     def encode(self, prompt: Prompts, preset: str | None = None, **fields: Any) -> Embeds:
         """The hidden states of a preset, or the last hidden state without one; `fields` as in POST /encode."""
@@ -163,7 +172,7 @@ class AsyncClient:
             transport=httpx.AsyncHTTPTransport(uds=_path(uds)), **_options(base_url, api_key)
         )
         self._timeout, self._retries = timeout, retries
-        self._where = base_url if uds is None else os.fspath(uds)
+        self._where = without_password(base_url) if uds is None else os.fspath(uds)
 
     async def encode(self, prompt: Prompts, preset: str | None = None, **fields: Any) -> Embeds:
         """As `Client.encode`."""

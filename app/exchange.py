@@ -1,6 +1,7 @@
 """What a client sends, and how it reads the replies. Does no input or output itself."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -41,12 +42,12 @@ class Call(Generic[T]):
         """
         media_type = response.headers.get("content-type", "").partition(";")[0]
         if media_type != self.accept:
-            message = f"{response.url} answered with {media_type or 'no content type'}, expected {self.accept}."
+            message = f"{_address(response)} answered with {media_type or 'no content type'}, expected {self.accept}."
             raise ClientError(response.status_code, "unexpected_reply", message, "Is it this service that runs there?")
         try:
             return self.read(response)
         except (ValueError, KeyError, TypeError) as error:
-            message = f"{response.url} answered with something that cannot be read: {error!r}."
+            message = f"{_address(response)} answered with something that cannot be read: {error!r}."
             raise ClientError(response.status_code, "unexpected_reply", message, "Is it this service there?") from error
 
 
@@ -100,3 +101,12 @@ def _tokenized(response: httpx.Response) -> list[dict[str, Any]]:
 
 def _presets(response: httpx.Response) -> dict[str, dict[str, Any]]:
     return {preset["name"]: preset for preset in response.json()["presets"]}
+
+
+def without_password(address: str) -> str:
+    """An address as it may be shown."""
+    return re.sub(r"//[^/]*@", "//", address)
+
+
+def _address(response: httpx.Response) -> str:
+    return without_password(str(response.url))

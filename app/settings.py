@@ -46,6 +46,16 @@ def _split(value: object) -> object:
     return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
 
 
+def _without_secrets(source: object) -> object:
+    """An address as it may be shown: without user, password and query, which may hold a token of the hub."""
+    if isinstance(source, tuple):
+        return tuple(map(_without_secrets, source))
+    if not isinstance(source, str) or "://" not in source or source.lower().startswith("file:"):
+        return source
+    without_query = re.sub(r"[?#].*?(?=(:[\d.]+)?$)", "", source)  # the scale of a LoRA stays
+    return re.sub(r"//[^/]*@", "//", without_query)
+
+
 def _not_blank(key: SecretStr | None) -> SecretStr | None:
     """The key as a header can carry it: without the line end of the file that it was read from.
 
@@ -96,18 +106,18 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
 class Settings(BaseSettings):
     """Each description says what the value means and its unit; docs/settings.md is made from it."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, hide_input_in_errors=True)
 
-    model: str = Field(
+    model: Annotated[str, BeforeValidator(_without_secrets)] = Field(
         default="demo",
         description="`demo`, a folder, a `.safetensors` or `.gguf` file, a Hugging Face id or an Ollama name.",
     )
     revision: str | None = Field(default=None, description="Commit, branch or tag of a Hugging Face id.")
-    tokenizer: str | None = Field(
+    tokenizer: Annotated[str | None, BeforeValidator(_without_secrets)] = Field(
         default=None,
         description="`tokenizer.json`, a folder or a Hugging Face id; unset uses the checkpoint's own tokenizer.",
     )
-    lora: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
+    lora: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_without_secrets), BeforeValidator(_split)] = Field(
         default=(),
         description="LoRAs of the text encoder, separated by commas: each a folder, a file or a Hugging Face id, and "
         "after a colon its scale, as `style.safetensors:0.8`.",

@@ -311,8 +311,10 @@ class Connection(asyncio.Protocol):
     def _answer(self, error: Exception, *, lingers: bool = True) -> None:
         """Answer what is no request, and close. Requests before it that still run end as if the client were gone."""
         response = error_response(error)
-        self.traffic.refusals[answer(error).code] += 1
-        logger.info("%d to %s: %s", response.status_code, self._client or "a client", error)
+        code = answer(error).code
+        self.traffic.refusals[code] += 1
+        # Not its message, which shows what the client has sent: a target may hold a token.
+        logger.info("%d %s to %s", response.status_code, code, self._client or "a client")
         within_reply = self._current is not None and self._current.started
         self._deaf = True
         self._disconnect()

@@ -6,6 +6,7 @@ HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN and HF_HOME have their usual meaning: hugg
 import glob
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -118,12 +119,17 @@ def _as_checkpoint_errors(hub_id: HubId) -> Iterator[None]:
     except LocalEntryNotFoundError as error:
         raise CheckpointError(
             f"{repository}: is not complete in the cache, and the hub cannot be reached. Connect once (unset "
-            f"HF_HUB_OFFLINE where it is set), or give the folder of a copy.{_addresses()} Cause: {said(error)}"
+            f"HF_HUB_OFFLINE where it is set), or give the folder of a copy.{_addresses()} Cause: {_cause(error)}"
         ) from error
     except Exception as error:  # full disk, broken transfer: the HTTP library, and so its errors, vary with the version
         raise CheckpointError(
-            f"{repository}: fetching it failed, start again to resume.{_addresses()} Cause: {said(error)}"
+            f"{repository}: fetching it failed, start again to resume.{_addresses()} Cause: {_cause(error)}"
         ) from error
+
+
+def _cause(error: BaseException) -> str:
+    """What the HTTP library says, without the queries and passwords of addresses: a signed address opens a file."""
+    return re.sub(r"//[^/\s]*@", "//", re.sub(r"\?[^\s'\")]+", "?…", said(error)))
 
 
 def _addresses() -> str:
