@@ -28,6 +28,7 @@ VALUES = {
     "allowed_hosts": "a,b",
     "allowed_origins": "http://a,https://b:1",
     "log_level": "error",
+    "log_format": "json",
 }
 
 
