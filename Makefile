@@ -46,7 +46,7 @@ COMPILE = .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install serve test test-parity test-lowest bench bench-gpu bench-micro bench-soak docs lint format \
+.PHONY: help install serve test robustness test-parity test-lowest bench bench-gpu bench-micro bench-soak docs lint format \
 	types imports check load lock clean
 
 help: ## list the targets
@@ -59,6 +59,9 @@ serve: $(VENV) ## serve MODEL (the demo checkpoint) on HOST:PORT (127.0.0.1:8000
 
 test: $(VENV) ## run the tests that need no PyTorch
 	$(BIN)/python -m pytest --ignore=tests/parity --numprocesses auto --maxprocesses 4 --dist loadfile
+
+robustness: $(VENV) ## attack a real service for an hour or two: faults, floods, rude clients, signals, kill -9
+	$(BIN)/python -m pytest tests/robustness -m "long or not long" --durations 10
 
 test-parity: $(VENV_PARITY) ## compare with PyTorch, transformers and diffusers, in .venv-parity
 	.venv-parity/bin/python -m pytest tests/parity tests/examples
