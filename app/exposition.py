@@ -6,6 +6,7 @@ Names and labels are those of Prometheus's conventions: base units, `_total` for
 import logging
 import platform
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from importlib.metadata import version
 from math import isinf
 from typing import get_args
@@ -84,8 +85,7 @@ class Exposition(Collector):
         yield CounterMetricFamily(_name("log_lines_dropped"), text, value=lost)
 
     def _about(self) -> Iterator[Metric]:
-        versions = {"version": version("qwen3-encoder"), "mlx": version("mlx"), "python": platform.python_version()}
-        yield _info("build_info", "Versions of the service.", versions)
+        yield _info("build_info", "Versions of the service.", _versions())
         try:
             info = self._engine.info
         except NotReady:
@@ -151,6 +151,11 @@ class Exposition(Collector):
             yield CounterMetricFamily(_name(name), text, value=getattr(stats, name))
         for name, text in DISTRIBUTIONS.items():
             yield _add(_histogram(name, text), getattr(stats, name))
+
+
+@cache  # it reads files
+def _versions() -> dict[str, str]:
+    return {"version": version("qwen3-encoder"), "mlx": version("mlx"), "python": platform.python_version()}
 
 
 def _name(name: str) -> str:
