@@ -1,9 +1,12 @@
 """The command line. Every setting is a flag, made from its field in `Settings`."""
 
 import argparse
+import contextlib
 import logging
+import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +58,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
             logger.warning("%s", problem)
         if "api_key" in given:
             logger.warning("--api-key: %s", KEY_IN_PS)
-        return command(settings, **own)
+        with interruptible():
+            return command(settings, **own)
     except SettingsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _fail(2, str(error))
     except EncoderError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return _fail(1, str(error))
+    except OSError as error:
+        return _fail(1, f"{error.filename or command.__name__}: {error.strerror or error}")
+    except KeyboardInterrupt as error:
+        sig = error.args[0] if error.args else signal.SIGINT
+        return _fail(128 + sig, f"ended by {signal.Signals(sig).name}")
+
+
+def _fail(exit_code: int, reason: str) -> int:
+    print("error:", *reason.splitlines(), file=sys.stderr)
+    return exit_code
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end a command as Ctrl+C does, so that it clears up. The service has its own handlers."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    ending = (signal.SIGTERM, signal.SIGHUP) if in_main_thread else ()
+    deadly = [sig for sig in ending if signal.getsignal(sig) is signal.SIG_DFL]  # under nohup, SIGHUP is not
+    for sig in deadly:
+        signal.signal(sig, _interrupt)
+    try:
+        yield
+    finally:
+        for sig in deadly:
+            signal.signal(sig, signal.SIG_DFL)
+
+
+def _interrupt(sig: int, _: object) -> None:
+    raise KeyboardInterrupt(sig)
 
 
 def make_parser() -> argparse.ArgumentParser:

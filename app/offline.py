@@ -1,8 +1,12 @@
 """The commands that need no server: encode to a file, list presets, inspect and convert a checkpoint."""
 
+import contextlib
 import math
+import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -19,7 +23,9 @@ from encoder import (
     check_preset,
     choose_depth,
     convert_checkpoint,
+    move_into_place,
     open_checkpoint,
+    scratch_folder,
 )
 
 DTYPE_HELP = "dtype of the numbers; bfloat16 by default, for *.npy float32, because NumPy has no bfloat16"
@@ -31,31 +37,56 @@ def encode(settings: Settings, prompts: list[str], preset: str | None, dtype: DT
     if numpy_file and dtype == "bfloat16":
         raise SettingsError("--dtype bfloat16: NumPy does not have it. Use float32, or write *.safetensors.")
     chosen = settings.catalog.get(preset or None)
-    encoder = TextEncoder.open(replace(settings.model_options(), presets=(chosen,)))
-    embeds = encoder.encode(prompts, chosen, dtype or ("float32" if numpy_file else "bfloat16"))
-    if numpy_file and is_ragged(embeds):
-        raise SettingsError("*.npy has no mask, and these prompts have different numbers of rows. Use *.safetensors.")
-    hidden_states, attention_mask = collate(embeds)
-    if numpy_file:
-        np.save(output, hidden_states.array)
-    else:
-        tokenized = encoder.tokenize(prompts, chosen)
-        document = {
-            "model": encoder.info.model,
-            "preset": chosen.name,
-            "hidden_states": hidden_states,
-            "attention_mask": attention_mask,
-            "num_tokens": [len(prompt.input_ids) for prompt in tokenized],
-            "truncated": [prompt.truncated for prompt in tokenized],
-        }
-        output.write_bytes(wire.pack_safetensors(document))
+    with _complete_file(output) as file:  # first, since a disk that cannot be written need not wait for the model
+        encoder = TextEncoder.open(replace(settings.model_options(), presets=(chosen,)))
+        embeds = encoder.encode(prompts, chosen, dtype or ("float32" if numpy_file else "bfloat16"))
+        if numpy_file and is_ragged(embeds):
+            raise SettingsError(
+                "*.npy has no mask, and these prompts have different numbers of rows. Use *.safetensors."
+            )
+        hidden_states, attention_mask = collate(embeds)
+        if numpy_file:
+            np.save(file, hidden_states.array)
+        else:
+            tokenized = encoder.tokenize(prompts, chosen)
+            document = {
+                "model": encoder.info.model,
+                "preset": chosen.name,
+                "hidden_states": hidden_states,
+                "attention_mask": attention_mask,
+                "num_tokens": [len(prompt.input_ids) for prompt in tokenized],
+                "truncated": [prompt.truncated for prompt in tokenized],
+            }
+            file.write(wire.pack_safetensors(document))
     print(f"{output}: {hidden_states.dtype} {list(hidden_states.array.shape)}")
     return 0
+
+
+@contextlib.contextmanager
+def _complete_file(output: Path) -> Iterator[BinaryIO]:
+    """A file that takes its place when it is complete, and keeps the permissions of the one before.
+
+    Errors: OSError.
+    """
+    place = output.resolve()  # a link stays, and what it leads to is replaced
+    if place.exists() and not place.is_file():  # a device or a pipe
+        with place.open("wb", buffering=0) as file:
+            yield file
+        return
+    with scratch_folder(place.parent) as scratch:
+        fresh = scratch / "fresh"
+        with fresh.open("wb") as file:
+            yield file
+        if place.exists():
+            shutil.copymode(place, fresh)
+        move_into_place(fresh, place)
 
 
 def _is_numpy_file(path: Path) -> bool:
     if path.suffix not in (".npy", ".safetensors"):
         raise SettingsError(f"--output {path}: expected a name that ends in .safetensors or .npy.")
+    if path.is_dir():
+        raise SettingsError(f"--output {path}: is a folder, expected the name of a file.")
     if not path.parent.is_dir():
         raise SettingsError(f"--output {path}: there is no folder {path.parent}.")
     return path.suffix == ".npy"

@@ -176,4 +176,7 @@ def serve(settings: Settings) -> NoReturn:
         except Exception:
             logger.critical("the server failed", exc_info=True)
             server.exit_code = FAILED
+        finally:
+            for sig in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(sig, signal.SIG_IGN)  # it ends now
     shutdown.leave(server.exit_code)

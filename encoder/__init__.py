@@ -31,6 +31,7 @@ from encoder.presets.preset import Preset, check_preset  # noqa: E402
 from encoder.presets.preset_file import read_presets  # noqa: E402
 from encoder.qwen3.depth import Depth, choose_depth  # noqa: E402
 from encoder.regular_file import read_file  # noqa: E402
+from encoder.scratch import move_into_place, scratch_folder  # noqa: E402
 from encoder.serving.deadline import Deadline, RequestStage  # noqa: E402
 from encoder.serving.engine import Engine  # noqa: E402
 from encoder.serving.state import StateName  # noqa: E402
@@ -95,7 +96,9 @@ __all__ = [
     "choose_depth",
     "convert_checkpoint",
     "get_preset",
+    "move_into_place",
     "open_checkpoint",
     "read_file",
     "read_presets",
+    "scratch_folder",
 ]

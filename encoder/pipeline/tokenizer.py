@@ -46,8 +46,8 @@ class Tokenizer:
         return bool(self._tokenizer.encode_special_tokens)
 
     def save(self, file: Path) -> None:
-        """Write it as a tokenizer.json."""
-        self._tokenizer.save(str(file))
+        """Write it as a tokenizer.json. Errors: OSError."""
+        file.write_text(self._tokenizer.to_str(pretty=True), encoding="utf-8")
 
     def token_id(self, token: str) -> int | None:
         """The id of a token as the vocabulary spells it, None where there is none."""

@@ -23,9 +23,10 @@ from encoder.serving.health import Health
 from encoder.serving.in_flight import InFlight
 from encoder.serving.pulse import Pulse
 from encoder.serving.rate import Rate
+from encoder.serving.warmup import WarmPass
 from encoder.text_encoder import TextEncoder
 
-FIRST_RATE = 500.0  # padded tokens per second, assumed until batches have been measured
+FIRST_RATE = 500.0  # padded tokens per second, assumed until a pass has been measured
 # Fixed cost of a forward pass, in rows: measured on two CPUs of an AMD EPYC, and on an H100.
 OVERHEAD_ROWS = {"cpu": 16, "gpu": 400}
 
@@ -73,11 +74,12 @@ class BatchLoop:
         self._rate = Rate(FIRST_RATE)
         self._counters = dict.fromkeys(("batches", "prompts", "real_tokens", "padded_tokens"), 0)
 
-    def start(self, encoder: TextEncoder) -> None:
-        """Queue entries for this model from now on. Call on the event loop."""
+    def start(self, encoder: TextEncoder, warm_pass: WarmPass) -> None:
+        """Queue entries for this model from now on, which has run this pass. Call on the event loop."""
         self._loop = asyncio.get_running_loop()
         self._batcher.count_tokens = encoder.forward.count_rows
-        self._batcher.overhead_rows = OVERHEAD_ROWS[encoder.info.device]
+        overhead_rows = self._batcher.overhead_rows = OVERHEAD_ROWS[encoder.info.device]
+        self._rate.measure(warm_pass.rows + overhead_rows, warm_pass.seconds)
 
     def close(self) -> None:
         """Begin no other batch, and let `run` return. Entries that wait stay in the queue. Safe on any thread."""

@@ -77,7 +77,7 @@ class Generation:
         encoder.measures_passes = self._measure_passes
         self._health.start()
         self.tokenizing.start(encoder)
-        self.batch_loop.start(encoder)
+        self.batch_loop.start(encoder, self.thread.warm_pass)
         self._encoder = encoder
 
     async def probe(self) -> None:

@@ -16,7 +16,7 @@ import mlx.core as mx
 
 from encoder.errors import ModelFailure
 from encoder.options import ModelOptions
-from encoder.serving.warmup import warm_up
+from encoder.serving.warmup import WarmPass, warm_up
 from encoder.text_encoder import TextEncoder
 
 logger = logging.getLogger(__name__)
@@ -37,6 +37,8 @@ class ModelThread:
         work: what the thread does with the loaded model, until `stop` lets it return.
         stop: lets `work` return soon; safe on any thread.
         on_end: called on the event loop when the thread has ended, with the reason.
+    Attributes:
+        warm_pass: how fast the model is, once it is loaded.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class ModelThread:
         self._loaded: asyncio.Future[TextEncoder] | None = self._loop.create_future()
         self._ended = asyncio.Event()
         self._death: str | None = None
+        self.warm_pass = WarmPass(0, 0.0)
 
     async def load(self) -> TextEncoder:
         """Start the thread and wait for its model. Errors: CheckpointError, ModelFailure, and what MLX raises."""
@@ -136,7 +139,7 @@ class ModelThread:
             *(info.parameter_bytes / 1e9, info.compute_dtype, info.device, info.forward),
         )
         started_at = time.perf_counter()
-        warm_up(encoder, self._max_rows)
+        self.warm_pass = warm_up(encoder, self._max_rows)
         mx.clear_cache()
         logger.info("warm in %.1f s", time.perf_counter() - started_at)
         return encoder

@@ -6,8 +6,8 @@ MLX has, and the weights of one that it has not, are written in the narrowest dt
 
 import json
 import logging
+import os
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
@@ -23,6 +23,7 @@ from encoder.checkpoint.tensors.encodings import Plain
 from encoder.checkpoint.tensors.lora import Merged
 from encoder.errors import CheckpointError
 from encoder.pipeline.tokenizer import Tokenizer
+from encoder.scratch import move_into_place, scratch_folder
 
 log = logging.getLogger(__name__)
 
@@ -41,21 +42,26 @@ def convert_checkpoint(
         quantize: "keep" and "auto" keep the quantizations that MLX has too, "none" writes floats of the checkpoint's
             dtype, and anything else is as in ModelOptions.
         progress: called after each tensor.
-    Errors: CheckpointError when the folder exists, the disk is too small, or a tensor cannot be read.
+    Errors: CheckpointError when the folder exists or cannot be written, or a tensor cannot be read. Then, and after any
+        other end, nothing is left of it.
     """
-    if folder.exists():
+    if os.path.lexists(folder):
         raise CheckpointError(f"{folder}: exists already, expected the name of a new folder.")
     residents = _plan(checkpoint, quantize)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _check_disk(folder.parent, sum(resident.nbytes for resident in residents.values()))
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-        fresh = Path(scratch, "fresh")
-        fresh.mkdir()
-        _write_weights(fresh, _named(checkpoint, residents, progress))
-        _write_json(fresh / "config.json", _config(checkpoint, residents))
-        checkpoint.tokenizer.save(fresh / "tokenizer.json")
-        _write_json(fresh / "tokenizer_config.json", _tokenizer_config(checkpoint.tokenizer))
-        fresh.rename(folder)
+    near = next(parent for parent in folder.absolute().parents if parent.exists())
+    try:
+        _check_disk(near, sum(resident.nbytes for resident in residents.values()))
+        with scratch_folder(near) as scratch:
+            fresh = scratch / "fresh"  # with the permissions of any new folder, which `scratch` has not
+            fresh.mkdir()
+            _write_weights(fresh, _named(checkpoint, residents, progress))
+            _write_json(fresh / "config.json", _config(checkpoint, residents))
+            checkpoint.tokenizer.save(fresh / "tokenizer.json")
+            _write_json(fresh / "tokenizer_config.json", _tokenizer_config(checkpoint.tokenizer))
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            move_into_place(fresh, folder)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be written: {error.strerror or error}.") from error
     log.info("%s: written to %s", checkpoint.name, folder)
 
 
@@ -129,7 +135,11 @@ def _write_weights(folder: Path, named: Iterator[tuple[str, mx.array]]) -> None:
 
     def flush() -> None:
         files.append(folder / f"model-{len(files) + 1:05}.safetensors")
-        mx.save_safetensors(str(files[-1]), shard, {"format": "mlx"})
+        mx.eval(shard)
+        try:
+            mx.save_safetensors(str(files[-1]), shard, {"format": "mlx"})
+        except RuntimeError as error:  # with all in memory, it can only be the disk
+            raise OSError(str(error).rstrip(".")) from error
         weight_map.update(dict.fromkeys(shard, files[-1].name))
         shard.clear()
 

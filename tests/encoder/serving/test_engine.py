@@ -507,6 +507,24 @@ async def test_a_request_that_is_tokenized_while_the_engine_closes_fails_at_once
     assert engine.stats().queued_prompts == 0
 
 
+async def test_the_first_refused_request_is_told_a_time_that_follows_from_the_warm_up(engine: Engine) -> None:
+    """A rate of 500 tokens per second, assumed until a batch had been measured, told it to wait for a minute."""
+    preset = replace(LAST_HIDDEN_STATE, max_sequence_length=1024)
+    async with Gate(engine):
+        waiting = [
+            asyncio.create_task(engine.encode([f"{number} " * 600 for number in range(start, start + 32)], preset))
+            for start in (10, 42)
+        ]
+        await queued(engine, 64)
+        with pytest.raises(QueueFull) as caught:
+            await engine.encode(["x " * 600], preset)
+        for request in waiting:
+            request.cancel()
+        await asyncio.wait(waiting)
+
+    assert caught.value.retry_after_s <= 8  # an eighth of the queue is 8192 tokens: 17 s at that rate
+
+
 async def test_a_refused_request_leaves_nothing_behind(small_engine: Engine) -> None:
     """Neither for a request that is too large nor for a full queue."""
     async with Gate(small_engine) as gate:

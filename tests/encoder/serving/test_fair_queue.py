@@ -2,9 +2,10 @@
 
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import count
 
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -78,6 +79,33 @@ def test_what_was_put_first_goes_first() -> None:
 
 def make_entry(length: int, depth: int) -> Entry:
     return Entry(Job((1,) * length, length, length, 0, (Tap(depth, normed=False),), "concat", "float32"))
+
+
+@given(
+    waiting=st.lists(st.lists(st.integers(1, 300), min_size=1, max_size=8), max_size=8),
+    wanted=st.lists(st.integers(1, 300), min_size=1, max_size=3),
+    taken=st.integers(0, 3),
+)
+def test_once_as_many_tokens_have_run_as_a_refused_request_was_told_there_is_room(
+    waiting: list[list[int]], wanted: list[int], taken: int
+) -> None:
+    """`Retry-After` is the time that they take."""
+    batcher = Batcher(max_queue_tokens=1000, max_batch_tokens=256)
+    for lengths in waiting:
+        with suppress(QueueFull, RequestTooLarge):
+            batcher.put([make_entry(length, depth=1) for length in lengths], retry_after_s=1)
+    running = [entry for _ in range(taken) for entry in batcher.take_batch()]
+    entries = [make_entry(length, depth=1) for length in wanted]
+    tokens = batcher.tokens_before_room(entries)
+
+    batcher.finish(running)
+    run = sum(entry.length for entry in running)
+    while run < tokens:
+        batch = batcher.take_batch()
+        batcher.finish(batch)
+        run += sum(entry.length for entry in batch)
+
+    batcher.put(entries, retry_after_s=1)
 
 
 class BatcherMachine(RuleBasedStateMachine):
