@@ -24,6 +24,7 @@ from app.main import create_app
 from app.process import log_uncaught_exceptions, tune_process
 from app.service import service_of
 from app.settings import Settings, is_loopback
+from app.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -171,10 +172,11 @@ def serve(settings: Settings) -> NoReturn:
             logger.warning(OPEN, address)
         # Not asyncio.run: at its end it waits for threads and tasks, however long they take.
         loop = (server.config.get_loop_factory() or asyncio.new_event_loop)()
+        Watchdog(loop, settings.stall_s, FAILED).start()
         try:
             loop.run_until_complete(server.serve([sock]))
-        except Exception:
-            logger.critical("the server failed", exc_info=True)
+        except BaseException:  # a SystemExit in any callback ends the loop, and its code may be 0
+            logger.critical("the event loop ended; so does the process, with exit code %d", FAILED, exc_info=True)
             server.exit_code = FAILED
         finally:
             for sig in (signal.SIGINT, signal.SIGTERM):

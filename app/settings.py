@@ -261,7 +261,7 @@ class Settings(BaseSettings):
     stall_s: Seconds = Field(
         default=120,
         description="Maximum time of one step of a forward pass, in seconds; beyond it the pass is taken to hang, all "
-        "requests get 503, and the process ends with exit code 3.",
+        "requests get 503, and the process ends with exit code 3. The same holds for one step of the event loop.",
     )
     drain_timeout_s: Seconds = Field(
         default=30, description="Maximum wait for accepted requests at shutdown, in seconds."

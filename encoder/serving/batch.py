@@ -107,7 +107,7 @@ class BatchRunner:
         assert batch.dispatched is not None
         outcomes, last_pass = self._encoder.collect(batch.dispatched)
         batch.outcomes = [
-            _detach_if_large(outcome) if entry.store else outcome
+            _detach_if_large(outcome) if entry.store or entry.is_probe else outcome
             for entry, outcome in zip(batch.entries, outcomes, strict=True)
         ]
         for outcome in outcomes:

@@ -10,7 +10,8 @@ computes while the host collects.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from threading import Event, Lock
 
 from encoder.distribution import Distribution
@@ -21,12 +22,15 @@ from encoder.serving.batcher import Batcher
 from encoder.serving.entry import Entry
 from encoder.serving.health import Health
 from encoder.serving.in_flight import InFlight
-from encoder.serving.pulse import Pulse
+from encoder.serving.pulse import Pulse, StallCount
 from encoder.serving.rate import Rate
 from encoder.serving.warmup import WarmPass
 from encoder.text_encoder import TextEncoder
 
 FIRST_RATE = 500.0  # padded tokens per second, assumed until a pass has been measured
+PATIENCE = 4  # a batch may take so many times as long as its tokens took in the slowest batch of late
+SLOW_DECAY = 0.9  # with each batch, so that what was slow once is forgotten
+LOCK_S = 1.0  # the model thread holds the lock for less than a millisecond
 # Fixed cost of a forward pass, in rows: measured on two CPUs of an AMD EPYC, and on an H100.
 OVERHEAD_ROWS = {"cpu": 16, "gpu": 400}
 
@@ -56,6 +60,7 @@ class BatchLoop:
         sizes: counts the batches by their size.
     Attributes:
         pulse: whether the model thread moves.
+        stall: ticks of the guardian in which it did not.
     """
 
     def __init__(self, limits: Limits, in_flight: InFlight, health: Health, sizes: BatchSizes) -> None:
@@ -63,6 +68,7 @@ class BatchLoop:
         self._sizes = sizes
         self._health = health
         self.pulse = Pulse()
+        self.stall = StallCount(self.pulse, has_work=lambda: len(self._batcher) > 0)
         # Shared by both threads, under the lock: the event loop fills the queue, the model thread empties it.
         self._lock = Lock()
         self._batcher = Batcher(limits.max_queue_tokens, limits.max_batch_tokens)
@@ -71,6 +77,8 @@ class BatchLoop:
         # The model thread appends and the event loop removes: a deque needs no lock for that.
         self._finished: deque[Batch] = deque()
         # The event loop's own.
+        self._held_up = False
+        self._slow_s_per_token = 0.0  # of the slowest batch of late; the first is a probe of one token
         self._rate = Rate(FIRST_RATE)
         self._counters = dict.fromkeys(("batches", "prompts", "real_tokens", "padded_tokens"), 0)
 
@@ -94,21 +102,23 @@ class BatchLoop:
         """Queue all entries of a request, or none of them. Errors: RequestTooLarge, QueueFull, NotReady once closed."""
         if self._closed:
             raise NotReady("The service was closed.", 10)
-        with self._lock:
-            seconds = self._rate.retry_after_s(self._batcher.tokens_before_room(entries))
-            self._batcher.put(entries, seconds)
+        with self._queue() as queue:
+            seconds = self._rate.retry_after_s(queue.tokens_before_room(entries))
+            queue.put(entries, seconds)
         self._wake_for(entries)
 
     def put_first(self, entry: Entry) -> None:
         """Queue an entry before all others, even where there is no room."""
-        with self._lock:
-            self._batcher.put_first(entry)
+        with self._queue() as queue:
+            queue.put_first(entry)
         self._wake_for([entry])
 
     def discard(self, entry: Entry) -> bool:
-        """Take an entry out of the queue; False where it is not in the queue any more."""
-        with self._lock:
-            return self._batcher.discard(entry)
+        """Take an entry out of the queue; False where it is not in the queue any more, or will never leave it."""
+        if not self._closed:
+            with suppress(NotReady), self._queue() as queue:
+                return queue.discard(entry)
+        return False
 
     def stats(self) -> dict[str, int]:
         """Gauges by the names of EngineStats."""
@@ -123,6 +133,20 @@ class BatchLoop:
         return self._counters
 
     # On the event loop.
+
+    @contextmanager
+    def _queue(self) -> Iterator[Batcher]:
+        """The queue, under its lock. Errors: NotReady if the model thread hangs while it holds that.
+
+        Then it is waited for once, and asked for without waiting until it is free.
+        """
+        self._held_up = not self._lock.acquire(timeout=0 if self._held_up else LOCK_S)
+        if self._held_up:
+            raise NotReady("The model thread does not let go of the queue.", 1)
+        try:
+            yield self._batcher
+        finally:
+            self._lock.release()
 
     def _wake(self) -> None:
         """Let the model thread look at the queue, after the callbacks that are already due: they may add to it."""
@@ -139,20 +163,29 @@ class BatchLoop:
 
     def _deliver(self) -> None:
         """Settle the entries of all batches that the model thread has finished."""
-        while self._finished:
-            batch = self._finished.popleft()
-            with self._lock:
-                self._batcher.finish(batch.entries)
-            with self._in_flight.error_boundary(batch.entries):
-                for entry, outcome in zip(batch.entries, batch.outcomes, strict=True):
-                    with self._in_flight.error_boundary([entry]):
-                        self._in_flight.deliver(entry, outcome)
-                self._count(batch)
+        try:
+            while self._finished:
+                self._settle(self._finished.popleft())
+        except BaseException as error:  # noqa: BLE001  # some entries may never be settled now
+            self._health.report_broken("Results could not be delivered.", error)
+
+    def _settle(self, batch: Batch) -> None:
+        with self._in_flight.error_boundary(batch.entries):
+            with self._queue() as queue:
+                queue.finish(batch.entries)
+            for entry, outcome in zip(batch.entries, batch.outcomes, strict=True):
+                with self._in_flight.error_boundary([entry]):
+                    self._in_flight.deliver(entry, outcome)
+            self._count(batch)
 
     def _count(self, batch: Batch) -> None:
-        if batch.error is not None or batch.entries[0].is_probe:
+        if batch.error is not None:
             return
         padded_tokens = self._batcher.count_tokens([entry.length for entry in batch.entries])
+        s_per_token = (batch.finished_at - batch.started_at) / padded_tokens
+        self._slow_s_per_token = max(s_per_token, SLOW_DECAY * self._slow_s_per_token)
+        if all(entry.is_probe for entry in batch.entries):
+            return
         self._rate.measure(padded_tokens, batch.finished_at - batch.started_at)
         self._sizes.prompts.observe(len(batch.entries))
         self._sizes.tokens.observe(padded_tokens)
@@ -189,6 +222,7 @@ class BatchLoop:
         """Wait until there may be work."""
         self.pulse.rest()
         self._work_came.wait()
+        self.pulse.begin("look for work")
         self._work_came.clear()
 
     def _take(self) -> Batch | None:
@@ -204,6 +238,7 @@ class BatchLoop:
                 batch.error = error
                 self._health.report("The model thread could not form a batch.", error)
                 batch.entries = self._batcher.take_first()
+        self.pulse.patience_s = PATIENCE * self._slow_s_per_token * sum(entry.length for entry in batch.entries)
         return batch if batch.entries else None
 
     def _finish(self, runner: BatchRunner, batch: Batch) -> None:

@@ -136,8 +136,11 @@ class Engine:
         Errors: NotReady, RequestTooLarge, InvalidField, QueueFull, DeadlineExceeded, ModelFailure.
         """
         generation = self._accepting()
-        chars = self.limits.check_prompts(prompts, preset)
-        return await generation.tokenizing.tokenize(prompts, preset, chars, _deadline(timeout_s))
+        try:
+            chars = self.limits.check_prompts(prompts, preset)
+            return await generation.tokenizing.tokenize(prompts, preset, chars, _deadline(timeout_s))
+        except BaseException as error:  # noqa: BLE001  # a SystemExit in a request would end the event loop
+            raise generation.expected(error) from None
 
     async def encode(
         self,
@@ -180,6 +183,8 @@ class Engine:
                 layers_run=answer.layers_run,
                 last_pass=answer.last_pass,
             )
+        except BaseException as error:  # noqa: BLE001  # a SystemExit in a request would end the event loop
+            raise generation.expected(error) from None
         finally:
             self._requests -= 1
             if not self._requests:

@@ -4,11 +4,15 @@ A restart makes a new one of everything, so nothing needs resetting, and nothing
 a request of the new one.
 """
 
+import asyncio
 from collections.abc import Callable
+from contextlib import suppress
+from copy import copy
 
-from encoder.errors import NotReady
+from encoder.errors import EncoderError, InvalidField, ModelFailure, NotReady
 from encoder.options import ModelOptions
 from encoder.pipeline.limits import Limits
+from encoder.presets.built_in import LAST_HIDDEN_STATE
 from encoder.serving.batch_loop import BatchLoop, BatchSizes
 from encoder.serving.cache import ResultCache
 from encoder.serving.health import Health
@@ -30,7 +34,7 @@ class Generation:
         batch_sizes: of the batches that run; likewise.
         measure_passes: see Engine.
         on_failure: called on the event loop for each unexpected failure, with a sentence.
-        on_end: called on the event loop when the model thread has ended, with the reason.
+        on_end: called on the event loop when nothing can run any more, as when the model thread has ended; likewise.
     Attributes:
         tokenizing, in_flight, batch_loop, results, thread: its parts.
     """
@@ -45,11 +49,11 @@ class Generation:
         on_failure: Callable[["Generation", str], None],
         on_end: Callable[["Generation", str], None],
     ) -> None:
-        health = Health(lambda reason: on_failure(self, reason))
+        health = Health(lambda reason: on_failure(self, reason), lambda reason: on_end(self, reason))
         self.in_flight = InFlight(cache, health)
         self.batch_loop = BatchLoop(limits, self.in_flight, health, batch_sizes)
-        self.results = Results(cache, self.in_flight, self.batch_loop)
-        self.tokenizing = Tokenizing(limits.max_tokenizing_chars)
+        self.results = Results(cache, self.in_flight, self.batch_loop, health)
+        self.tokenizing = Tokenizing(limits.max_tokenizing_chars, health)
         self.thread = ModelThread(
             options,
             limits.max_batch_tokens,
@@ -61,6 +65,7 @@ class Generation:
         self._cache = cache
         self._measure_passes = measure_passes
         self._encoder: TextEncoder | None = None
+        self._closed: NotReady | None = None
         self._earlier_layers_run = 0  # by an encoder that has been released
 
     @property
@@ -71,9 +76,14 @@ class Generation:
         return self._encoder
 
     async def load(self) -> None:
-        """Load the model, and open the cache for it. Errors: CheckpointError, ModelFailure, and what MLX raises."""
+        """Load the model, and open the cache for it.
+
+        Errors: CheckpointError, ModelFailure, what MLX raises, and NotReady if it was closed meanwhile.
+        """
         encoder = await self.thread.load()
         await self._cache.open(encoder)
+        if self._closed is not None:
+            raise copy(self._closed)
         encoder.measures_passes = self._measure_passes
         self._health.start()
         self.tokenizing.start(encoder)
@@ -81,11 +91,21 @@ class Generation:
         self._encoder = encoder
 
     async def probe(self) -> None:
-        """Run a job through every step of a request. Errors: those of the job."""
+        """Take the steps of a request, from tokens to a result. Errors: whatever a step raises."""
+        with suppress(InvalidField):  # a tokenizer that works may refuse
+            self.encoder.tokenize(["a"], LAST_HIDDEN_STATE)
         await self.results.run_probe(warmup_job(self.encoder, rows=1))
+
+    def expected(self, error: BaseException) -> BaseException:
+        """What a request raises in place of this error: itself, or ModelFailure where nobody meant to raise it."""
+        if isinstance(error, EncoderError | asyncio.CancelledError | GeneratorExit):
+            return error
+        self._health.report("A request failed.", error)
+        return ModelFailure(f"The request failed: {error!r}. The log has the details.")
 
     def close(self, error: NotReady) -> None:
         """Fail all that waits with this error, refuse what comes, and let the thread end."""
+        self._closed = self._closed or error
         self.tokenizing.close(error)
         self.batch_loop.close()
         self.results.close(error)

@@ -14,7 +14,6 @@ from typing import TypeVar
 
 from encoder.errors import NotReady
 from encoder.serving.generation import Generation
-from encoder.serving.pulse import Pulse, StallCount
 from encoder.serving.state import EngineState
 
 logger = logging.getLogger(__name__)
@@ -50,7 +49,6 @@ class Guardian:
         self.failed = asyncio.Event()
         self.restarts = self.probes_failed = 0
         self.generation: Generation | None = None  # that is loaded, or loading
-        self._stall = StallCount(Pulse())
         self._past: dict[str, int] = {}  # what the models before this one have counted
         self._load_s = FIRST_LOAD_S
         self._restarted_at = -math.inf
@@ -150,7 +148,6 @@ class Guardian:
         """Load a model, and run a job through every step of a request."""
         started_at = time.monotonic()
         self.generation = generation = self._make_generation(self._on_failure, self._on_thread_end)
-        self._stall = StallCount(generation.batch_loop.pulse)
         await self._until(generation.load(), limit_s)
         await self._until(generation.probe(), self._stall_s)
         self._load_s = time.monotonic() - started_at
@@ -186,10 +183,12 @@ class Guardian:
             return
         if self.generation.thread.is_gone:
             self.generation.thread.hear_of_its_end()
-        pulse = self.generation.batch_loop.pulse
-        if self._stall.tick() * TICK_S >= self._stall_s:
-            self._give_up(f"The model thread has been in one step for more than {self._stall_s:g} s: {pulse.step}.")
-        if self.generation.tokenizing.tick() * TICK_S >= self._stall_s:
+        batch_loop, tokenizing = self.generation.batch_loop, self.generation.tokenizing
+        limit_s = max(self._stall_s, batch_loop.pulse.patience_s)
+        if batch_loop.stall.tick() * TICK_S >= limit_s:
+            step = batch_loop.pulse.step
+            self._give_up(f"The model thread has been in one step for more than {limit_s:.3g} s: {step}.")
+        if tokenizing.tick() * TICK_S >= self._stall_s:
             self._give_up(f"A call of the tokenizer has not returned for more than {self._stall_s:g} s.")
 
     def _on_failure(self, generation: Generation, reason: str) -> None:

@@ -62,12 +62,11 @@ class InFlight:
 
         A model that has been given up may still deliver: then the entry has its outcome, and the cache is another's.
         """
-        if isinstance(outcome, PromptEmbeds) and entry.store and not self._closed:
+        if isinstance(outcome, PromptEmbeds) and (entry.store or entry.is_probe):
             outcome = outcome.detach()
-            self.settle(entry, outcome)
+        self.settle(entry, outcome)
+        if isinstance(outcome, PromptEmbeds) and entry.store and not self._closed:
             self._cache.put(entry.job, outcome)
-        else:
-            self.settle(entry, outcome)
 
     def settle(self, entry: Entry, outcome: Outcome) -> None:
         """Give an entry its outcome, unless it has one, and resolve its waiters."""
@@ -82,9 +81,13 @@ class InFlight:
             self.settle(entry, error)
 
     def close(self, error: EncoderError) -> None:
-        """Settle all entries with an error, and cache nothing more."""
+        """Settle all entries with an error, and cache nothing more. Needs no other method, since one may be broken."""
         self._closed = True
-        self.fail(list(self._unsettled), error)
+        for entry in self._unsettled:
+            entry.outcome = entry.outcome or error
+            _resolve(entry.waiters)
+        self._unsettled.clear()
+        self._joinable.clear()
 
     def forget(self, entry: Entry) -> None:
         """Drop an entry that is settled, or that no request wants any more."""

@@ -14,6 +14,7 @@ from encoder.serving.batch_loop import BatchLoop
 from encoder.serving.cache import ResultCache
 from encoder.serving.deadline import Deadline
 from encoder.serving.entry import Entry
+from encoder.serving.health import Health
 from encoder.serving.in_flight import InFlight
 from encoder.types import CachePolicy, Job, Pass, PromptEmbeds
 
@@ -36,12 +37,14 @@ class Results:
         cache: asked first.
         in_flight: entries of all requests.
         batch_loop: runs what is found nowhere.
+        health: hears of unexpected failures.
     """
 
-    def __init__(self, cache: ResultCache, in_flight: InFlight, batch_loop: BatchLoop) -> None:
+    def __init__(self, cache: ResultCache, in_flight: InFlight, batch_loop: BatchLoop, health: Health) -> None:
         self._cache = cache
         self._in_flight = in_flight
         self._batch_loop = batch_loop
+        self._health = health
         self._lookups: set[asyncio.Task[None]] = set()
         self._closed: NotReady | None = None
         self._counters = dict.fromkeys(("cache_hits", "cache_misses", "cache_coalesced"), 0)
@@ -87,6 +90,7 @@ class Results:
 
         Errors: the error of the job, NotReady once closed.
         """
+        self._check_open()
         entry = Entry(job, store=False, is_probe=True)
         with self._in_flight.error_boundary([entry]):
             self._in_flight.add([entry], joinable=False)
@@ -95,8 +99,7 @@ class Results:
         _result(entry)
 
     def _look_up_or_queue(self, entries: Sequence[Entry], policy: CachePolicy) -> None:
-        if self._closed is not None:
-            raise copy(self._closed)
+        self._check_open()
         self._batch_loop.check(entries)  # before anyone can join them: a request that joins could be small enough
         with self._in_flight.error_boundary(entries):
             self._in_flight.add(entries, joinable=policy == "use")
@@ -104,9 +107,14 @@ class Results:
                 # In a task of its own: other requests may join the entries and wait longer than this one.
                 lookup = asyncio.create_task(self._look_up(entries))
                 self._lookups.add(lookup)
-                lookup.add_done_callback(self._lookups.discard)
+                lookup.add_done_callback(self._on_looked_up)
             else:
                 self._queue(entries)
+
+    def _on_looked_up(self, lookup: "asyncio.Task[None]") -> None:
+        self._lookups.discard(lookup)
+        if not lookup.cancelled() and (error := lookup.exception()) is not None:
+            self._health.report_broken("Requests could not be failed.", error)
 
     async def _look_up(self, entries: Sequence[Entry]) -> None:
         """Settle what is found on disk, and queue the rest as far as requests still want it."""
@@ -120,6 +128,11 @@ class Results:
                 elif not entry.waiters:
                     self._in_flight.forget(entry)
             self._queue([entry for entry in entries if entry.waiters and entry.outcome is None])
+
+    def _check_open(self) -> None:
+        """Errors: NotReady once closed."""
+        if self._closed is not None:
+            raise copy(self._closed)
 
     def _queue(self, entries: Sequence[Entry]) -> None:
         """Queue all of them, or fail all of them."""

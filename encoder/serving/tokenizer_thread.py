@@ -1,7 +1,6 @@
 """A thread that calls the tokenizer, and what happens when a call raises."""
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -10,12 +9,12 @@ from threading import Thread
 
 from encoder.errors import EncoderError, ModelFailure
 from encoder.presets.preset import Preset
+from encoder.serving.health import Health
 from encoder.serving.pieces import Piece, Tokenized
 from encoder.serving.pulse import Pulse, StallCount
 from encoder.text_encoder import TextEncoder
 from encoder.types import TokenizedPrompt
 
-logger = logging.getLogger(__name__)
 OnDone = Callable[["TokenizerThread", Piece, Tokenized, float], None]
 
 
@@ -24,12 +23,14 @@ class TokenizerThread:
 
     Args:
         encoder: whose tokenizer is called.
+        health: hears of unexpected failures.
         on_done: called on the event loop with this thread, the piece, its outcome, and the seconds that it took.
     Attributes:
         stall: ticks since the call that runs began.
     """
 
-    def __init__(self, encoder: TextEncoder, on_done: OnDone) -> None:
+    def __init__(self, encoder: TextEncoder, health: Health, on_done: OnDone) -> None:
+        self._health = health
         self._on_done = on_done
         self._loop = asyncio.get_running_loop()
         self._pieces: SimpleQueue[Piece | None] = SimpleQueue()
@@ -51,7 +52,7 @@ class TokenizerThread:
             while (piece := self._pieces.get()) is not None:
                 started_at = time.perf_counter()
                 try:
-                    outcome: Tokenized = call_tokenizer(encoder, piece.prompts, piece.request.preset)
+                    outcome: Tokenized = call_tokenizer(encoder, piece.prompts, piece.request.preset, self._health)
                 except EncoderError as error:
                     outcome = error
                 seconds = time.perf_counter() - started_at
@@ -59,13 +60,14 @@ class TokenizerThread:
                 self._loop.call_soon_threadsafe(self._on_done, self, piece, outcome, seconds)
 
 
-def call_tokenizer(encoder: TextEncoder, prompts: Sequence[str], preset: Preset) -> list[TokenizedPrompt]:
+def call_tokenizer(
+    encoder: TextEncoder, prompts: Sequence[str], preset: Preset, health: Health
+) -> list[TokenizedPrompt]:
     """The tokens of some prompts. Errors: InvalidField; ModelFailure for whatever else the tokenizer raises."""
     try:
         return encoder.tokenize(prompts, preset)
     except EncoderError:
         raise
     except BaseException as error:  # a panic of the library is no Exception
-        with suppress(Exception):
-            logger.error("The tokenizer failed.", exc_info=error)
+        health.report("The tokenizer failed.", error)
         raise ModelFailure(f"The tokenizer failed: {error!r}. The log has the details.") from error

@@ -16,6 +16,7 @@ from encoder.errors import NotReady, QueueFull, RequestTooLarge
 from encoder.presets.preset import Preset
 from encoder.serving.deadline import Deadline
 from encoder.serving.fair_queue import FairQueue
+from encoder.serving.health import Health
 from encoder.serving.pieces import Piece, Request, Tokenized, cut
 from encoder.serving.rate import Rate
 from encoder.serving.recent_tokens import MAX_BYTES, RecentTokens
@@ -37,10 +38,12 @@ class Tokenizing:
 
     Args:
         max_chars: characters, templates included, that may wait or be tokenized at a time.
+        health: hears of unexpected failures.
         threads: that call the tokenizer.
     """
 
-    def __init__(self, max_chars: int, threads: int = THREADS) -> None:
+    def __init__(self, max_chars: int, health: Health, threads: int = THREADS) -> None:
+        self._health = health
         self._max_chars = max_chars
         self._recent = RecentTokens()
         self._queue: FairQueue[Piece] = FairQueue()
@@ -56,7 +59,7 @@ class Tokenizing:
     def start(self, encoder: TextEncoder) -> None:
         """Tokenize as this model needs it. Call on the event loop."""
         self._encoder = encoder
-        self._threads = [TokenizerThread(encoder, self._on_done) for _ in range(self._num_threads)]
+        self._threads = [TokenizerThread(encoder, self._health, self._on_done) for _ in range(self._num_threads)]
         self._idle = list(self._threads)
 
     def close(self, error: NotReady) -> None:
@@ -100,7 +103,7 @@ class Tokenizing:
         if total > MAX_CHARS_ON_LOOP:
             tokenized = await self._on_threads(prompts, preset, chars, deadline)
         else:
-            tokenized = call_tokenizer(self._encoder, prompts, preset)
+            tokenized = call_tokenizer(self._encoder, prompts, preset, self._health)
         self._recent.put(prompts, preset, tokenized)
         return tokenized
 

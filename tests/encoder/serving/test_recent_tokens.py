@@ -79,9 +79,9 @@ async def test_a_request_that_comes_again_is_tokenized_once(
         tokenized.append((tuple(prompts), preset))
         return tokenize(self, prompts, preset)
 
-    monkeypatch.setattr(TextEncoder, "tokenize", counted)
     engine = Engine(model)
     await engine.start()
+    monkeypatch.setattr(TextEncoder, "tokenize", counted)
     try:
         first = await engine.encode(["a cat"], LAST_HIDDEN_STATE)
         again = await engine.encode(["a cat"], LAST_HIDDEN_STATE, cache_policy="bypass")
