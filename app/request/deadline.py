@@ -23,15 +23,14 @@ def set_deadline(request: Request, settings: Settings, timeout_ms: int | None = 
     timeout_s = settings.request_timeout_s
     if timeout_ms is not None and timeout_ms < timeout_s * 1000:
         timeout_s = timeout_ms / 1000
-    received_at = getattr(request.state, "received_at", None)  # another server than ours does not say
-    age_s = 0.0 if received_at is None else time.perf_counter() - received_at
-    deadline = request.state.deadline = Deadline(timeout_s, time.monotonic() + timeout_s - age_s)
+    began_at = request.scope.get("state", {}).get("received_at") or time.perf_counter()  # only our server says when
+    deadline = request.scope["deadline"] = Deadline(timeout_s, began_at + timeout_s)
     return deadline
 
 
 def deadline_of(request: Request) -> Deadline:
     """The deadline of a request whose body has been read."""
-    deadline: Deadline = request.state.deadline
+    deadline: Deadline = request.scope["deadline"]
     return deadline
 
 

@@ -1,8 +1,7 @@
 """When a request must have its answer, whatever stage it is in then."""
 
 import time
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from encoder.errors import DeadlineExceeded
 
@@ -17,13 +16,12 @@ STAGES: dict[RequestStage, str] = {  # what happens in each, as the end of a sen
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Deadline:
+class Deadline(NamedTuple):
     """The end of a request's time.
 
     Attributes:
         timeout_s: the time that the request has in all, in seconds.
-        ends_at: when that is over, in seconds of time.monotonic.
+        ends_at: when that is over, in seconds of time.perf_counter.
     """
 
     timeout_s: float
@@ -32,11 +30,11 @@ class Deadline:
     @classmethod
     def after(cls, timeout_s: float) -> "Deadline":
         """The deadline of a request that begins now."""
-        return cls(timeout_s, time.monotonic() + timeout_s)
+        return cls(timeout_s, time.perf_counter() + timeout_s)
 
     def left_s(self) -> float:
         """Seconds that are left, not below 0."""
-        return max(0.0, self.ends_at - time.monotonic())
+        return max(0.0, self.ends_at - time.perf_counter())
 
     def exceeded(self, stage: RequestStage) -> DeadlineExceeded:
         """The error of a request whose time is over in this stage."""
