@@ -41,13 +41,15 @@ ENTRYPOINT ["/opt/venv/bin/locust"]
 
 
 FROM python:${PYTHON}-slim AS service
-RUN useradd --uid 1000 --create-home encoder \
+RUN useradd --uid 1000 --create-home --shell /usr/sbin/nologin encoder \
     && install --directory --owner encoder --group encoder /models
 COPY --from=build /opt/venv /opt/venv
 
 # A container is reached from outside only at 0.0.0.0. `docker run --publish` decides who can reach the port.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    CUDA_CACHE_PATH=/tmp/cuda \
     HF_HOME=/models \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \

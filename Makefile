@@ -47,7 +47,7 @@ COMPILE = .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install serve test robustness test-parity test-lowest bench bench-gpu bench-micro bench-soak docs lint format \
-	types imports check load lock clean
+	types imports check load lock audit clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -116,7 +116,7 @@ lock: .venv-lock/bin/uv ## update requirements/ after a change of pyproject.toml
 	$(COMPILE) $(UPGRADE) --resolution lowest-direct --output-file requirements/lowest.txt
 
 clean: ## remove the environments, caches and build products
-	rm -rf .venv .venv-parity .venv-lowest .venv-lock .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info
+	rm -rf .venv .venv-parity .venv-lowest .venv-lock .venv-audit .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # MLX backends overwrite each other's files, so `create` deletes an environment that has another backend, and one whose
@@ -139,6 +139,13 @@ $(VENV_LOWEST): $(PACKAGE) requirements/lowest.txt
 	$(call create,.venv-lowest)
 	.venv-lowest/bin/pip install --constraint requirements/lowest.txt --editable '.[$(EXTRA)dev]'
 	@touch $@
+
+audit: .venv-audit/bin/pip-audit ## look up the pinned dependencies in PyPI's list of known vulnerabilities
+	.venv-audit/bin/pip-audit --strict --disable-pip --no-deps --requirement requirements/dev.txt
+
+.venv-audit/bin/pip-audit:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/pip install 'pip-audit>=2.10,<3'
 
 # Not in .venv, which cannot be installed while the lock contradicts pyproject.toml.
 .venv-lock/bin/uv:
