@@ -55,4 +55,7 @@ def _exactly_one(first: str, first_type: str, second: str, second_type: str) -> 
 
 PROMPTS = _exactly_one("prompt", "string", "prompts", "array")
 LAYERS = _exactly_one("layers", "array", "hidden_states", "array")
+TIME: dict[str, JsonValue] = {  # enough for any request; see app/routes/described.py
+    "not": {"required": ["timeout_ms"], "properties": {"timeout_ms": {"type": "integer", "maximum": 9999}}}
+}
 WINDOWS: dict[str, JsonValue] = {BOUND: "windows"}  # those that suit the preset

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.request.fields import (
     LAYERS,
     PROMPTS,
+    TIME,
     WINDOWS,
     HiddenStates,
     Layers,
@@ -26,7 +27,7 @@ Padding = Literal["preset", "longest", "max_length", "none"]
 class TokenizeRequest(BaseModel):
     """One prompt or several, and how they are tokenized."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"allOf": [PROMPTS, WINDOWS]})
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"allOf": [PROMPTS, WINDOWS, TIME]})
 
     prompt: Text | None = Field(None, description="One prompt. Exactly one of prompt and prompts is given.")
     prompts: Texts | None = Field(None, min_length=1, description="Several prompts.")
@@ -92,7 +93,7 @@ class EncodeRequest(TokenizeRequest):
 class EncodeLayersRequest(EncodeRequest):
     """Prompts to be encoded to the hidden states of chosen layers."""
 
-    model_config = ConfigDict(json_schema_extra={"allOf": [PROMPTS, LAYERS, WINDOWS]})
+    model_config = ConfigDict(json_schema_extra={"allOf": [PROMPTS, LAYERS, WINDOWS, TIME]})
 
     layers: Layers | None = Field(
         None, description="Decoder layers, 0-based, un-normed; -1 is the last. Exactly one of layers and hidden_states."

@@ -1,6 +1,10 @@
 """The API description of this very service: FastAPI's, and in it what the settings and the model allow.
 
-A field names its bound (`bound("presets")` in its type), since the schemas are made before the settings are known.
+A field names its bound (`BOUND` in its type), since the schemas are made before the settings are known.
+
+What the description allows is served. Where tokens or time decide, which no schema can count, it leaves out what may be
+served and may be refused: a small window of a preset that refuses longer prompts, several prompts in a reply without a
+mask, a few milliseconds. Each is a `not` in the schema.
 """
 
 from collections.abc import Iterator, Sequence
@@ -67,19 +71,17 @@ def names(preset: Preset) -> tuple[str, ...]:
 
 
 def _windows(presets: Sequence[Preset], default: Preset) -> Iterator[Schema]:
-    """For each preset that does not take every window: the least one.
-
-    A preset that refuses longer prompts takes a smaller window than its own for short prompts. No schema can say how
-    many tokens a prompt has, so the description leaves those windows out.
-    """
+    """For each preset that does not take every window: none below the least one."""
     for preset in presets:
         least = preset.max_sequence_length if preset.overlong == "refused" else preset.dropped_rows + 1
         if least > 1:
             unset = [None] if preset == default else []
-            condition = {"properties": {"preset": {"enum": [*names(preset), *unset]}}}
-            need = {} if unset else {"required": ["preset"]}
-            window = {"anyOf": [{"type": "null"}, {"type": "integer", "minimum": least}]}
-            yield {"if": condition | need, "then": {"properties": {"max_sequence_length": window}}}
+            too_small = {
+                "preset": {"enum": [*names(preset), *unset]},
+                "max_sequence_length": {"type": "integer", "maximum": least - 1},
+            }
+            required = [name for name in too_small if not (unset and name == "preset")]
+            yield {"not": {"properties": too_small, "required": required}}
 
 
 def _fill(schema: Schema, bounds: dict[str, Schema]) -> Schema:

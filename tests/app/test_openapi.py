@@ -31,10 +31,9 @@ sys.exit(schemathesis())"""
 
 def assert_nothing_is_found(url: str, folder: Path, *options: str) -> None:
     """All checks, with valid and with invalid data. What is printed names each finding, with a curl line."""
-    settings = ["--config-file", str(ROOT / "schemathesis.toml"), "--no-color"]
-    checks = ["run", f"{url}/openapi.json", "--checks", "all", "--continue-on-failure"]
+    checks = ["--no-color", "run", f"{url}/openapi.json", "--checks", "all", "--continue-on-failure"]
     run = subprocess.run(
-        [sys.executable, "-c", RUN, *settings, *checks, *options],
+        [sys.executable, "-c", RUN, *checks, *options],
         env=os.environ | {"SCHEMATHESIS_HOOKS": HOOKS, "PYTHONPATH": str(ROOT)},
         cwd=folder,
         capture_output=True,

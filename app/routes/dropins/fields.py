@@ -22,8 +22,10 @@ def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+_LIST = {"type": "array", "items": {"type": "string"}, "minItems": 1}
 _ONE_OR_MORE = {
-    "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}, {"type": "null"}]
+    "description": "One prompt or several. Several must have the same number of rows where the reply has no mask.",
+    "anyOf": [{"type": "string"}, _LIST | {"not": {"minItems": 2}}, {"type": "null"}],  # see app/routes/described.py
 }
 Prompts = Annotated[Texts, BeforeValidator(_as_list), WithJsonSchema(_ONE_OR_MORE)]
 
