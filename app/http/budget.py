@@ -1,7 +1,10 @@
 """Bytes that may be held at once, for one purpose. Belongs to the event loop."""
 
 import math
+import sys
 from collections.abc import Callable
+
+from starlette.types import Scope
 
 from app.errors import TooManyBytes
 from encoder import RequestTooLarge
@@ -89,8 +92,21 @@ class Hold:
             )
         self.num_bytes += num_bytes
 
+    def cover(self, num_bytes: int) -> None:
+        """Hold at least so many bytes. Errors: as `take`."""
+        if num_bytes > self.num_bytes:
+            self.take(num_bytes - self.num_bytes)
+
     def release(self) -> None:
         """Give all of them back."""
         if self.num_bytes:
             self._budget.give_back(self.num_bytes)
             self.num_bytes = 0
+
+
+def hold_of(scope: Scope) -> Hold:
+    """What the request holds, until its reply has left the process.
+
+    Under another server than ours it is bounded by nothing, because that server does not tell when a reply has left.
+    """
+    return scope.get("state", {}).get("hold") or Hold(Budget(sys.maxsize, make_room=lambda _: None))

@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from app import wire
 from app.errors import NotAcceptable, ResponseTooLarge
+from app.http.budget import hold_of
 from app.profile import stage
 from app.reply.formats import FORMATS, JSON_FLOATS, Body, Document, Format
 from app.reply.json_parts import Base64, Part
@@ -144,7 +145,8 @@ class PartsResponse(Response):
         super().__init__(headers={**headers, "content-length": str(self.length)}, media_type=media_type)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the headers, then each message of the body."""
+        """Send the headers, then each message of the body. Errors: RequestTooLarge, TooManyBytes, before anything."""
+        hold_of(scope).cover(sum(len(message) for message in self.messages if not isinstance(message, Base64)))
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         sent = 0
         for message in self.messages:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from starlette.requests import Request
 
 from app import profile
+from app.http.budget import hold_of
 from app.request.deadline import deadline_of
 from app.request.disconnect import unless_disconnected
 from app.service import Service
@@ -18,11 +19,15 @@ async def encode_prompts(
 ) -> EncodeResult:
     """The hidden states, recorded in the metrics. The work stops when its time is up or its client disconnects.
 
-    Call after the body has been read. Several calls for a request share its deadline.
+    Call after the body has been read. Several calls for a request share its deadline. The bytes of the results are held
+    until the reply has left; twice those of several prompts, which the reply copies.
 
-    Errors: those of Engine.encode, ClientDisconnected.
+    Errors: those of Engine.encode, ClientDisconnected, TooManyBytes.
     """
-    work = service.engine.encode(prompts, preset, dtype, deadline_of(request), _cache_policy(request))
+    hold, copies = hold_of(request.scope), 1 if len(prompts) == 1 else 2
+    work = service.engine.encode(
+        prompts, preset, dtype, deadline_of(request), _cache_policy(request), lambda size: hold.take(copies * size)
+    )
     result = await unless_disconnected(request, work)
     service.metrics.observe_result(result)
     profile.record(result)

@@ -54,8 +54,8 @@ class Limits:
             )
         return chars
 
-    def check_output(self, jobs: Sequence[Job], hidden_size: int) -> None:
-        """Refuse a request whose hidden states would be too large. Errors: RequestTooLarge.
+    def check_output(self, jobs: Sequence[Job], hidden_size: int) -> int:
+        """Bytes of a request's hidden states. Errors: RequestTooLarge where they are too many.
 
         The reply is one tensor, so every prompt counts as many rows as the longest.
         """
@@ -66,3 +66,4 @@ class Limits:
                 f"The hidden states would take {size} bytes, allowed are {self.max_output_bytes}. "
                 "Ask for fewer prompts, layers or rows, or a shorter dtype."
             )
+        return size

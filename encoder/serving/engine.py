@@ -5,7 +5,7 @@ Everything here runs on the event loop and needs no lock; the model runs on its 
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import mlx.core as mx
@@ -149,6 +149,7 @@ class Engine:
         dtype: DType = "bfloat16",
         timeout_s: float | Deadline = 300.0,
         cache_policy: CachePolicy = "use",
+        reserve: Callable[[int], None] = lambda _: None,
     ) -> EncodeResult:
         """Answer one request. Cancelling it frees its place in the queue.
 
@@ -158,6 +159,8 @@ class Engine:
             dtype: of the hidden states.
             timeout_s: how long that may take, in seconds; or when it must end.
             cache_policy: "refresh" reads no cache and keeps the results, "bypass" does neither.
+            reserve: called with the bytes of the results before they are looked up or computed; what it raises ends
+                the request.
         Errors: NotReady, RequestTooLarge, InvalidField, QueueFull, DeadlineExceeded, ModelFailure.
         """
         generation = self._accepting()
@@ -170,7 +173,7 @@ class Engine:
             started_at = time.perf_counter()
             tokenized = await generation.tokenizing.tokenize(prompts, preset, chars, deadline)
             jobs = encoder.plan(tokenized, preset, dtype)
-            self.limits.check_output(jobs, encoder.config.hidden_size)
+            reserve(self.limits.check_output(jobs, encoder.config.hidden_size))
             tokenization_ms = (time.perf_counter() - started_at) * 1e3
             answer = await generation.results.get(jobs, deadline, cache_policy)
             return EncodeResult(
