@@ -22,7 +22,7 @@ class Budget:
         make_room: asked for bytes that are missing, before they are refused; gives back some that others hold.
     Attributes:
         taken: bytes taken now.
-        refused: how often bytes were refused.
+        refused: requests that were refused for want of bytes.
     """
 
     def __init__(self, limit: int, make_room: Callable[[int], None]) -> None:
@@ -39,7 +39,6 @@ class Budget:
         if missing > 0:
             self._make_room(missing)
         if self.taken + num_bytes > self.limit:
-            self.refused += 1
             return False
         self.taken += num_bytes
         return True
@@ -85,6 +84,7 @@ class Hold:
                 f"together may take {budget.limit:,}. Ask for fewer prompts, layers or rows, or a shorter dtype."
             )
         if not budget.take(num_bytes):
+            budget.refused += 1
             raise TooManyBytes(
                 f"Results and replies take {budget.taken:,} of {budget.limit:,} bytes of memory; this request adds "
                 f"{num_bytes:,}.",

@@ -12,6 +12,7 @@
 import asyncio
 import logging
 import socket
+import struct
 from collections import deque
 from typing import Any
 
@@ -38,6 +39,7 @@ MAX_LINGER_BYTES = 256 * 1024 * 1024  # dropped as they come, so they take no me
 MAX_REFUSED = 32  # connections beyond the limit that are listened to until they have read that they are
 PROBE_S = 0.1  # between looks at whether a half-closed client is gone
 RETRY_AFTER_S = 1
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # else the system keeps what it has of an unread reply, and goes on sending it
 
 ENDING = frozenset({"lingering", "closing", "closed"})
 
@@ -235,6 +237,7 @@ class Connection(asyncio.Protocol):
         self._count_timeout("write")
         if self._current is not None:
             self._current.hold.release()
+        self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
         self.abort()
 
     # requests

@@ -110,6 +110,7 @@ class Exchange:
     def refuse_bytes(self) -> None:
         """Stop its arrival, because requests in arrival hold too many bytes."""
         budget = self._traffic.arriving
+        budget.refused += 1
         message = (
             f"Requests in arrival hold {budget.taken:,} of {budget.limit:,} bytes of memory; this one needs more than "
             "there is left."

@@ -64,8 +64,10 @@ def _expects_continue(value: bytes, version: str) -> bool:
     return True
 
 
-def parse_target(url: bytes, method: bytes, headers: Sequence[Header]) -> Target:
+def parse_target(url: bytes, method: bytes, headers: list[Header]) -> Target:
     """The target of a request. One that names a host, as a proxy gets, has to name that of the Host header.
+
+    Where HTTP/1.0 has no such header, it gets one.
 
     Errors: MalformedRequest.
     """
@@ -79,7 +81,7 @@ def parse_target(url: bytes, method: bytes, headers: Sequence[Header]) -> Target
     return Target(unquote(path) if "%" in path else path, raw_path, query)
 
 
-def _absolute(url: bytes, headers: Sequence[Header]) -> tuple[bytes, bytes]:
+def _absolute(url: bytes, headers: list[Header]) -> tuple[bytes, bytes]:
     """Path and query of `http://host/path?query`."""
     try:
         parsed = httptools.parse_url(url)
@@ -88,8 +90,10 @@ def _absolute(url: bytes, headers: Sequence[Header]) -> tuple[bytes, bytes]:
     if parsed.schema is None or parsed.schema.lower() not in (b"http", b"https") or parsed.fragment is not None:
         raise MalformedRequest(f"The target {_text(url)} is no path, and no http:// address.")
     named = url.split(b"//", 1)[1].partition(b"/")[0].partition(b"?")[0].lower()
-    host = next((value for name, value in headers if name == b"host"), named).lower()
-    if named.removesuffix(b":80") != host.removesuffix(b":80"):
+    host = next((value.lower() for name, value in headers if name == b"host"), None)
+    if host is None:
+        headers.append((b"host", named))
+    elif named.removesuffix(b":80") != host.removesuffix(b":80"):
         raise MalformedRequest(f"The target names the host {_text(named)}, the Host header {_text(host)}.")
     return parsed.path or b"/", parsed.query or b""
 

@@ -5,37 +5,17 @@ import json
 import logging
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from app.http import connection as protocol
+from tests.app.http.raw import BODY, connected, head, read_all, statuses
 from tests.conftest import RunningServer, Start
 
-BODY = json.dumps({"prompt": "a cat"}).encode()
 H2C = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA")
 BIG = b'{"prompt": "' + b"a" * 9_000_000 + b'"}'
-
-
-def request(*headers: str, line: str = "POST /tokenize HTTP/1.1", length: int | None = len(BODY)) -> bytes:
-    """The head of a request, with the headers that its body needs."""
-    lines = [line, "Host: 127.0.0.1", "Content-Type: application/json", "Accept: application/json", *headers]
-    if length is not None:
-        lines.append(f"Content-Length: {length}")
-    return "\r\n".join([*lines, "", ""]).encode()
-
-
-@contextlib.contextmanager
-def connected(server: RunningServer) -> Iterator[socket.socket]:
-    with socket.create_connection(server.address[:2], 60) as connection:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        yield connection
-
-
-def read_all(connection: socket.socket) -> bytes:
-    """What comes until the server closes."""
-    return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
 def exchange(server: RunningServer, parts: Sequence[bytes]) -> bytes:
@@ -46,10 +26,6 @@ def exchange(server: RunningServer, parts: Sequence[bytes]) -> bytes:
             time.sleep(0.05)
         connection.sendall(b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
         return read_all(connection)
-
-
-def statuses(answers: bytes) -> list[int]:
-    return [int(rest[:3]) for rest in answers.split(b"HTTP/1.1 ")[1:]]
 
 
 @pytest.mark.parametrize(
@@ -68,8 +44,9 @@ def test_upgrade_is_ignored_and_the_request_answered(
     server: RunningServer, headers: tuple[str, ...], cut: int | None
 ) -> None:
     """Wherever the segments end, there is one answer to one request, and the connection goes on."""
-    head = request(*headers)
-    parts = [head, BODY] if cut is None else [(head + BODY)[:cut], (head + BODY)[cut:]] if cut else [head + BODY]
+    start = head(*headers)
+    whole = start + BODY
+    parts = [start, BODY] if cut is None else [whole[:cut], whole[cut:]] if cut else [whole]
     answers = exchange(server, parts)
 
     assert statuses(answers) == [200, 200]
@@ -78,7 +55,7 @@ def test_upgrade_is_ignored_and_the_request_answered(
 
 @pytest.mark.parametrize("headers", [H2C, ("Connection: Upgrade", "Upgrade: websocket")])
 def test_upgrade_of_a_get_is_ignored(server: RunningServer, headers: tuple[str, ...]) -> None:
-    answers = exchange(server, [request(*headers, line="GET /livez HTTP/1.1", length=None)] * 3)
+    answers = exchange(server, [head(*headers, line="GET /livez HTTP/1.1", length=None)] * 3)
 
     assert statuses(answers) == [200, 200, 200, 200]
 
@@ -86,28 +63,28 @@ def test_upgrade_of_a_get_is_ignored(server: RunningServer, headers: tuple[str, 
 def test_body_behind_an_upgrade_is_never_a_request(server: RunningServer) -> None:
     """It could be one that a proxy in front would not have let through."""
     inner = b"GET /presets HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
-    head = request(*H2C, length=len(inner))
-    for parts in ([head, inner], [head + inner], [head[:-1], head[-1:] + inner[:9], inner[9:]]):
+    start = head(*H2C, length=len(inner))
+    for parts in ([start, inner], [start + inner], [start[:-1], start[-1:] + inner[:9], inner[9:]]):
         answers = exchange(server, parts)
         assert statuses(answers) == [400, 200]
         assert b"flux2-klein" not in answers
 
 
 def test_chunked_body_behind_an_upgrade_is_read(server: RunningServer) -> None:
-    head = request(*H2C, "Transfer-Encoding: chunked", length=None)
+    start = head(*H2C, "Transfer-Encoding: chunked", length=None)
     chunked = b"%x\r\n%b\r\n%x\r\n%b\r\n0\r\nTrailer: x\r\n\r\n" % (4, BODY[:4], len(BODY) - 4, BODY[4:])
-    for parts in ([head + chunked], [head, chunked], [head, chunked[:5], chunked[5:]]):
+    for parts in ([start + chunked], [start, chunked], [start, chunked[:5], chunked[5:]]):
         assert statuses(exchange(server, parts)) == [200, 200]
 
 
 def test_upgrades_one_after_the_other_are_all_answered(server: RunningServer) -> None:
     """Pipelined in one segment."""
-    assert statuses(exchange(server, [(request(*H2C) + BODY) * 5])) == [200] * 6
+    assert statuses(exchange(server, [(head(*H2C) + BODY) * 5])) == [200] * 6
 
 
 def test_upgrade_and_close_are_understood_together(server: RunningServer) -> None:
     with connected(server) as connection:
-        connection.sendall(request("Connection: Upgrade", "Connection: close", "Upgrade: h2c") + BODY)
+        connection.sendall(head("Connection: Upgrade", "Connection: close", "Upgrade: h2c") + BODY)
         answer = read_all(connection)
 
     assert statuses(answer) == [200]
@@ -117,7 +94,7 @@ def test_upgrade_and_close_are_understood_together(server: RunningServer) -> Non
 def test_upgrade_keeps_its_expectation(server: RunningServer) -> None:
     """The client waits before it sends the body."""
     with connected(server) as connection:
-        connection.sendall(request(*H2C, "Expect: 100-continue"))
+        connection.sendall(head(*H2C, "Expect: 100-continue"))
         assert connection.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
         connection.sendall(BODY)
         assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
@@ -127,7 +104,7 @@ def test_upgrade_keeps_its_expectation(server: RunningServer) -> None:
 def test_connect_is_refused_and_nothing_behind_it_is_served(server: RunningServer, target: str) -> None:
     inner = b"GET /presets HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
     with connected(server) as connection:
-        connection.sendall(request(line=f"CONNECT {target} HTTP/1.1", length=None) + inner)
+        connection.sendall(head(line=f"CONNECT {target} HTTP/1.1", length=None) + inner)
         answer = read_all(connection)
 
     assert statuses(answer) == [400]
@@ -154,10 +131,10 @@ def test_refusal_reaches_a_client_that_sends_on(
     start_server: Start, settings: dict[str, str], lines: list[str], status: int
 ) -> None:
     """urllib, http.client and nginx send a body to its end before they read, on a connection that is then closed."""
-    head = "\r\n".join([*lines, *([] if "Host: b" in lines else ["Host: 127.0.0.1"])])
-    head += f"\r\nContent-Type: application/json\r\nContent-Length: {len(BIG)}\r\n\r\n"
+    start = "\r\n".join([*lines, *([] if "Host: b" in lines else ["Host: 127.0.0.1"])])
+    start += f"\r\nContent-Type: application/json\r\nContent-Length: {len(BIG)}\r\n\r\n"
     with start_server(**settings) as server, connected(server) as connection:
-        connection.sendall(head.encode())
+        connection.sendall(start.encode())
         time.sleep(0.2)  # the answer has been sent
         connection.sendall(BIG)
         answer = read_all(connection)
@@ -171,7 +148,7 @@ def test_refusal_reaches_a_client_of_a_unix_socket(start_server: Start, tmp_path
     with start_server(uds=tmp_path / "s") as server, socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(60)
         connection.connect(server.address)
-        connection.sendall(request(line="POST /encode HTTP/1.0", length=len(BIG)))
+        connection.sendall(head(line="POST /encode HTTP/1.0", length=len(BIG)))
         time.sleep(0.2)
         connection.sendall(BIG)
         answer = read_all(connection)
@@ -182,7 +159,7 @@ def test_refusal_reaches_a_client_of_a_unix_socket(start_server: Start, tmp_path
 def test_late_body_is_told_so(start_server: Start) -> None:
     """And may go on sending: the answer arrives all the same."""
     with start_server(body_timeout_s=0.1) as server, connected(server) as connection:
-        connection.sendall(request(length=2_000_000) + b"{")
+        connection.sendall(head(length=2_000_000) + b"{")
         time.sleep(0.5)
         connection.sendall(bytes(1_000_000))
         answer = read_all(connection)
@@ -202,10 +179,10 @@ def test_late_body_is_told_so(start_server: Start) -> None:
 def test_what_is_no_request_is_told_so_as_every_error_is(server: RunningServer, sent: bytes) -> None:
     with connected(server) as connection:
         connection.sendall(sent)
-        head, _, body = read_all(connection).partition(b"\r\n\r\n")
+        start, _, body = read_all(connection).partition(b"\r\n\r\n")
 
-    assert head.startswith(b"HTTP/1.1 400 ")
-    assert b"content-type: application/json" in head
+    assert start.startswith(b"HTTP/1.1 400 ")
+    assert b"content-type: application/json" in start
     error = json.loads(body)["error"]
     assert error["code"] == "malformed_request"
     assert error["message"].isprintable()
@@ -217,7 +194,7 @@ def test_body_that_breaks_off_into_something_else_ends_its_request(
     """Else the request would wait for its body, and answer where 400 has been said."""
     caplog.set_level("INFO")
     with start_server(body_timeout_s=0.3) as server, connected(server) as connection:
-        connection.sendall(request("Transfer-Encoding: chunked", length=None) + b"1\r\n{\r\n")
+        connection.sendall(head("Transfer-Encoding: chunked", length=None) + b"1\r\n{\r\n")
         time.sleep(0.1)
         connection.sendall(b"no chunk\r\n")
         answer = connection.recv(65536)
@@ -234,7 +211,7 @@ def test_requests_before_what_is_no_request_end_quietly(
 ) -> None:
     """Pipelined in one segment: none of them has been answered when 400 is said."""
     with connected(server) as connection:
-        connection.sendall((request() + BODY) * 2 + b"nonsense\r\n")
+        connection.sendall((head() + BODY) * 2 + b"nonsense\r\n")
         answer = connection.recv(65536)
         time.sleep(0.2)
         rest = connection.recv(65536)
@@ -244,11 +221,11 @@ def test_requests_before_what_is_no_request_end_quietly(
 
 
 def test_connection_that_is_kept_takes_the_next_request_after_a_refusal(server: RunningServer) -> None:
-    assert statuses(exchange(server, [request(length=len(BIG)), BIG])) == [413, 200]
+    assert statuses(exchange(server, [head(length=len(BIG)), BIG])) == [413, 200]
 
 
 def refused(server: RunningServer, connection: socket.socket) -> None:
-    connection.sendall(request("Connection: close", length=10**12))
+    connection.sendall(head("Connection: close", length=10**12))
     assert statuses(connection.recv(65536)) == [413]
 
 
