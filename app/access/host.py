@@ -13,7 +13,6 @@ from typing import NamedTuple
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import HostNotAllowed, MalformedHost
-from app.middleware import header
 
 # RFC 3986, section 3.2.2, without IPvFuture, which nobody has defined; and a zone as in RFC 6874 or bare.
 HOST = re.compile(
@@ -27,6 +26,7 @@ HOST = re.compile(
 )
 MAX_CHARS = 300  # a name has 255 at most
 MAX_PORT = 65_535
+MAX_PASSED = 1000  # headers that are remembered
 
 
 class Host(NamedTuple):
@@ -76,15 +76,24 @@ class HostCheck:
     def __init__(self, app: ASGIApp, names: Iterable[str]) -> None:
         self.app = app
         self.names = frozenset(names)
+        self._passed: set[bytes] = set()  # headers that were checked, since clients send the same again and again
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on. Errors: MalformedHost, HostNotAllowed."""
-        # A browser always says a host. HTTP/1.0 need not, and a probe of a load balancer may leave it empty.
-        if scope["type"] == "http" and (value := header(scope, b"host")):
-            self._check(value)
+        if scope["type"] == "http":
+            for name, value in scope["headers"]:
+                if name == b"host" and value not in self._passed:
+                    self._check(value)
         await self.app(scope, receive, send)
 
-    def _check(self, value: str) -> None:
+    def _check(self, header: bytes) -> None:
+        value = str(header, "latin-1")
+        if value:  # HTTP/1.0 need not say a host, and a probe of a load balancer may leave it empty; no browser does
+            self._expect_own(value)
+        if len(self._passed) < MAX_PASSED:
+            self._passed.add(header)
+
+    def _expect_own(self, value: str) -> None:
         host = parse_host(value)
         if host is None:
             raise MalformedHost(f"host: {value[:100]!a} is not of the form host or host:port.", "Correct the header.")

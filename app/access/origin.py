@@ -14,6 +14,8 @@ from app.middleware import header
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})  # a link may lead here; CORS keeps the reply from other pages
 
+MARKS = frozenset({b"origin", b"sec-fetch-site"})
+
 
 class OriginCheck:
     """Refuses a POST from the page of another origin, so that no page a user visits computes or probes the cache here.
@@ -38,9 +40,12 @@ class OriginCheck:
         await self.app(scope, receive, send)
 
     def _is_foreign(self, scope: Scope) -> bool:
-        origin = header(scope, b"origin")
+        marks = {name: str(value, "latin-1") for name, value in scope["headers"] if name in MARKS}
+        if not marks:  # a program
+            return False
+        origin = marks.get(b"origin", "")
         if origin in self.origins:
             return False
-        if site := header(scope, b"sec-fetch-site"):
+        if site := marks.get(b"sec-fetch-site"):
             return site not in ("same-origin", "none")  # none: the user's own doing, or an extension of the browser
         return origin != "" and origin.partition("://")[2].lower() != header(scope, b"host").lower()
