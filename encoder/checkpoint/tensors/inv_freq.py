@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,7 +10,7 @@ from encoder.checkpoint.tensors.weights import StoredArray
 from encoder.errors import CheckpointError
 
 _NAME = "rotary_emb.inv_freq"
-_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 _RELATIVE = {"F64": 1e-5, "F32": 1e-5, "F16": 2e-3, "BF16": 8e-3}  # twice and more of what rounding changes
 _ABSOLUTE = {"F16": 6e-8}  # the smallest number that it has
 _MAX_BYTES = 2**14
@@ -38,7 +37,10 @@ def theta_from_frequencies(arrays: Iterable[StoredArray], head_dim: int) -> floa
 
 
 def _theta(array: StoredArray, head_dim: int) -> float:
-    frequencies = np.frombuffer(array.read_bytes(_MAX_BYTES), _DTYPES[array.dtype]).astype(np.float64)
+    stored = np.frombuffer(array.read_bytes(_MAX_BYTES), _DTYPES[array.dtype])
+    if array.dtype == "BF16":  # the upper half of a float32; NumPy has no such dtype
+        stored = (stored.astype(np.uint32) << 16).view(np.float32)
+    frequencies = stored.astype(np.float64)
     relative, absolute = _RELATIVE[array.dtype], _ABSOLUTE.get(array.dtype, 0.0)
     for theta in (QWEN3_THETA, QWEN3_VL_THETA, 1e4, 5e5, *_estimate(frequencies)):
         expected = theta ** (-np.arange(0, head_dim, 2) / head_dim)  # of plain RoPE
