@@ -15,7 +15,7 @@ from app.admission import Admission, shutting_down
 from app.errors import answer_outside_routes
 from app.profile import Profile
 from app.trace_context import trace_id
-from app.tracing import Tracing
+from app.tracing import ROUTINE, Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,8 @@ class RequestContext:
     def _record(self, scope: Scope, request: Profile, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", UNMATCHED)
         self.observe(route, status, seconds, request)
-        if logger.isEnabledFor(logging.INFO):
+        level = logging.DEBUG if route in ROUTINE and status == 200 else logging.INFO
+        if logger.isEnabledFor(level):
             path = scope.get("raw_path", b"").decode("ascii", "backslashreplace")[:MAX_PATH]  # percent-encoded
             ended = {
                 "method": scope["method"],
@@ -118,7 +119,8 @@ class RequestContext:
                 "expired_in": request.expired_in,
                 "stages": {stage: round(took, 6) for stage, (_, took) in request.timed.items()},
             }
-            logger.info("%s %s %d%s", scope["method"], path, status, in_words(seconds, request), extra={"ended": ended})
+            words = in_words(seconds, request)
+            logger.log(level, "%s %s %d%s", scope["method"], path, status, words, extra={"ended": ended})
 
 
 def begin(scope: Scope) -> Profile:

@@ -25,7 +25,8 @@ logger = logging.getLogger(__name__)
 NAME = "qwen3-encoder"
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
-UNTRACED = frozenset({"/livez", "/readyz", "/health", "/metrics"})  # asked every few seconds, for ever
+# Asked every few seconds, for ever: not traced, and not logged at the usual level unless they are refused.
+ROUTINE = frozenset({"/livez", "/readyz", "/health", "/metrics"})
 LAST_SPANS_S = 1.0  # for the last spans to be sent at the end
 
 
@@ -135,7 +136,7 @@ def telemetry(tracing: Tracing | None) -> Any:
         "logs": False,
         "operation_spans": False,
         "auto_configure": False,
-        "exclude": lambda scope: scope.get("path") in UNTRACED,
+        "exclude": lambda scope: scope.get("path") in ROUTINE,
     }
     if tracing is not None:
         return chosen | {"tracer_provider": tracing.provider}

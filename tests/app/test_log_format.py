@@ -110,6 +110,19 @@ def test_text_names_the_error_and_the_request(client: httpx.Client, lines: list[
     assert re.search(r"POST /encode 422 invalid_field [\d.]+ ms.* request=job-4$", line)
 
 
+@pytest.mark.parametrize("log_format", ["text"])
+def test_probes_and_scrapes_fill_no_log(client: httpx.Client, lines: list[str]) -> None:
+    """Others do, and so do those that are refused."""
+    for path in ("/livez", "/readyz", "/metrics", "/presets"):
+        client.get(path)
+    client.get("/livez", headers={"host": "evil.example"})
+    client.get("/presets")
+    client.get("/livez")  # by its answer the line before is in the log
+
+    own = [line for line in lines if "app.request_context" in line]
+    assert [re.findall(r"/\w+ \d+", line)[0] for line in own] == ["/presets 200", "/livez 421", "/presets 200"]
+
+
 def test_a_line_about_dropped_lines_is_an_object_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever reads the log parses every line."""
     monkeypatch.setattr("app.log_pipe.MAX_BYTES", 100)
