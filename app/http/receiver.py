@@ -16,7 +16,9 @@ from app.http.head import check_headers, parse_target
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 256
-MAX_FRAMING = 8  # bytes of chunk sizes, extensions and trailers for each byte of a body, beyond MAX_HEAD_BYTES
+# Bytes of chunk sizes, extensions and trailers for each byte of a body, beyond 2 * MAX_HEAD_BYTES. A chunk of one byte
+# has five, and takes the loop as long as one of thousands: two million of them would keep it from everybody else.
+MAX_FRAMING = 1
 
 
 class Enough(Exception):
