@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from queue import SimpleQueue
 from threading import Thread
 
@@ -48,16 +47,22 @@ class TokenizerThread:
         self._pieces.put(None)
 
     def _run(self, encoder: TextEncoder) -> None:
-        with suppress(RuntimeError):  # the event loop has ended because this thread took too long
+        try:
             while (piece := self._pieces.get()) is not None:
-                started_at = time.perf_counter()
-                try:
-                    outcome: Tokenized = call_tokenizer(encoder, piece.prompts, piece.request.preset, self._health)
-                except EncoderError as error:
-                    outcome = error
-                seconds = time.perf_counter() - started_at
-                self._pulse.rest()
-                self._loop.call_soon_threadsafe(self._on_done, self, piece, outcome, seconds)
+                self._tokenize(encoder, piece)
+        except BaseException as error:  # noqa: BLE001  # whatever it is, requests would wait for this thread in vain
+            if not self._loop.is_closed():  # which it is where a call has outlived the engine
+                self._health.report_broken("A thread of the tokenizer ended.", error)
+
+    def _tokenize(self, encoder: TextEncoder, piece: Piece) -> None:
+        started_at = time.perf_counter()
+        try:
+            outcome: Tokenized = call_tokenizer(encoder, piece.prompts, piece.request.preset, self._health)
+        except EncoderError as error:
+            outcome = error
+        seconds = time.perf_counter() - started_at
+        self._pulse.rest()
+        self._loop.call_soon_threadsafe(self._on_done, self, piece, outcome, seconds)
 
 
 def call_tokenizer(

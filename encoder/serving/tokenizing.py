@@ -9,7 +9,8 @@ Belongs to the event loop, except for the threads' calls of the tokenizer.
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 
 from encoder.errors import NotReady, QueueFull, RequestTooLarge
@@ -114,12 +115,12 @@ class Tokenizing:
         loop = asyncio.get_running_loop()
         request = Request(preset, loop.create_future(), left=len(prompts))
         pieces = list(cut(request, prompts, chars))
+        self._queue.put({piece: max(1, piece.chars) for piece in pieces})
         self._requests.add(request)
         self._chars += sum(chars)
-        self._queue.put({piece: max(1, piece.chars) for piece in pieces})
-        self._assign()
         timer = loop.call_later(deadline.left_s(), lambda: request.fail(deadline.exceeded("tokenizing")))
         try:
+            self._assign()
             await request.done
         finally:
             timer.cancel()
@@ -149,17 +150,27 @@ class Tokenizing:
 
     def _assign(self) -> None:
         """Give each free thread the piece whose turn it is."""
-        while self._idle and len(self._queue):
-            [piece] = self._queue.first(1)
-            self._queue.take([piece])
-            self._idle.pop().begin(piece)
+        with self._error_boundary():
+            while self._idle and len(self._queue):
+                [piece] = self._queue.first(1)
+                self._queue.take([piece])
+                self._idle.pop().begin(piece)
 
     def _on_done(self, thread: TokenizerThread, piece: Piece, outcome: Tokenized, seconds: float) -> None:
-        self._chars -= piece.chars
-        self._rate.measure(piece.chars * self._num_threads, seconds)
-        self._idle.append(thread)
-        self._assign()  # before anything that may raise
-        piece.request.accept(piece, outcome)
+        with self._error_boundary():
+            self._chars -= piece.chars
+            self._idle.append(thread)
+            piece.request.accept(piece, outcome)
+            self._rate.measure(piece.chars * self._num_threads, seconds)
+        self._assign()
+
+    @contextmanager
+    def _error_boundary(self) -> Iterator[None]:
+        """Contain an unexpected exception. A piece or a thread may be lost by it, so all of this must be replaced."""
+        try:
+            yield
+        except BaseException as error:  # noqa: BLE001  # whatever it is, requests would wait in vain
+            self._health.report_broken("Prompts could not be given to the tokenizer, or taken from it.", error)
 
     def _is_stuck(self) -> bool:
         """Whether every thread is in a call that does not return."""

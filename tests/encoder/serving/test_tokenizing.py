@@ -5,11 +5,20 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
 
-from encoder.errors import DeadlineExceeded, InvalidField, ModelFailure, NotReady, QueueFull, RequestTooLarge
+from encoder.errors import (
+    DeadlineExceeded,
+    EncoderError,
+    InvalidField,
+    ModelFailure,
+    NotReady,
+    QueueFull,
+    RequestTooLarge,
+)
 from encoder.options import ModelOptions
 from encoder.pipeline.limits import Limits
 from encoder.presets.built_in import LAST_HIDDEN_STATE
@@ -19,7 +28,7 @@ from encoder.serving.engine import Engine
 from encoder.serving.pieces import PIECE_CHARS
 from encoder.serving.tokenizing import THREADS
 from encoder.text_encoder import TextEncoder
-from encoder.types import TokenizedPrompt
+from encoder.types import EncodeResult, TokenizedPrompt
 
 pytestmark = pytest.mark.anyio
 
@@ -218,6 +227,41 @@ async def test_a_tokenizer_that_raises_fails_that_request_alone(
 async def test_a_prompt_that_cannot_be_read_fails_its_request_with_the_reason(engine: Engine) -> None:
     with pytest.raises(InvalidField, match="surrogate"):
         await engine.tokenize(["fine " * 2000, "\ud800" * 500], PRESET)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param("encoder.serving.tokenizing.cut", id="cut"),
+        pytest.param("encoder.serving.fair_queue.FairQueue.put", id="queue"),
+        pytest.param("encoder.serving.fair_queue.FairQueue.take", id="take-a-turn"),
+        pytest.param("encoder.serving.tokenizer_thread.TokenizerThread.begin", id="give-to-a-thread"),
+        pytest.param("encoder.serving.tokenizer_thread.TokenizerThread._tokenize", id="thread-ends"),
+        pytest.param("encoder.serving.pieces.Request.accept", id="accept"),
+        pytest.param("encoder.serving.rate.Rate.measure", id="measure"),
+    ],
+)
+async def test_an_unexpected_error_at_any_step_leaves_nobody_waiting(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """A piece or a thread may be lost by it: then the model is loaded anew, and who waits gets 503."""
+    original, faults = resolve_name(step), iter([MemoryError("no memory")])
+
+    def faulty(*arguments: Any) -> Any:
+        for error in faults:
+            raise error
+        return original(*arguments)
+
+    monkeypatch.setattr(step, faulty)
+    requests = [start(engine, f"{number} " * 500) for number in range(4)]
+    outcomes = await asyncio.wait_for(asyncio.gather(*requests, return_exceptions=True), 60)
+    async with asyncio.timeout(60):
+        while engine.state != "ready":
+            await asyncio.sleep(0.01)
+
+    assert all(isinstance(outcome, EncodeResult | EncoderError) for outcome in outcomes)
+    assert next(faults, None) is None
+    await asyncio.gather(*(start(engine, f"{number} again " * 500) for number in range(2 * THREADS)))
 
 
 async def test_a_call_that_hangs_costs_its_request_and_no_other(engine: Engine, gate: Gate) -> None:
