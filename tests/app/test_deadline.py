@@ -152,27 +152,25 @@ def test_a_timeout_is_a_whole_number_of_milliseconds(client: httpx.Client, value
     assert "timeout_ms" in response.json()["error"]["message"]
 
 
-def test_beside_clients_with_much_text_a_short_prompt_is_answered_first(start_server: Start) -> None:
-    """The threads of the tokenizer serve all by turns; who asks for more than there is time for gets 429 or 504."""
-    prompts = [f"{number}" + "x y z " * 5000 for number in range(64)]
+def test_beside_clients_with_much_text_a_short_prompt_is_answered_first(
+    server: RunningServer, client: httpx.Client
+) -> None:
+    """The threads of the tokenizer serve all by turns."""
+    prompts = [f"{number}" + "x y z " * 5000 for number in range(20)]
     answered: list[int] = []
-    with (
-        start_server(request_timeout_s=1, max_tokenizing_chars=6_000_000, max_arriving_bytes=2**30) as server,
-        ThreadPoolExecutor(6) as pool,
-        httpx.Client(base_url=server.url, timeout=60) as client,
-    ):
-        server.wait_until_ready()
 
-        def large() -> None:
-            answered.append(httpx.post(f"{server.url}/encode", json={"prompts": prompts}, timeout=60).status_code)
+    def send_much(number: int) -> None:
+        body = {"prompts": prompts, "prefix": str(number), "max_sequence_length": 16}
+        answered.append(httpx.post(f"{server.url}/encode", json=body, timeout=60).status_code)
 
-        flood = [pool.submit(large) for _ in range(6)]
-        wait_for(lambda: server.app.state.service.engine.stats().tokenizing_requests > 0 or len(answered) == 6)
+    with ThreadPoolExecutor(4) as pool:
+        much = [pool.submit(send_much, number) for number in range(4)]
+        wait_for(lambda: server.app.state.service.engine.stats().tokenizing_requests >= 3 or len(answered) > 0)
         short = client.post("/encode", json={"prompt": "a cat " * 100})  # long enough for the threads
         before = len(answered)
-        for request in flood:
+        for request in much:
             request.result()
 
     assert short.status_code == 200
-    assert set(answered) <= {429, 504}
-    assert before < 6
+    assert before < 4
+    assert answered == [200] * 4
