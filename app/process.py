@@ -15,8 +15,8 @@ logger = logging.getLogger(__name__)
 COLLECT_AFTER = 10_000  # new objects; requests leave none behind that reference counting does not free
 SWITCH_S = 0.001  # with Python's 5 ms the event loop makes the model thread wait while the GPU is idle
 # glibc's tunables: the environment variable in which a user may set each, and its number and value for mallopt(3).
-# Without them glibc raises both as it runs, and a service keeps for good what its busiest moment took. Small results are
-# made in memory that is kept. Large ones go back to the kernel, and new pages cost less than the model takes for them.
+# Without them glibc raises both as it runs, and a service keeps for good what its busiest moment took. Small results
+# are made in memory that is kept. Large ones go back to the kernel: new pages cost less than the model takes for them.
 MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": (-1, 4 * 2**20),  # free bytes kept at the end of a heap
     "MALLOC_MMAP_THRESHOLD_": (-3, 2**19),  # bytes from which a block is a mapping of its own
