@@ -45,7 +45,10 @@ class Lifecycle:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-        await self._engine.close()
+        try:
+            await self._engine.close()
+        except TimeoutError:
+            logger.warning("the model thread hangs; it is left behind")
 
     async def _watch(self) -> None:
         loaded = await self.loaded()

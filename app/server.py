@@ -92,6 +92,7 @@ class Server(uvicorn.Server):
         if self._draining:
             os._exit(128 + sig)
         self._draining = True
+        self._when_ending(self.service.settings.drain_timeout_s + shutdown.LIMIT_S)  # here: the event loop may hang
         if self._loop is None:
             self.should_exit = True
             return
@@ -119,7 +120,6 @@ class Server(uvicorn.Server):
         """Answer what has been accepted, for as long as that may take."""
         logger.info("draining: accepted requests are answered, new ones get 503; a second signal exits at once")
         timeout_s = self.service.settings.drain_timeout_s
-        self._when_ending(timeout_s + shutdown.LIMIT_S)
         accepted = set(self.server_state.tasks)
         self._stop_accepting()
         if accepted:

@@ -231,6 +231,17 @@ def test_connections_that_wait_to_be_accepted_are_answered(serve: Callable[..., 
     assert served.process.wait(PATIENCE_S) == 0
 
 
+def test_an_event_loop_that_hangs_ends_with_1(serve_broken: Callable[..., Served], connect: Connect) -> None:
+    """Somebody may not have been answered."""
+    hang = "import time, app.admission as a, app.shutdown as s; s.LIMIT_S = 0.1; a.Admission.enter = "
+    served = serve_broken(hang + "lambda *_: time.sleep(1000)", "--drain-timeout-s", "0.1")
+    connect(served).send("POST", "/encode", b"{}")
+    served.process.send_signal(signal.SIGTERM)
+
+    assert served.process.wait(PATIENCE_S) == 1
+    assert any("has not ended in time" in line for line in served.lines)
+
+
 FOREVER = "lambda *_, **__: threading.Event().wait()"
 
 
