@@ -9,7 +9,7 @@ from typing import Any
 
 from encoder import NotReady
 
-RETRY_AFTER_S = 10  # until another process of the service answers in this one's place
+RETRY_AFTER_S = 3  # until a supervisor has started another process, which then says itself how long it loads
 WORK = "POST"  # the method of every route that needs the model; the others answer to the end
 
 

@@ -11,7 +11,7 @@ import httpx
 
 CONNECT_TIMEOUT_S = 5.0
 FIRST_WAIT_S = 0.25  # where the service does not say how long; doubled each time
-LONGEST_WAIT_S = 4.0
+LONGEST_WAIT_S = 2.0
 # With time these pass: a busy service, one that starts or ends, and what a proxy says of one that it cannot reach.
 PASSING = (429, 502, 503, 504)
 FINAL_CODE = "deadline_exceeded"  # the service's own 504: it has worked on the request for as long as it may

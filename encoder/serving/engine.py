@@ -57,10 +57,6 @@ class Engine:
             ),
             stall_s,
         )
-        self._requests = 0  # accepted and not yet answered
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._draining = False
 
     async def start(self) -> None:
         """Load the model, warm it up, then accept requests. Errors: CheckpointError, ModelFailure."""
@@ -68,12 +64,12 @@ class Engine:
 
     @property
     def state(self) -> StateName:
-        """Whether the model serves, see state.py. Draining is apart from that."""
+        """Whether the model serves, see state.py."""
         return self._guardian.state.name
 
     def check_ready(self) -> None:
         """Return if the next request can be expected to succeed. Errors: NotReady with the reason."""
-        self._accepting()
+        self._guardian.serving()
         if self.state != "ready":
             raise NotReady(f"The model is being checked. {self._guardian.state.reason}", 1)
 
@@ -82,17 +78,8 @@ class Engine:
         await self._guardian.failed.wait()
         return self._guardian.state.reason
 
-    def drain(self) -> None:
-        """Refuse new work from now on; what was accepted is answered."""
-        self._draining = True
-
-    async def drained(self) -> None:
-        """Return when every accepted request has been answered."""
-        await self._idle.wait()
-
     async def close(self) -> None:
         """End the model thread; requests that still wait fail with NotReady."""
-        self.drain()
         writing = asyncio.create_task(self._cache.close())
         try:
             await self._guardian.close()
@@ -135,7 +122,7 @@ class Engine:
 
         Errors: NotReady, RequestTooLarge, InvalidField, QueueFull, DeadlineExceeded, ModelFailure.
         """
-        generation = self._accepting()
+        generation = self._guardian.serving()
         try:
             chars = self.limits.check_prompts(prompts, preset)
             return await generation.tokenizing.tokenize(prompts, preset, chars, _deadline(timeout_s))
@@ -163,12 +150,10 @@ class Engine:
                 the request.
         Errors: NotReady, RequestTooLarge, InvalidField, QueueFull, DeadlineExceeded, ModelFailure.
         """
-        generation = self._accepting()
+        generation = self._guardian.serving()
         encoder = generation.encoder
         chars = self.limits.check_prompts(prompts, preset)
         deadline = _deadline(timeout_s)
-        self._requests += 1
-        self._idle.clear()
         try:
             started_at = time.perf_counter()
             tokenized = await generation.tokenizing.tokenize(prompts, preset, chars, deadline)
@@ -188,16 +173,6 @@ class Engine:
             )
         except BaseException as error:  # noqa: BLE001  # a SystemExit in a request would end the event loop
             raise generation.expected(error) from None
-        finally:
-            self._requests -= 1
-            if not self._requests:
-                self._idle.set()
-
-    def _accepting(self) -> Generation:
-        """The model, for new work. Errors: NotReady where there is none, and after `drain`."""
-        if self._draining:
-            raise NotReady("The service is shutting down.", 10)
-        return self._guardian.serving()
 
 
 def _deadline(timeout_s: float | Deadline) -> Deadline:

@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 TICK_S = 0.25
+RESTART_S = 3  # until a supervisor has started another process, which then says itself how long it loads
 FIRST_LOAD_S = 5.0  # assumed until a load has been measured
 LOAD_LIMIT_FACTOR = 5  # a restart may take so many times as long as the last load, and a minute more
 # A model that breaks sooner after a restart, without having run a batch, would break again.
@@ -51,6 +52,7 @@ class Guardian:
         self.generation: Generation | None = None  # that is loaded, or loading
         self._past: dict[str, int] = {}  # what the models before this one have counted
         self._load_s = FIRST_LOAD_S
+        self._load_began_at = time.monotonic()
         self._restarted_at = -math.inf
         self._task: asyncio.Task[None] | None = None
         self._closed: NotReady | None = None
@@ -70,7 +72,7 @@ class Guardian:
 
         Errors: TimeoutError if the thread of an engine that has failed does not end soon.
         """
-        self._closed = NotReady("The service was closed.", 10)
+        self._closed = NotReady("The service was closed.", RESTART_S)
         if self.generation is not None:
             self.generation.close(self._closed)
         if self._task is not None:
@@ -146,7 +148,7 @@ class Guardian:
 
     async def _bring_up(self, limit_s: float) -> None:
         """Load a model, and run a job through every step of a request."""
-        started_at = time.monotonic()
+        self._load_began_at = started_at = time.monotonic()
         self.generation = generation = self._make_generation(self._on_failure, self._on_thread_end)
         await self._until(generation.load(), limit_s)
         await self._until(generation.probe(), self._stall_s)
@@ -207,7 +209,7 @@ class Guardian:
         elif self.state.on("breaks", reason):
             self.generation.close(self._refusal())
         else:  # it has never served; whoever loads it gets the reason
-            self.generation.close(NotReady(reason, 60))
+            self.generation.close(NotReady(reason, RESTART_S))
 
     def _broke_again(self) -> bool:
         assert self.generation is not None, "only a model can break"
@@ -228,13 +230,14 @@ class Guardian:
 
     def _refusal(self) -> NotReady:
         """What a request gets in this state."""
-        again_s = math.ceil(self._load_s) + 1
+        left_s = self._load_s - (time.monotonic() - self._load_began_at)
+        again_s = max(1, math.ceil(left_s)) + 1
         match self.state.name:
             case "loading":
                 return NotReady("The model is still loading.", again_s)
             case "restarting":
                 return NotReady(f"The model is being loaded again. {self.state.reason}", again_s)
             case "failed":
-                return NotReady(self.state.reason, 60)
+                return NotReady(self.state.reason, RESTART_S)
             case _:
-                return NotReady("The service was closed.", 10)
+                return NotReady("The service was closed.", RESTART_S)

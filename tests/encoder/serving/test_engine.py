@@ -449,21 +449,6 @@ async def test_a_request_past_its_deadline_fails_and_frees_its_place(engine: Eng
         assert engine.stats().queued_prompts == 0
 
 
-async def test_draining_answers_what_was_accepted_and_refuses_the_rest(engine: Engine) -> None:
-    async with Gate(engine) as gate:
-        accepted = asyncio.create_task(engine.encode(["a cat"], KLEIN))
-        await queued(engine, 1)
-        engine.drain()
-        with pytest.raises(NotReady, match="shutting down"):
-            await engine.encode(["a dog"], KLEIN)
-        with pytest.raises(NotReady, match="shutting down"):
-            engine.check_ready()
-        gate.open()
-        await engine.drained()
-
-    assert len((await accepted).embeds) == 1
-
-
 @pytest.mark.parametrize("policy", ["use", "refresh", "bypass"])
 async def test_closing_fails_requests_that_still_wait(model: ModelOptions, policy: CachePolicy) -> None:
     """Whether or not other requests may join their prompts."""

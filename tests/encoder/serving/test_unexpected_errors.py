@@ -147,7 +147,6 @@ def left_behind(engine: Engine) -> dict[str, int]:
         "queued tokens": stats.queued_tokens,
         "running": stats.running_prompts,
         "finished": len(generation.batch_loop._finished),
-        "requests": engine._requests,
     }
     return {name: number for name, number in left.items() if number}
 
