@@ -5,6 +5,7 @@ Names and labels are those of Prometheus's conventions: base units, `_total` for
 
 import logging
 import platform
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import version
@@ -27,6 +28,7 @@ NAMESPACE = "qwen3_encoder"
 GAUGES = {
     "tokenizing_requests": "Requests whose prompts wait for the tokenizer or are tokenized, except short ones.",
     "tokenizing_chars": "Characters of those requests that wait for the tokenizer or are tokenized.",
+    "queued_requests": "Requests of which a prompt waits for the model.",
     "queued_prompts": "Prompts that wait for the model.",
     "queued_tokens": "Padded tokens that wait for the model.",
     "running_prompts": "Prompts in forward passes that have not ended.",
@@ -67,6 +69,7 @@ class Exposition(Collector):
     """Reads all numbers of one app. Any thread may collect."""
 
     def __init__(self, engine: Engine, metrics: Metrics, admission: Admission, traffic: Traffic) -> None:
+        self._started_at = time.time()
         self._engine = engine
         self._metrics = metrics
         self._admission = admission
@@ -86,6 +89,7 @@ class Exposition(Collector):
 
     def _about(self) -> Iterator[Metric]:
         yield _info("build_info", "Versions of the service.", _versions())
+        yield _gauge("start_time_seconds", "When the service started, in seconds since the epoch.", self._started_at)
         try:
             info = self._engine.info
         except NotReady:

@@ -6,6 +6,7 @@ that is down does not take: a request never waits for it.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import sys
@@ -81,7 +82,8 @@ class Tracing:
 
         def shut_down() -> None:
             self.provider.shutdown()
-            loop.call_soon_threadsafe(sent.set)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(sent.set)
 
         threading.Thread(target=shut_down, name="tracing", daemon=True).start()
         try:

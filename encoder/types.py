@@ -243,6 +243,7 @@ class EngineStats:
     probes_failed: int = 0
     tokenizing_requests: int = 0
     tokenizing_chars: int = 0
+    queued_requests: int = 0
     queued_prompts: int = 0
     queued_tokens: int = 0
     running_prompts: int = 0

@@ -123,6 +123,7 @@ class BatchLoop:
     def stats(self) -> dict[str, int]:
         """Gauges by the names of EngineStats."""
         return {
+            "queued_requests": self._batcher.num_requests,
             "queued_prompts": len(self._batcher),
             "queued_tokens": self._batcher.queued_tokens,
             "running_prompts": self._batcher.running,

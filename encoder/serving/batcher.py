@@ -55,6 +55,11 @@ class Batcher:
     def __iter__(self) -> Iterator[Entry]:
         return iter(self._waiting)
 
+    @property
+    def num_requests(self) -> int:
+        """Requests of which an entry waits."""
+        return self._waiting.num_requests
+
     def check(self, entries: Sequence[Entry]) -> None:
         """Errors: RequestTooLarge when the entries of a request would not fit an empty queue."""
         tokens = _tokens(entries)

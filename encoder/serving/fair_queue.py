@@ -61,6 +61,11 @@ class FairQueue(Generic[T]):
     def __iter__(self) -> Iterator[T]:
         return (place.part for place in list(self._order))
 
+    @property
+    def num_requests(self) -> int:
+        """Requests of which a part waits."""
+        return len(self._waiting)
+
     def put(self, costs: Mapping[T, float]) -> None:
         """Let the parts of a request wait.
 

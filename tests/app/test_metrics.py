@@ -17,7 +17,7 @@ from app import metrics
 from app.profile import STAGES
 from app.service import service_of
 from encoder import Distribution, RequestStage
-from tests.app.running import metric, wait_for
+from tests.app.running import MANY, ONE_BY_ONE, TOKENS, abandoned_request, metric, wait_for
 from tests.conftest import RunningServer, Start
 
 PROMTOOL = shutil.which("promtool")
@@ -62,7 +62,7 @@ def test_the_series_do_not_grow_with_what_clients_send(client: httpx.Client) -> 
         return "".join(chance.choices(string.ascii_letters, k=12))
 
     def requests() -> Iterator[dict[str, Any]]:
-        for _ in range(700):
+        for _ in range(300):
             yield {"method": "GET", "url": f"/{word()}/{word()}"}
             yield {"method": chance.choice(["PUT", "PROPFIND", "DELETE"]), "url": "/encode"}
             yield {
@@ -102,6 +102,34 @@ def test_a_deadline_is_counted_by_the_stage_that_it_ended_in(start_server: Start
     expired = {key: after[key] - before[key] for key in after if key[0] == "qwen3_encoder_deadlines_exceeded_total"}
     assert sum(expired.values()) == 1
     assert {dict(labels)["stage"] for _, labels in expired} == set(get_args(RequestStage))
+
+
+def test_a_request_that_waits_shows_in_every_gauge(start_server: Start) -> None:
+    """And in none once its client has left."""
+    with start_server(**ONE_BY_ONE) as server, httpx.Client(base_url=server.url, timeout=60) as client:
+        server.wait_until_ready()
+        with abandoned_request(f"{server.url}/encode", {"prompts": MANY}):
+            wait_for(lambda: gauges(client)["queued_prompts"] > 1)
+            waiting = gauges(client)
+        wait_for(lambda: gauges(client)["queued_prompts"] == 0)
+        wait_for(lambda: gauges(client)["reply_bytes"] == 0)
+        left = gauges(client)
+
+    assert waiting["queued_requests"] == 1
+    assert waiting["queued_tokens"] == waiting["queued_prompts"] * TOKENS <= waiting["queue_limit_tokens"]
+    assert waiting["active_requests"] == waiting["connections working"] == 2  # one of them is the scrape
+    assert 0 < waiting["reply_bytes"] <= waiting["reply_limit_bytes"]
+    assert waiting["engine_state ready"] == left["engine_state ready"] == 1
+    assert left["queued_requests"] == left["queued_tokens"] == 0
+    assert left["active_requests"] == 1
+
+
+def gauges(client: httpx.Client) -> dict[str, float]:
+    """Values by name, and the value of its label if it has one."""
+    named = {
+        " ".join([name, *(value for _, value in labels)]): value for (name, labels), value in samples(client).items()
+    }
+    return {name.removeprefix("qwen3_encoder_"): value for name, value in named.items()}
 
 
 def test_every_stage_of_a_request_is_timed(client: httpx.Client) -> None:

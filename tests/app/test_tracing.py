@@ -1,7 +1,6 @@
 """Spans, as a collector gets them."""
 
 import http.server
-import os
 import socket
 import subprocess
 import sys
@@ -14,7 +13,6 @@ import pytest
 
 from app.profile import STAGES
 from app.tracing import open_tracing
-from tests.app.running import Served, Spawn, wait_for
 from tests.conftest import Start
 
 pytest.importorskip("fastapi.telemetry", reason="this FastAPI makes no spans")
@@ -102,20 +100,19 @@ def test_a_request_is_a_span_below_its_caller_and_its_stages_are_spans_below_it(
     assert "confidential" not in str(collector.spans)
 
 
-def test_a_collector_that_takes_nothing_holds_up_neither_requests_nor_the_end(spawn: Spawn) -> None:
+def test_a_collector_that_takes_nothing_holds_up_neither_requests_nor_the_end(
+    start_server: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """It accepts connections, and never answers."""
     with socket.create_server(("127.0.0.1", 0), backlog=50) as silent:
-        variables = {
-            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}",
-            "OTEL_BSP_SCHEDULE_DELAY": "10",
-        }
-        served = Served(spawn("serve", "--port", "0", env={**os.environ, **variables}))
-        with httpx.Client(base_url=served.url) as client:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "10")
+        with start_server() as server:
+            server.wait_until_ready()
             for _ in range(3):
-                assert client.post("/encode", json={"prompt": "a cat"}).status_code == 200
-        served.process.terminate()
-        assert served.process.wait(60) == 0
-    wait_for(lambda: any("last spans could not be sent" in line for line in served.lines))
+                assert httpx.post(f"{server.url}/encode", json={"prompt": "a cat"}).status_code == 200
+
+    assert "the last spans could not be sent" in caplog.text
 
 
 @pytest.mark.parametrize(
