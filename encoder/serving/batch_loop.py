@@ -113,6 +113,11 @@ class BatchLoop:
             queue.put_first(entry)
         self._wake_for([entry])
 
+    def hurry(self, entries: Sequence[Entry]) -> None:
+        """Let entries of others that another request wants too wait no longer than if it had queued them now."""
+        with self._queue() as queue:
+            queue.hurry(entries)
+
     def discard(self, entry: Entry) -> bool:
         """Take an entry out of the queue; False where it is not in the queue any more, or will never leave it."""
         if not self._closed:

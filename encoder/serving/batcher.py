@@ -95,13 +95,17 @@ class Batcher:
             entry.request, entry.stage = self._requests, "queue"
         self._waiting.put({entry: entry.length for entry in entries})
         self.queued_tokens += tokens
-        if not 0 < self.smallest < len(entries) or self._since_smallest > self.max_queue_tokens:  # late: a full queue
-            self.smallest, self._since_smallest = len(entries), 0
+        self._note_size(len(entries))
 
     def put_first(self, entry: Entry) -> None:
         """Queue an entry before all others, even where there is no room."""
         self._waiting.put_first(entry)
         self.queued_tokens += entry.length
+
+    def hurry(self, entries: Sequence[Entry]) -> None:
+        """Let entries of others wait no longer than if this request, which wants them too, had queued them now."""
+        self._waiting.hurry(entries)
+        self._note_size(len(entries))
 
     def discard(self, entry: Entry) -> bool:
         """Take an entry out of the queue; False when it had left already."""
@@ -144,6 +148,11 @@ class Batcher:
         """Note that entries that were taken run no more."""
         self.running -= len(entries)
         self.running_tokens -= _tokens(entries)
+
+    def _note_size(self, prompts: int) -> None:
+        """A request of so many prompts has come. Late is what came within the tokens of a full queue."""
+        if not 0 < self.smallest < prompts or self._since_smallest > self.max_queue_tokens:
+            self.smallest, self._since_smallest = prompts, 0
 
     def _take(self, entries: list[Entry]) -> list[Entry]:
         tokens = _tokens(entries)

@@ -76,6 +76,8 @@ class Results:
         joined = [entry for entry in in_flight.values() if entry is not None]
         new = [Entry(job, store=policy != "bypass") for job, entry in in_flight.items() if entry is None]
         self._counters["cache_coalesced"] += len(joined)
+        if joined:
+            self._batch_loop.hurry(joined)
         if new:
             self._look_up_or_queue(new, policy)
         await self._wait(joined + new, deadline.left_s())

@@ -430,6 +430,26 @@ async def test_cancelling_a_refresh_leaves_the_entry_that_others_may_join(engine
         assert [(await first).cache, (await joining).cache] == ["miss", "coalesced"]
 
 
+async def test_a_prompt_that_a_large_request_has_queued_is_as_soon_done_as_any_other(model: ModelOptions) -> None:
+    """A single prompt that joins it must not wait for all that is before it there."""
+    engine = Engine(model, limits=Limits(max_batch_tokens=20))
+    await engine.start()
+    prompts = [f"{number:02}" + "x" * 18 for number in range(20)]
+    async with Gate(engine) as gate:
+        large = asyncio.create_task(engine.encode(prompts, SHORT))
+        await queued(engine, 20)
+        single = asyncio.create_task(engine.encode([prompts[-1]], SHORT))
+        await asyncio.sleep(0)
+        gate.open()
+        await single
+        batches = engine.stats().batches
+        await large
+    await engine.close()
+
+    assert single.result().cache == "coalesced"
+    assert batches < 10
+
+
 async def test_an_answered_request_leaves_no_timer_behind(engine: Engine) -> None:
     """Its deadline may be minutes away, and a service answers thousands until then."""
     timers: Any = asyncio.get_running_loop()

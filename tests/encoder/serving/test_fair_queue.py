@@ -77,6 +77,22 @@ def test_what_was_put_first_goes_first() -> None:
     assert list(served(queue)) == ["another", "probe", "a0", "a1"]
 
 
+def test_a_part_that_another_request_wants_too_waits_no_longer_than_if_that_had_put_it() -> None:
+    queue: FairQueue[str] = FairQueue()
+    queue.put(parts("large", 8))
+    queue.take(queue.first(2))
+    queue.hurry(["large7", "large6", "gone"])
+    assert list(served(queue)) == ["large7", "large2", "large6", "large3", "large4", "large5"]
+
+
+def test_a_part_is_never_put_off_by_another_request() -> None:
+    queue: FairQueue[str] = FairQueue()
+    queue.put(parts("small", 1))
+    queue.put(parts("large", 3))
+    queue.hurry(["large2", "large1", "small0"])
+    assert next(served(queue)) == "small0"
+
+
 def make_entry(length: int, depth: int) -> Entry:
     return Entry(Job((1,) * length, length, length, 0, (Tap(depth, normed=False),), "concat", "float32"))
 
@@ -151,6 +167,11 @@ class BatcherMachine(RuleBasedStateMachine):
         for entry in batch:
             self.waiting.remove(entry)
         self.running += batch
+
+    @rule(places=st.lists(st.integers(0, 100), max_size=4))
+    def hurry(self, places: list[int]) -> None:
+        if self.waiting:
+            self.batcher.hurry([self.waiting[place % len(self.waiting)] for place in places])
 
     @rule()
     def finish(self) -> None:
