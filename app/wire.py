@@ -8,7 +8,7 @@ import base64
 import json
 import math
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,10 +40,10 @@ class WireError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Blob:
-    """Bytes in a document, in pieces."""
+class Written:
+    """A value of a document that is given as parts of the body: in msgpack the bytes of a `bin`, in JSON its text."""
 
-    parts: Parts
+    parts: Collection[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,28 +90,43 @@ def pack(document: Mapping[str, Any]) -> bytes:
 def pack_parts(document: Mapping[str, Any]) -> Parts:
     """The bytes of `pack`, which are msgpack's own, without a copy of any tensor."""
     packer = msgpack.Packer(autoreset=False)
-    return [*_pack(document, packer), packer.bytes()]
+    parts: Parts = []
+    _pack(document, packer, parts)
+    return [*parts, packer.bytes()]
 
 
-def _pack(value: Any, packer: Any) -> Iterator[bytes | memoryview]:
-    """All that comes before the bytes left in `packer`."""
+def _pack(value: Any, packer: Any, parts: Parts) -> None:
+    """Append what comes before the bytes left in `packer`."""
     if isinstance(value, Tensor):
-        value = {"dtype": value.dtype, "shape": list(value.array.shape), "data": Blob([value.tobytes()])}
-    if isinstance(value, Blob):
-        yield packer.bytes() + _bin_header(sum(map(len, value.parts)))
+        packer.pack_map_header(3)
+        for item in ("dtype", value.dtype, "shape", list(value.array.shape), "data"):
+            packer.pack(item)
+        value = Written((value.tobytes(),))
+    if isinstance(value, Written):
+        parts += [packer.bytes() + _bin_header(sum(map(len, value.parts))), *value.parts]
         packer.reset()
-        yield from value.parts
     elif isinstance(value, Mapping):
         packer.pack_map_header(len(value))
         for key, item in value.items():
             packer.pack(key)
-            yield from _pack(item, packer)
-    elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+            if is_in_parts(item):
+                _pack(item, packer, parts)
+            else:
+                packer.pack(item)
+    else:  # a list of objects
         packer.pack_array_header(len(value))
         for item in value:
-            yield from _pack(item, packer)
-    else:
-        packer.pack(value)
+            _pack(item, packer, parts)
+
+
+def is_in_parts(value: Any) -> bool:
+    """Whether a value of a document is written in parts: no list of numbers, and no string or number."""
+    if isinstance(value, list):
+        return bool(value) and isinstance(value[0], dict)
+    return isinstance(value, IN_PARTS)
+
+
+IN_PARTS = (Tensor, Written, dict)
 
 
 def _bin_header(length: int) -> bytes:
@@ -144,7 +159,10 @@ def _tensor(value: Any) -> Any:
 
 def dump_json(document: object) -> bytes:
     """Compact JSON in UTF-8. ASCII only, so that a lone surrogate in a message cannot break the reply."""
-    return json.dumps(document, allow_nan=False, separators=(",", ":")).encode("ascii")
+    return ENCODER.encode(document).encode("ascii")
+
+
+ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))  # making one takes longer than using it
 
 
 def pack_safetensors(document: Mapping[str, Any]) -> bytes:

@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from app.wire import Tensor, dump_json
+from app.wire import Tensor, Written, dump_json, is_in_parts
 
 AT_ONCE = 1000  # numbers that are written by one call
 BASE64_AT_ONCE = 3 * 64 * 1024  # bytes; a multiple of 3, so that the texts of all pieces make one
@@ -33,13 +33,6 @@ class Base64:
 Part = bytes | memoryview | Base64
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
-    """A value in a document that has been written already."""
-
-    parts: Iterable[Part]
-
-
 def in_base64(tensor: Tensor) -> Written:
     """The bytes of a tensor, as a string."""
     return Written([b'"', Base64(tensor.tobytes()), b'"'])
@@ -47,26 +40,37 @@ def in_base64(tensor: Tensor) -> Written:
 
 def in_numbers(tensor: Tensor) -> Written:
     """A tensor as nested lists of numbers."""
-    return Written(_lists(tensor.numbers()))
+    return Written([*_lists(tensor.numbers())])
 
 
 def json_parts(document: Mapping[str, Any], data: Callable[[Tensor], Written] = in_base64) -> list[Part]:
     """The document as JSON, in parts: what `dump_json` writes, with each Tensor as {dtype, shape, data}."""
-    return list(_parts(document, data))
+    return [*_parts(document, data)]
 
 
-def _parts(value: Any, data: Callable[[Tensor], Written]) -> Iterator[Part]:
+def _parts(value: Any, data: Callable[[Tensor], Written]) -> Iterable[Part]:
     if isinstance(value, Tensor):
         value = {"dtype": value.dtype, "shape": list(value.array.shape), "data": data(value)}
     if isinstance(value, Written):
-        yield from value.parts
-    elif isinstance(value, Mapping):
-        members = ((dump_json(key) + b":", item) for key, item in value.items())
-        yield from _within(b"{}", ((name, *_parts(item, data)) for name, item in members))
-    elif isinstance(value, list) and value and isinstance(value[0], Mapping):
-        yield from _within(b"[]", (_parts(item, data) for item in value))
-    else:
-        yield dump_json(value)
+        return value.parts
+    if isinstance(value, Mapping):
+        return _within(b"{}", _members(value, data))
+    return _within(b"[]", (_parts(item, data) for item in value))  # a list of objects
+
+
+def _members(document: Mapping[str, Any], data: Callable[[Tensor], Written]) -> Iterator[Iterable[Part]]:
+    """The members of an object: neighbours that one call can write together, others one by one."""
+    plain: dict[str, Any] = {}
+    for key, value in document.items():
+        if not is_in_parts(value):
+            plain[key] = value
+            continue
+        if plain:
+            yield (dump_json(plain)[1:-1],)
+            plain = {}
+        yield (dump_json(key) + b":", *_parts(value, data))
+    if plain:
+        yield (dump_json(plain)[1:-1],)
 
 
 def _within(brackets: bytes, items: Iterable[Iterable[Part]]) -> Iterator[Part]:

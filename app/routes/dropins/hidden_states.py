@@ -9,11 +9,11 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, Field, WithJsonSchema
 from starlette.responses import Response
 
 from app import wire
-from app.reply.json_parts import Written, in_base64, in_numbers, json_parts
+from app.reply.json_parts import in_base64, in_numbers, json_parts
 from app.reply.reply import PartsResponse, check_numbers
 from app.request.body import read_body
 from app.request.deadline import deadline_of, limited
@@ -26,16 +26,29 @@ from app.routes.encoding import encode_prompts, timings
 from app.routes.openapi import drop_in
 from app.service import Service, ServiceDep
 from app.threads import BUILDER, on
-from app.wire import Tensor
+from app.wire import Tensor, Written
 from encoder import LAST_HIDDEN_STATE, Deadline, EncodeResult, Engine, InvalidField, Preset
 
 router = APIRouter(route_class=QueryRoute)
 
 
+MAX_MODEL_CHARS = 1000
+
+
+def _short(name: str) -> str:
+    """Refuse a long one. Pydantic's own check would refuse half a surrogate pair as well."""
+    if len(name) > MAX_MODEL_CHARS:
+        raise ValueError(f"has {len(name):,} characters, expected {MAX_MODEL_CHARS:,} at most")
+    return name
+
+
+ModelName = Annotated[str, AfterValidator(_short), Field(json_schema_extra={"maxLength": MAX_MODEL_CHARS})]
+
+
 class LayerRequest(DropInRequest):
     """The fields of both routes."""
 
-    model: str | None = Field(None, description="Repeated in the reply; the service has one model.")
+    model: ModelName | None = Field(None, description="Repeated in the reply; the service has one model.")
     layer: Layer = Field(-2, description="Decoder layer, 0-based, un-normed; -1 is the last.")
     max_length: Window = Field(512, description="Window in tokens; longer texts are truncated.")
     encoding_format: Literal["float", "base64"] = "float"

@@ -73,7 +73,7 @@ def _pack(facts: dict[str, Any], results: dict[str, EncodeResult]) -> wire.Parts
 def _tensor(tensor: Tensor) -> dict[str, Any]:
     return {
         "__tensor__": True,
-        "data": wire.Blob(wire.pack_safetensors_parts({"t": tensor})),
+        "data": wire.Written(wire.pack_safetensors_parts({"t": tensor})),
         "shape": list(tensor.array.shape),
         "dtype": f"torch.{tensor.dtype}",
     }

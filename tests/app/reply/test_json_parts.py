@@ -13,9 +13,9 @@ import pytest
 
 from app import wire
 from app.reply.formats import FORMATS, JSON_FLOATS
-from app.reply.json_parts import BASE64_AT_ONCE, Base64, Part, Written, in_base64, in_numbers, json_parts
+from app.reply.json_parts import BASE64_AT_ONCE, Base64, Part, in_base64, in_numbers, json_parts
 from app.reply.reply import JOIN_BELOW, PartsResponse, joined, respond
-from app.wire import Tensor
+from app.wire import Tensor, Written
 from encoder import PromptEmbeds
 
 MIB = 1024 * 1024

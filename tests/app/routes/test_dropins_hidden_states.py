@@ -196,3 +196,9 @@ def test_boundaries_end_where_the_window_does(client: httpx.Client) -> None:
 def test_the_chat_is_that_of_qwen3_s_template(chat: Chat, text: str) -> None:
     """The template itself is the judge in tests/parity/test_dropins.py."""
     assert chat.text == text
+
+
+def test_a_model_that_is_repeated_has_a_bound(client: httpx.Client) -> None:
+    responses = [client.post("/v1/hidden_states", json={"input": "a", "model": "m" * n}) for n in (1000, 1001)]
+
+    assert [response.status_code for response in responses] == [200, 422]
