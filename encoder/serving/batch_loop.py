@@ -28,7 +28,7 @@ from encoder.serving.warmup import WarmPass
 from encoder.text_encoder import TextEncoder
 
 FIRST_RATE = 500.0  # padded tokens per second, assumed until a pass has been measured
-PATIENCE = 4  # a batch may take so many times as long as its tokens took in the slowest batch of late
+PATIENCE = 4  # a batch may take so many times as long as its rows took in the slowest batch of late
 SLOW_DECAY = 0.9  # with each batch, so that what was slow once is forgotten
 LOCK_S = 1.0  # the model thread holds the lock for less than a millisecond
 # Fixed cost of a forward pass, in rows: measured on two CPUs of an AMD EPYC, and on an H100.
@@ -78,7 +78,7 @@ class BatchLoop:
         self._finished: deque[Batch] = deque()
         # The event loop's own.
         self._held_up = False
-        self._slow_s_per_token = 0.0  # of the slowest batch of late; the first is a probe of one token
+        self._slow_s_per_row = 0.0  # of the slowest batch of late
         self._rate = Rate(FIRST_RATE)
         self._counters = dict.fromkeys(("batches", "prompts", "real_tokens", "padded_tokens"), 0)
 
@@ -188,8 +188,9 @@ class BatchLoop:
         if batch.error is not None:
             return
         padded_tokens = self._batcher.count_tokens([entry.length for entry in batch.entries])
-        s_per_token = (batch.finished_at - batch.started_at) / padded_tokens
-        self._slow_s_per_token = max(s_per_token, SLOW_DECAY * self._slow_s_per_token)
+        # The fixed cost counts as rows: by its one token alone, a probe would let a long batch hang for an hour.
+        s_per_row = (batch.finished_at - batch.started_at) / (padded_tokens + self._batcher.overhead_rows)
+        self._slow_s_per_row = max(s_per_row, SLOW_DECAY * self._slow_s_per_row)
         if all(entry.is_probe for entry in batch.entries):
             return
         self._rate.measure(padded_tokens, batch.finished_at - batch.started_at)
@@ -244,7 +245,8 @@ class BatchLoop:
                 batch.error = error
                 self._health.report("The model thread could not form a batch.", error)
                 batch.entries = self._batcher.take_first()
-        self.pulse.patience_s = PATIENCE * self._slow_s_per_token * sum(entry.length for entry in batch.entries)
+        rows = sum(entry.length for entry in batch.entries) + self._batcher.overhead_rows
+        self.pulse.patience_s = PATIENCE * self._slow_s_per_row * rows
         return batch if batch.entries else None
 
     def _finish(self, runner: BatchRunner, batch: Batch) -> None:

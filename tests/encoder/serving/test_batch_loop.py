@@ -58,6 +58,15 @@ def test_a_failed_batch_does_not_change_the_rate(batch_loop: BatchLoop) -> None:
     assert batch_loop.counters()["batches"] == 0
 
 
+def test_a_short_batch_does_not_let_a_long_one_hang(batch_loop: BatchLoop) -> None:
+    """Most of its time is the fixed cost of a batch, which a long one has once, too."""
+    batch_loop._count(Batch(entries(1), started_at=0.0, finished_at=0.1))
+    batch_loop.put(entries(1000))
+    batch_loop._take()
+
+    assert batch_loop.pulse.patience_s < 1000 * 0.1
+
+
 @pytest.mark.parametrize(("seconds", "expected"), [(1e-9, 1), (0.0, 1), (1e6, MAX_S)])
 def test_retry_after_is_at_least_a_second_and_has_a_maximum(
     batch_loop: BatchLoop, seconds: float, expected: int
