@@ -17,8 +17,8 @@ from docs.parts import ROOT
 from encoder import StateName
 
 PAGE = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
-ALERTS = ROOT / "deploy" / "alerts.yml"
-UNIT = (ROOT / "deploy" / "qwen3-encoder.service").read_text(encoding="utf-8")
+ALERTS = ROOT / "examples" / "prometheus" / "alerts.yml"
+UNIT = (ROOT / "examples" / "systemd" / "qwen3-encoder.service").read_text(encoding="utf-8")
 PROMTOOL = shutil.which("promtool")
 
 
