@@ -38,7 +38,7 @@ def _options(base_url: str, api_key: str | None) -> dict[str, Any]:
     """The arguments that httpx's two clients share. The environment's proxy is not for a service close by."""
     return {
         "base_url": base_url,
-        "headers": {"authorization": f"Bearer {api_key}"} if api_key else {},
+        "headers": {b"authorization": f"Bearer {api_key}".encode()} if api_key else {},
         "trust_env": False,
     }
 

@@ -219,10 +219,11 @@ def test_async_client_does_the_same(server: RunningServer, api: Client) -> None:
     assert info == api.info()
 
 
-def test_the_key_is_sent(start_server: Start) -> None:
-    with start_server(api_key="secret") as server:
+@pytest.mark.parametrize("key", ["secret", "sécret 鍵"])
+def test_the_key_is_sent(start_server: Start, key: str) -> None:
+    with start_server(api_key=key) as server:
         server.wait_until_ready()
-        with Client(server.url, api_key="secret") as client:
+        with Client(server.url, api_key=key) as client:
             assert client.info()["model"] == "demo"
         for none in (None, ""):  # an empty variable's value is no key
             with Client(server.url, api_key=none) as stranger, pytest.raises(ClientError) as caught:
