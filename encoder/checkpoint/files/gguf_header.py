@@ -25,7 +25,7 @@ _STRING, _ARRAY = 8, 9
 _VERSIONS = (2, 3)
 _MAX_ENTRIES = 2**14  # of keys, and of tensors
 _MAX_ELEMENTS = 2**21  # in all arrays together; a vocabulary and its merges have 2**19
-_MAX_TEXT_BYTES = 2**24
+_MAX_TEXT_BYTES = 2**25  # of all texts together; Qwen3's tokens and merges have 4 MB
 _MAX_RANK = 4
 
 
@@ -64,7 +64,7 @@ class _Parser:
 
     def __init__(self, file: Path, data: mmap.mmap) -> None:
         self._file, self._data, self._position = file, data, 0
-        self._elements_left = _MAX_ELEMENTS
+        self._elements_left, self._text_bytes_left = _MAX_ELEMENTS, _MAX_TEXT_BYTES
 
     def header(self) -> GgufHeader:
         if self._data[:4] != b"GGUF":
@@ -136,6 +136,7 @@ class _Parser:
     def _texts(self, count: int) -> list[str]:
         """The same as calling `_text` `count` times, but takes 0.1 s for a vocabulary."""
         data, position, end = self._data, self._position, len(self._data)
+        end = min(end, position + 8 * count + self._text_bytes_left)
         length_at: Callable[[mmap.mmap, int], tuple[int]] = struct.Struct("<Q").unpack_from
         texts = []
         for _ in range(count):
@@ -144,6 +145,7 @@ class _Parser:
             if position > end:
                 raise _Damaged(f"a text of {length:,} bytes runs over its end")
             texts.append(data[position - length : position].decode())
+        self._text_bytes_left -= position - self._position - 8 * count
         self._position = position
         return texts
 
@@ -155,8 +157,9 @@ class _Parser:
 
     def _text(self) -> str:
         length = self._scalar("Q")
-        if length > min(_MAX_TEXT_BYTES, len(self._data) - self._position):
+        if length > min(self._text_bytes_left, len(self._data) - self._position):
             raise _Damaged(f"a text claims {length:,} bytes")
+        self._text_bytes_left -= length
         self._position += length
         return self._data[self._position - length : self._position].decode()
 

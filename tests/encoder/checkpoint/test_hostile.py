@@ -8,6 +8,7 @@ import json
 import os
 import random
 import resource
+import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -246,3 +247,21 @@ def test_a_hundred_thousand_tensors_are_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds 100,000 tensors, expected at most 16,384"):
         open_checkpoint(ModelOptions(str(tmp_path)))
     assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize("in_array", [False, True])
+def test_a_gguf_header_of_gigabytes_is_refused_at_once(tmp_path: Path, in_array: bool) -> None:
+    """The file has them, as holes that take no space; they were read into memory, text after text."""
+    file, piece, count = tmp_path / "model.gguf", 2**24, 128
+    with file.open("wb") as stream:
+        stream.write(b"GGUF" + struct.pack("<IQQ", 3, 0, 1 if in_array else count))
+        if in_array:
+            stream.write(struct.pack("<Q1sIIQ", 1, b"a", 9, 8, count))
+        for number in range(count):
+            head = struct.pack("<Q", piece)
+            stream.write(head if in_array else struct.pack("<Q3sI", 3, b"%03d" % number, 8) + head)
+            stream.seek(piece, os.SEEK_CUR)
+        stream.truncate(stream.tell())
+
+    with pytest.raises(CheckpointError, match=r"a text (claims|of) 16,777,216 bytes"):
+        open_checkpoint(ModelOptions(str(file)))
