@@ -87,7 +87,7 @@ class HostCheck:
         await self.app(scope, receive, send)
 
     def _check(self, header: bytes) -> None:
-        value = str(header, "latin-1")
+        value = str(header, "latin-1").strip(" \t")
         if value:  # HTTP/1.0 need not say a host, and a probe of a load balancer may leave it empty; no browser does
             self._expect_own(value)
         if len(self._passed) < MAX_PASSED:

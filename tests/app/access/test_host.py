@@ -1,11 +1,13 @@
 """By which names the service may be called."""
 
+import socket
+
 import httpx
 import pytest
 
 from app.access.host import Host, parse_host
 from app.settings import SettingsError, load_settings
-from tests.conftest import Start
+from tests.conftest import RunningServer, Start
 
 
 @pytest.mark.parametrize(
@@ -93,6 +95,13 @@ def test_other_names_are_hosts_if_they_are_named(
         found = {host: client.get("/livez", headers={"host": host}).status_code for host in statuses}
 
     assert found == statuses
+
+
+def test_blanks_around_a_header_are_no_part_of_it(server: RunningServer) -> None:
+    with socket.create_connection(server.address) as connection:
+        connection.sendall(b"GET /livez HTTP/1.1\r\nhost:\t localhost \t\r\nconnection: close\r\n\r\n")
+
+        assert connection.recv(12) == b"HTTP/1.1 200"
 
 
 def test_a_refusal_names_the_setting(client: httpx.Client) -> None:
