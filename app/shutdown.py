@@ -5,6 +5,7 @@ replies are sent to their end, and connections closed (LAST_BYTES_S) → the eng
 """
 
 import asyncio
+import atexit
 import logging
 import os
 import select
@@ -22,6 +23,7 @@ LAST_BYTES_S = 5.0  # for replies that are still being sent when all work is don
 CLOSE_S = 3.0  # for a forward pass to return, and for results to be written to the disk
 QUIET_S = 0.5  # a connection on which nothing has come for so long is not about to bring a request
 SLACK_S = 2.0  # that a step may be late on a busy machine
+EXIT_S = 0.5
 POLL_S = 0.02
 LIMIT_S = LAST_BYTES_S + CLOSE_S + SLACK_S  # of all that follows the drain
 
@@ -68,6 +70,12 @@ def _give_up() -> None:
 
 
 def leave(exit_code: int) -> NoReturn:
-    """Exit without waiting for threads: one may be in a forward pass, or wait for a disk that hangs."""
+    """Exit without waiting for threads: one may be in a forward pass, or wait for a disk that hangs.
+
+    What is registered for the exit gets EXIT_S, the removal of temporary folders for one; then the log is written.
+    """
+    last = threading.Thread(target=atexit._run_exitfuncs, daemon=True)
+    last.start()
+    last.join(EXIT_S)
     logging.shutdown()
     os._exit(exit_code)

@@ -21,7 +21,8 @@ T = TypeVar("T")
 
 TICK_S = 0.25
 RESTART_S = 3  # until a supervisor has started another process, which then says itself how long it loads
-FIRST_LOAD_S = 5.0  # assumed until a load has been measured
+FIRST_LOAD_S = 2.0  # assumed until a load has been measured
+LONGEST_RETRY_S = 10
 LOAD_LIMIT_FACTOR = 5  # a restart may take so many times as long as the last load, and a minute more
 # A model that breaks sooner after a restart, without having run a batch, would break again.
 MIN_UPTIME_S = 60.0
@@ -135,6 +136,7 @@ class Guardian:
     async def _replace(self) -> None:
         """Load the model again, on a new thread, once the old one and its memory are gone."""
         self.restarts += 1
+        self._load_began_at = time.monotonic()
         why = self.state.reason
         try:
             if self.generation is not None:
@@ -230,8 +232,9 @@ class Guardian:
 
     def _refusal(self) -> NotReady:
         """What a request gets in this state."""
-        left_s = self._load_s - (time.monotonic() - self._load_began_at)
-        again_s = max(1, math.ceil(left_s)) + 1
+        passed_s = time.monotonic() - self._load_began_at
+        # A load that takes longer than the last one is likely to take half as long again as it has taken.
+        again_s = math.ceil(min(max(1, self._load_s - passed_s, passed_s / 2), LONGEST_RETRY_S))
         match self.state.name:
             case "loading":
                 return NotReady("The model is still loading.", again_s)
