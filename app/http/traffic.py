@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from app.http.budget import Budget
+from app.process import return_memory
 from app.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -17,6 +18,9 @@ CONNECTION_STATES = ("new", "head", "body", "working", "writing", "dropping", "i
 TIMEOUTS = ("header", "idle", "body", "write", "close")
 TICK_S = 0.5
 STALLED_TICKS = 4  # without progress for so long, a body or a reply is given up when its bytes are needed
+# So many bytes were held, and a quarter of them at most for so long: then the process gives free memory back.
+PEAK_BYTES = 64 * 1024 * 1024
+QUIET_TICKS = round(5 / TICK_S)
 FREE_BYTES = 16 * 1024  # of each request, head included, are not counted: a small one is never refused for large ones
 
 
@@ -84,6 +88,7 @@ class Traffic:
         self.timeouts: Counter[str] = Counter()
         self.refusals: Counter[str] = Counter()
         self.draining = False
+        self._peak = self._quiet_ticks = 0  # bytes held since memory was given back, and for how long it was far fewer
         self.max_connections = settings.max_connections
         self.body_timeout_s = min(settings.body_timeout_s, settings.request_timeout_s)
         self.write_timeout_s = settings.write_timeout_s
@@ -99,10 +104,14 @@ class Traffic:
         return Counter(connection.state for connection in self.connections)
 
     async def run(self) -> None:
-        """Sweep for ever. A connection whose sweep fails is closed, and the others are swept."""
+        """Sweep for ever, whatever a sweep raises."""
         while True:
             await asyncio.sleep(TICK_S)
-            self.sweep()
+            try:
+                self.sweep()
+                await self._return_memory()
+            except Exception:  # a bug; without sweeps nothing would have a limit
+                logger.exception("connections could not be swept")
 
     def sweep(self) -> None:
         """One tick: every connection ends what has taken too long."""
@@ -115,6 +124,15 @@ class Traffic:
             except Exception:  # a bug; it ends this connection and no other
                 logger.exception("a connection could not be swept, it is closed")
                 connection.abort()
+
+    async def _return_memory(self) -> None:
+        """Some time after many bytes were held, let the kernel have them: malloc keeps them for the next requests."""
+        held = self.arriving.taken + self.replies.taken
+        self._peak = max(self._peak, held)
+        self._quiet_ticks = self._quiet_ticks + 1 if self._peak > PEAK_BYTES and held < self._peak / 4 else 0
+        if self._quiet_ticks >= QUIET_TICKS:
+            self._peak = self._quiet_ticks = 0
+            await asyncio.to_thread(return_memory)
 
     def _refuse_arrivals(self, missing: int) -> None:
         """Free bytes in arrival: of requests that make no progress, the slowest first, then of the youngest."""

@@ -165,6 +165,24 @@ def test_client_that_goes_while_its_reply_is_sent_gives_its_bytes_back(strict: R
     wait_for(lambda: traffic.replies.taken == 0)
 
 
+def test_memory_goes_back_to_the_kernel_after_large_replies(
+    strict: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Malloc would keep it: hundreds of megabytes, for as long as the service lives."""
+    returned = threading.Event()
+    traffic = traffic_of(strict)
+    monkeypatch.setattr(traffic, "_peak", 0)  # of the tests before
+    monkeypatch.setattr(traffic_module, "return_memory", returned.set)
+    monkeypatch.setattr(traffic_module, "PEAK_BYTES", SIZE // 2)
+    monkeypatch.setattr(traffic_module, "QUIET_TICKS", 1)
+    with unread(strict, 7):
+        tick = traffic.tick
+        wait_for(lambda: traffic.states() == {"writing": 1} and traffic.tick >= tick + 3)
+        assert not returned.is_set()
+
+    wait_for(returned.is_set)
+
+
 class Slow:
     """A route that answers when it is told to."""
 
