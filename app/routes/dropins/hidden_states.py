@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, Field, WithJsonSchema
 from starlette.responses import Response
 
 from app import wire
-from app.reply.json_parts import in_base64, in_numbers, json_parts
+from app.reply.json_parts import Part, in_base64, in_numbers, json_parts
 from app.reply.reply import PartsResponse, check_numbers
 from app.request.body import read_body
 from app.request.deadline import deadline_of, limited
@@ -199,10 +199,14 @@ async def _respond(
     if body.encoding_format == "float":
         check_numbers(tensor.array.size, service.settings.max_json_floats)
         async with limited(deadline_of(request), "reply"):
-            parts = await on(BUILDER, json_parts, _document(in_numbers(tensor), tensor, facts))
+            parts = await on(BUILDER, _in_numbers, tensor, facts)
     else:
         parts = json_parts(_document(in_base64(tensor), tensor, {"encoding_format": "base64"} | facts))
     return PartsResponse(parts, timings(result), wire.JSON)
+
+
+def _in_numbers(tensor: Tensor, facts: dict[str, Any]) -> list[Part]:
+    return json_parts(_document(in_numbers(tensor), tensor, facts))
 
 
 def _document(hidden_states: Written, tensor: Tensor, facts: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import threading
 import tracemalloc
 from collections.abc import Callable, MutableMapping
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from app import wire
+from app.reply import json_parts as json_parts_module
 from app.reply.formats import FORMATS, JSON_FLOATS
 from app.reply.json_parts import BASE64_AT_ONCE, Base64, Part, in_base64, in_numbers, json_parts
 from app.reply.reply import JOIN_BELOW, PartsResponse, joined, respond
@@ -162,3 +164,24 @@ def test_a_value_can_be_written_already() -> None:
 
     assert text(json_parts({"a": data, "b": [1]})) == b'{"a":"AAAAAAAAAAAAAAAA","b":[1]}'
     assert text(json_parts({"a": Written([b"1", b"2"])})) == b'{"a":12}'
+
+
+def test_numbers_are_written_beside_the_event_loop(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = set()
+    original = json_parts_module.dump_json
+
+    def dump_json(document: object) -> bytes:
+        if isinstance(document, list) and document and isinstance(document[0], list):
+            threads.add(threading.current_thread().name.partition("_")[0])
+        return original(document)
+
+    monkeypatch.setattr(json_parts_module, "dump_json", dump_json)
+    prompt = "a cat on a red sofa " * 20  # large enough
+    body = {"prompt": prompt, "layers": [0, 1, 2, 3, 4, 5, 6, 7], "dtype": "float32"}
+    numbers = [
+        client.post("/v1/hidden_states", json={"input": prompt}),
+        client.post("/encode_layers?encoding=float", json=body, headers={"accept": wire.JSON}),
+    ]
+
+    assert [response.status_code for response in numbers] == [200, 200]
+    assert threads == {"builder"}
