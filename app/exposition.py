@@ -110,18 +110,18 @@ class Exposition(Collector):
         counts = self._metrics
         yield _gauge("active_requests", "Requests whose response has not begun.", len(self._admission))
         requests = CounterMetricFamily(_name("requests"), "Answered requests.", labels=["route", "status"])
-        for (route, status), count in list(counts.requests.items()):
+        for (route, status), count in counts.requests.copy().items():
             requests.add_metric([route, str(status)], count)
         yield requests
         errors = dict(counts.errors)
-        for code, count in list(self._traffic.refusals.items()):
+        for code, count in self._traffic.refusals.copy().items():
             errors[code] = errors.get(code, 0) + count
         text = "Requests answered with an error, by its code, and what was refused before it was a request."
         yield _counters("errors", text, "code", errors)
         text = "Requests whose time was over, by the stage that they were in then."
         yield _counters("deadlines_exceeded", text, "stage", dict(counts.expired))
         seconds = _histogram("request_seconds", "Time from request to response header.", ["route"])
-        for route, distribution in list(counts.seconds.items()):
+        for route, distribution in counts.seconds.copy().items():
             _add(seconds, distribution, [route])
         yield seconds
         for stage, (name, text) in STAGES.items():

@@ -100,8 +100,8 @@ class Traffic:
         )
 
     def states(self) -> dict[str, int]:
-        """Open connections by what they are at."""
-        return Counter(connection.state for connection in self.connections)
+        """Open connections by what they are at. Any thread may ask."""
+        return Counter(connection.state for connection in list(self.connections))  # copied without giving up the GIL
 
     async def run(self) -> None:
         """Sweep for ever, whatever a sweep raises."""

@@ -124,6 +124,21 @@ def test_a_request_that_waits_shows_in_every_gauge(start_server: Start) -> None:
     assert left["active_requests"] == 1
 
 
+def test_connections_may_end_while_they_are_counted(server: RunningServer) -> None:
+    """A scrape is on a thread of its own."""
+    connections = service_of(server.app).traffic.connections
+
+    class Ending:
+        @property
+        def state(self) -> str:
+            connections.discard(self)  # type: ignore[arg-type]
+            return "closing"
+
+    connections.update([Ending(), Ending()])  # type: ignore[list-item]
+
+    assert service_of(server.app).traffic.states()["closing"] == 2
+
+
 def gauges(client: httpx.Client) -> dict[str, float]:
     """Values by name, and the value of its label if it has one."""
     named = {
