@@ -164,11 +164,23 @@ def add_settings(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
         parser.add_argument(flag(name), dest=name, default=argparse.SUPPRESS, help=text, **kind)
 
 
+def log_what_python_writes() -> None:
+    """Log warnings, and the errors that end the process or a thread: Python would write them in lines of its own."""
+
+    def log(*error: Any) -> None:
+        logger.critical("unexpected error", exc_info=error)  # the three parts of one
+
+    logging.captureWarnings(True)
+    sys.excepthook = log
+    threading.excepthook = lambda ended: log(ended.exc_type, ended.exc_value, ended.exc_traceback)
+
+
 def set_up_logging(level: str, log_format: str, handler: logging.Handler) -> None:
     """Log one line per event."""
     handler.setFormatter(formatter(log_format))
     handler.addFilter(add_request)
     logging.basicConfig(level=level.upper(), handlers=[handler])
-    logging.captureWarnings(log_format == "json")  # Python writes warnings in lines of its own
+    if log_format == "json":
+        log_what_python_writes()
     for chatty in ("uvicorn", "httpx", "httpcore", "urllib3"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLogger().level))

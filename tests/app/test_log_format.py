@@ -4,6 +4,8 @@ import json
 import logging
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -108,6 +110,28 @@ def test_text_names_the_error_and_the_request(client: httpx.Client, lines: list[
 
     [line] = [line for line in lines if "job-4" in line]
     assert re.search(r"POST /encode 422 invalid_field [\d.]+ ms.* request=job-4$", line)
+
+
+def test_what_python_writes_itself_is_an_object_too() -> None:
+    """Whoever reads the log parses every line, above all the last."""
+    code = """
+import logging, sys, threading, warnings
+from app.cli import set_up_logging
+set_up_logging("info", "json", logging.StreamHandler())
+warnings.warn("a warning")
+thread = threading.Thread(target=lambda: 1 / 0)
+thread.start()
+thread.join()
+raise KeyError("the end")
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+    objects = [json.loads(line) for line in ended.stderr.splitlines()]
+    assert len(objects) == 3
+    assert "a warning" in objects[0]["message"]
+    assert "ZeroDivisionError" in objects[1]["exception"]
+    assert "the end" in objects[2]["exception"]
+    assert ended.returncode == 1
 
 
 @pytest.mark.parametrize("log_format", ["text"])
