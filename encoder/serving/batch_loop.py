@@ -125,6 +125,11 @@ class BatchLoop:
                 return queue.discard(entry)
         return False
 
+    def catch_up(self) -> None:
+        """Settle what has finished and nobody was told of, as when a callback of the event loop was lost."""
+        if self._finished:
+            self._deliver()
+
     def stats(self) -> dict[str, int]:
         """Gauges by the names of EngineStats."""
         return {

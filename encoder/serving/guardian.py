@@ -188,6 +188,7 @@ class Guardian:
         if self.generation.thread.is_gone:
             self.generation.thread.hear_of_its_end()
         batch_loop, tokenizing = self.generation.batch_loop, self.generation.tokenizing
+        batch_loop.catch_up()
         limit_s = max(self._stall_s, batch_loop.pulse.patience_s)
         if batch_loop.stall.tick() * TICK_S >= limit_s:
             step = batch_loop.pulse.step

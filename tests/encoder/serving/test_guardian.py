@@ -2,11 +2,14 @@
 
 import asyncio
 import contextlib
+import shutil
 import threading
+import time
 import weakref
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +19,9 @@ from encoder.options import ModelOptions
 from encoder.presets.built_in import LAST_HIDDEN_STATE
 from encoder.serving import guardian
 from encoder.serving.engine import Engine
-from encoder.text_encoder import BegunBatch, TextEncoder
+from encoder.text_encoder import BegunBatch, CollectedBatch, DispatchedBatch, TextEncoder
 from encoder.types import EncodeResult, Job
+from tests.checkpoints import write_checkpoint
 
 pytestmark = pytest.mark.anyio
 
@@ -112,7 +116,7 @@ async def test_a_step_that_hangs_fails_the_engine(model: ModelOptions, monkeypat
     """A thread in a call that never returns cannot be ended, so the process must be replaced."""
     monkeypatch.setattr(guardian, "TICK_S", 0.01)
     release = threading.Event()
-    async with started(model, stall_s=0.1) as engine:
+    async with started(model, stall_s=0.5) as engine:
         monkeypatch.setattr(engine._guardian.generation.encoder, "collect", lambda dispatched: release.wait(60))
         requests = [asyncio.create_task(engine.encode([next(PROMPT)], SHORT)) for _ in range(3)]
         failed = await outcomes(requests)
@@ -120,7 +124,7 @@ async def test_a_step_that_hangs_fails_the_engine(model: ModelOptions, monkeypat
         release.set()
 
     assert [type(error) for error in failed] == [NotReady] * 3
-    assert "collect" in reason and "0.1 s" in reason
+    assert "collect" in reason and "0.5 s" in reason
 
 
 async def test_after_a_failure_a_probe_finds_out_whether_the_model_works(
@@ -145,3 +149,124 @@ async def test_after_a_failure_a_probe_finds_out_whether_the_model_works(
         await reached(engine, "ready")
 
         assert engine.stats().restarts == engine.stats().probes_failed == 0
+
+
+async def test_requests_that_come_while_the_model_loads_are_refused_and_leave_nothing_behind(
+    model: ModelOptions, tmp_path: Path
+) -> None:
+    """With a disk cache, which is opened after the model is loaded: no request may use it before."""
+    engine = Engine(model, disk_cache_dir=tmp_path)
+    starting, refused = asyncio.create_task(engine.start()), []
+    while not starting.done():
+        refused += await outcomes([asyncio.create_task(engine.encode([next(PROMPT)], SHORT))])
+    try:
+        result = await asyncio.wait_for(engine.encode([next(PROMPT)], SHORT), 30)
+    finally:
+        await engine.close()
+
+    assert isinstance(refused[0], NotReady)
+    assert {type(outcome) for outcome in refused} <= {NotReady, EncodeResult}  # the last may find it ready
+    assert result.cache == "miss"
+
+
+async def test_what_a_replaced_model_still_delivers_reaches_nobody(
+    model: ModelOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither requests of the new model nor the cache."""
+    async with started(model) as engine:
+        old = engine._guardian.generation
+        collected, finished = threading.Event(), []
+        collect = old.encoder.collect
+
+        def collect_late(dispatched: DispatchedBatch) -> CollectedBatch:
+            collected.wait(30)
+            return collect(dispatched)
+
+        monkeypatch.setattr(old.encoder, "collect", collect_late)
+        monkeypatch.setattr(old.in_flight, "deliver", lambda *args: finished.append(args) or deliver(*args))
+        deliver = type(old.in_flight).deliver.__get__(old.in_flight)
+        prompt = next(PROMPT)
+        waiting = asyncio.create_task(engine.encode([prompt], SHORT))
+        async with asyncio.timeout(30):
+            while not engine.stats().running_prompts:
+                await asyncio.sleep(0.001)
+        engine._guardian._condemn("The device is lost.")
+        [failed] = await outcomes([waiting])
+        collected.set()
+        await reached(engine, "ready")
+        again = await engine.encode([prompt], SHORT)
+
+    assert isinstance(failed, NotReady) and finished
+    assert again.cache == "miss"
+
+
+async def test_a_restart_reads_the_model_s_files_again(
+    model: ModelOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results of the old files are not served for the new ones, from memory or from the disk."""
+    folder = tmp_path / "model"
+    shutil.copytree(model.model, folder)
+    async with started(ModelOptions(str(folder)), disk_cache_dir=tmp_path / "results") as engine:
+        first = await engine.encode(["a cat"], SHORT)
+        fingerprint = engine.info.fingerprint
+        shape = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "head_dim": 32}
+        write_checkpoint(folder, num_hidden_layers=4, num_key_value_heads=1, dtype="bfloat16", **shape)
+        engine._guardian._condemn("The device is lost.")
+        await reached(engine, "ready")
+        second = await engine.encode(["a cat"], SHORT)
+
+        assert engine.info.fingerprint != fingerprint
+    assert (first.layers_run, second.layers_run) == (6, 4)
+
+
+async def test_each_of_several_waiters_gets_an_error_of_its_own(
+    model: ModelOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exception collects the frames of all who raise it."""
+    async with started(model) as engine:
+        monkeypatch.setattr(engine._guardian.generation.encoder, "begin", lambda jobs: 1 / 0)
+        prompt = next(PROMPT)
+        errors = await outcomes([asyncio.create_task(engine.encode([prompt], SHORT)) for _ in range(3)])
+
+    assert [type(error) for error in errors] == [ModelFailure] * 3
+    assert len({id(error) for error in errors}) == 3
+    assert len({str(error) for error in errors}) == 1
+
+
+async def test_the_death_of_the_guardian_is_heard(model: ModelOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody would notice a broken model any more."""
+    async with started(model) as engine:
+        monkeypatch.setattr(engine._guardian, "_look", lambda: 1 / 0)
+
+        assert "ZeroDivisionError" in await asyncio.wait_for(engine.failed(), 30)
+        [refused] = await outcomes([asyncio.create_task(engine.encode([next(PROMPT)], SHORT))])
+        assert isinstance(refused, NotReady)
+
+
+async def test_results_that_nobody_was_told_of_are_found(model: ModelOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A callback of the event loop may be lost, as where it raises."""
+    async with started(model) as engine:
+        monkeypatch.setattr(engine._guardian.generation.batch_loop, "_call_on_loop", lambda function: None)
+        [result] = await outcomes([asyncio.create_task(engine.encode([next(PROMPT)], SHORT))])
+
+    assert isinstance(result, EncodeResult)
+
+
+async def test_a_pass_may_take_long_where_passes_take_long(
+    model: ModelOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large batch on a slow CPU takes minutes and does not hang: it is judged by the batches before."""
+    monkeypatch.setattr(guardian, "TICK_S", 0.01)
+    async with started(model, stall_s=0.3) as engine:
+        generation = engine._guardian.generation
+        generation.batch_loop._slow_s_per_row = 100.0
+        collect = generation.encoder.collect
+
+        def collect_slowly(dispatched: DispatchedBatch) -> CollectedBatch:
+            time.sleep(0.8)  # longer than the limit
+            return collect(dispatched)
+
+        monkeypatch.setattr(generation.encoder, "collect", collect_slowly)
+        result = await engine.encode(["abc"], SHORT)
+
+        assert len(result.embeds) == 1 and engine.state == "ready"

@@ -252,7 +252,7 @@ async def test_a_step_that_hangs_on_the_model_thread_keeps_nobody_waiting(
     monkeypatch.setattr(guardian, "TICK_S", 0.01)
     monkeypatch.setattr(guardian, "END_S", 0.01)
     monkeypatch.setattr(batch_loop, "LOCK_S", 0.01)
-    async with started(model, tmp_path, stall_s=0.2) as engine:
+    async with started(model, tmp_path, stall_s=0.4) as engine:
         first = ask(engine)  # so that the thread comes to the step
         Fault(monkeypatch, step, lambda: release.wait(60), lasts=True)
         await asyncio.wait([first], timeout=0.01)
