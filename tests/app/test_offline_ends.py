@@ -119,7 +119,7 @@ def killed(spawn: Spawn, tmp_path: Path) -> Any:
     return start_and_kill
 
 
-@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sig", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGTERM])
 def test_a_signal_leaves_nothing(killed: Any, tmp_path: Path, sig: signal.Signals) -> None:
     code, log = killed(sig)
 
