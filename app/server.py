@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from types import FrameType
 from typing import Any, NoReturn, cast
@@ -85,7 +85,19 @@ class Server(uvicorn.Server):
         self._loop.set_exception_handler(_on_loop_error)
         if threading.current_thread() is threading.main_thread():
             self._loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
-        self._tasks.append(asyncio.create_task(self._watch_model()))
+        self._begin(self._watch_model())
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something beside the requests; if that fails, the service ends: nobody else would do it."""
+        task = asyncio.create_task(work)
+        task.add_done_callback(self._on_end)
+        self._tasks.append(task)
+
+    def _on_end(self, task: "asyncio.Task[None]") -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.critical("the service failed; it ends with exit code %d", FAILED, exc_info=error)
+            self.exit_code = FAILED
+            self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  # the signature of a signal handler
         """Called for SIGINT and SIGTERM."""
@@ -96,7 +108,7 @@ class Server(uvicorn.Server):
         if self._loop is None:
             self.should_exit = True
             return
-        self._loop.call_soon_threadsafe(lambda: self._tasks.append(asyncio.create_task(self._drain())))
+        self._loop.call_soon_threadsafe(lambda: self._begin(self._drain()))
 
     def _on_hangup(self) -> None:
         """Called for SIGHUP: read the keys again. Where the terminal that the service ran in is gone, end with it."""

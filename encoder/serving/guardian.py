@@ -71,7 +71,7 @@ class Guardian:
     async def close(self) -> None:
         """End the model thread; requests that still wait fail with NotReady.
 
-        Errors: TimeoutError if the thread of an engine that has failed does not end soon.
+        Errors: TimeoutError if the thread does not end: within `stall_s`, or a second where the engine has failed.
         """
         self._closed = NotReady("The service was closed.", RESTART_S)
         if self.generation is not None:
@@ -80,7 +80,7 @@ class Guardian:
             self._task.cancel()
             await asyncio.wait([self._task])
         if self.generation is not None:
-            limit_s = END_S if self.state.name == "failed" else None
+            limit_s = END_S if self.state.name == "failed" else max(END_S, self._stall_s)
             await asyncio.wait_for(self.generation.thread.ended(), limit_s)
 
     def serving(self) -> Generation:
