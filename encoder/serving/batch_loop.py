@@ -94,6 +94,10 @@ class BatchLoop:
         self._closed = True
         self._work_came.set()
 
+    def release(self) -> None:
+        """Let go of the model, once the thread has ended."""
+        self._batcher.count_tokens = len
+
     def check(self, entries: Sequence[Entry]) -> None:
         """Refuse the entries of a request that would not fit an empty queue. Errors: RequestTooLarge."""
         self._batcher.check(entries)

@@ -111,9 +111,13 @@ class Generation:
         self.results.close(error)
 
     def release(self) -> None:
-        """Let go of the model's memory, once the thread has ended."""
+        """Let go of the model's memory, once the thread has ended.
+
+        By reference counts alone: what the garbage collector has frozen it never frees, and this object is in a cycle.
+        """
         self._earlier_layers_run = self.layers_run
         self._encoder = None
+        self.batch_loop.release()
 
     @property
     def layers_run(self) -> int:

@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
+import gc
 import shutil
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -36,6 +37,14 @@ class DeviceLost(BaseException):
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture
+def no_garbage_collection() -> Iterator[None]:
+    """As for what a service has frozen once it was ready."""
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @contextlib.asynccontextmanager
@@ -76,10 +85,13 @@ def break_the_thread(engine: Engine, monkeypatch: pytest.MonkeyPatch, *, times: 
     monkeypatch.setattr(loop, "_hand_over", hand_over_or_raise)
 
 
+@pytest.mark.usefixtures("no_garbage_collection")
 async def test_a_model_thread_that_ends_is_replaced(model: ModelOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     """All that wait get 503 at once, with the time that a load takes, and the next request is served."""
     async with started(model) as engine:
-        old = weakref.ref(engine._guardian.generation.encoder)
+        encoder = engine._guardian.generation.encoder
+        old = [weakref.ref(part) for part in (encoder, encoder.model, encoder.forward)]
+        del encoder
         monkeypatch.setattr(
             "encoder.serving.model_thread.logger.error", print
         )  # pytest keeps tracebacks that are logged
@@ -96,7 +108,7 @@ async def test_a_model_thread_that_ends_is_replaced(model: ModelOptions, monkeyp
     assert failed == [NotReady] * 3
     assert refused.value.retry_after_s >= 1
     assert len(result.embeds) == 1 and stats.restarts == 1 and stats.batches == 1
-    assert old() is None  # its memory went before the model was loaded again
+    assert [part() for part in old] == [None] * 3  # its memory went before the model was loaded again
 
 
 async def test_a_model_that_breaks_again_at_once_has_failed(
