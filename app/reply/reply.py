@@ -140,7 +140,7 @@ class PartsResponse(Response):
     """A response whose body is several buffers. Large ones are handed to the server as they are, without a copy."""
 
     def __init__(self, parts: Body, headers: Mapping[str, str], media_type: str) -> None:
-        self.messages = list(joined(parts))
+        self.messages = list(joined(parts)) or [b""]
         self.length = sum(map(len, self.messages))
         super().__init__(headers={**headers, "content-length": str(self.length)}, media_type=media_type)
 
@@ -158,7 +158,7 @@ class PartsResponse(Response):
 
 
 def joined(parts: Body) -> Iterator[Part]:
-    """The same bytes in fewer pieces: adjacent parts below JOIN_BELOW become one, of less than twice that."""
+    """The same bytes in fewer pieces, none empty: adjacent parts below JOIN_BELOW become one, of less than twice that."""
     small: list[bytes | memoryview] = []
     length = 0
     for part in parts:
@@ -176,5 +176,5 @@ def joined(parts: Body) -> Iterator[Part]:
 
 
 def _one(parts: Sequence[bytes | memoryview]) -> Iterator[bytes | memoryview]:
-    if parts:
+    if any(parts):
         yield parts[0] if len(parts) == 1 else b"".join(parts)

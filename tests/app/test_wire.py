@@ -115,9 +115,11 @@ def test_safetensors_start_where_their_dtype_can_be_mapped(name: str) -> None:
         ([10, JOIN_BELOW, 20, 30], [10, JOIN_BELOW, 50]),
         ([JOIN_BELOW, JOIN_BELOW - 1, 1], [JOIN_BELOW, JOIN_BELOW]),
         ([JOIN_BELOW, JOIN_BELOW + 1], [JOIN_BELOW, JOIN_BELOW + 1]),
-        ([0], [0]),
+        ([JOIN_BELOW - 1, 1, 0], [JOIN_BELOW]),
+        ([0, JOIN_BELOW, 0], [JOIN_BELOW]),
+        ([0], []),
     ],
-    ids=["small", "one large", "small behind large", "large alone", "empty"],
+    ids=["small", "one large", "small behind large", "large alone", "nothing behind many", "nothing", "empty"],
 )
 def test_small_parts_are_joined_and_large_ones_are_not(lengths: list[int], messages: list[int]) -> None:
     parts: wire.Parts = [memoryview(bytes([place % 256]) * n) for place, n in enumerate(lengths)]

@@ -129,6 +129,20 @@ def test_others_get_a_turn_between_two_pieces_of_a_reply() -> None:
     assert turns >= 20
 
 
+@pytest.mark.parametrize("parts", [[b"x" * JOIN_BELOW, b""], [b"x", b"y"], [b""], []])
+def test_the_last_message_of_a_reply_is_the_one_that_says_so(parts: list[bytes]) -> None:
+    """A message after it would end the connection."""
+    more: list[bool] = []
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.body":
+            more.append(message["more_body"])
+
+    asyncio.run(PartsResponse([*parts], {}, wire.JSON)({"type": "http"}, None, send))  # type: ignore[arg-type]
+
+    assert more == [False]
+
+
 def test_a_large_reply_in_base64_arrives_whole(client: httpx.Client) -> None:
     body = {"prompts": ["a", "b"], "layers": [0, 1, 2, 3], "max_sequence_length": 2048, "padding": "max_length"}
 
