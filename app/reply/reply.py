@@ -158,7 +158,7 @@ class PartsResponse(Response):
 
 
 def joined(parts: Body) -> Iterator[Part]:
-    """The same bytes in fewer pieces, none empty: adjacent parts below JOIN_BELOW become one, of less than twice that."""
+    """The same bytes in fewer pieces, none empty: adjacent parts below JOIN_BELOW become one, of less than twice it."""
     small: list[bytes | memoryview] = []
     length = 0
     for part in parts:
