@@ -67,6 +67,7 @@ class FusedForward:
         self.config = model.config
         self.model = model
         self.kernels = kernels
+        self._layer = _make_layer(kernels)
         self.layers: list[FusedLayer] = []
         self._layers_by_shape: dict[tuple[int, int], Callable[..., mx.array]] = {}  # by rows and query blocks
         # The rows after each hand-over, oldest first, of this pass and those before.
@@ -99,6 +100,7 @@ class FusedForward:
         if not self.kernels.traceable:
             return self._layer
         if (rows, query_blocks) not in self._layers_by_shape:
+            # Not a method: the pass would be in a cycle, and a service that replaces its model could not free it.
             self._layers_by_shape[rows, query_blocks] = mx.compile(self._layer)
         return self._layers_by_shape[rows, query_blocks]
 
@@ -111,12 +113,6 @@ class FusedForward:
         """Return when the host is no more than MAX_ROWS_AHEAD ahead: what is handed over holds memory."""
         while sum(map(len, self.handed_over)) * LAYERS_AT_ONCE > MAX_ROWS_AHEAD:
             mx.eval(self.handed_over.popleft())
-
-    def _layer(self, x: mx.array, cos_sin: mx.array, query_blocks: mx.array, *weights: mx.array) -> mx.array:
-        kernels, layer = self.kernels, FusedLayer(*weights)
-        qkv = kernels.finish_heads(x, x @ layer.qkv, layer.q_norm, layer.k_norm, cos_sin)  # (T, (H+2K)*d)
-        x = mx.addmm(x, kernels.attend(qkv, query_blocks), layer.o)  # (T, D)
-        return mx.addmm(x, kernels.swiglu(x, x @ layer.gate_up), layer.down)
 
 
 class FusedPass:
@@ -160,6 +156,18 @@ def _cos_sin(position_ids: mx.array, rope: Rope) -> mx.array:
     """(T, d) float32: the cosine of RoPE's angle for each pair of a head, then the sine."""
     angles = position_ids[:, None].astype(mx.float32) * mx.array(rope.frequencies)
     return mx.concatenate([mx.cos(angles), mx.sin(angles)], axis=-1) * rope.attention_factor
+
+
+def _make_layer(kernels: Kernels) -> Callable[..., mx.array]:
+    """One decoder layer as a function of rows, cosines and sines, query blocks and weights."""
+
+    def run_layer(x: mx.array, cos_sin: mx.array, query_blocks: mx.array, *weights: mx.array) -> mx.array:
+        layer = FusedLayer(*weights)
+        qkv = kernels.finish_heads(x, x @ layer.qkv, layer.q_norm, layer.k_norm, cos_sin)  # (T, (H+2K)*d)
+        x = mx.addmm(x, kernels.attend(qkv, query_blocks), layer.o)  # (T, D)
+        return mx.addmm(x, kernels.swiglu(x, x @ layer.gate_up), layer.down)
+
+    return run_layer
 
 
 def _join(layer: DecoderLayer) -> FusedLayer:

@@ -3,7 +3,9 @@
 Its arithmetic runs on any device in MLX's own operations; what needs the kernels themselves needs a GPU.
 """
 
+import gc
 import logging
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -147,6 +149,20 @@ def test_a_layer_is_traced_once_for_each_shape_and_gives_the_same(tmp_path: Path
         for tap in TAPS:
             for rows, others in zip(traced[tap], plain[tap], strict=True):
                 np.testing.assert_allclose(np.array(rows), np.array(others), rtol=1e-5, atol=1e-5)
+
+
+def test_a_pass_that_nobody_holds_frees_its_weights_at_once(tmp_path: Path) -> None:
+    """A service replaces a broken model only then, and the garbage collector never frees what it has frozen."""
+    write_checkpoint(tmp_path, num_hidden_layers=LAYERS)
+    model = load(tmp_path, mx.float32)
+    fused = FusedForward(model, Traced(model.config, traceable=True))
+    mx.eval(list(fused([make_job(5)], TAPS).values()))
+    gone = weakref.ref(fused)
+    gc.disable()
+    del fused
+    gc.enable()
+
+    assert gone() is None
 
 
 def test_few_sizes_hold_any_number_of_rows_with_little_filling() -> None:
