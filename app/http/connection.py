@@ -4,9 +4,7 @@
 - **Close.** A client that is refused may still be sending its body. If the socket were closed then, the kernel would
   answer the rest with a reset, and the client would lose the reply that it has not read yet. So the sending half is
   closed first, and what still comes is dropped for a while (RFC 9112, section 9.6).
-- **Half-closed.** A client may close its sending half after a request, and is answered. One that is gone looks the
-  same until something is sent to it. So the first bytes of the response are sent ahead, which are the same in all
-  responses: who is gone answers with a reset.
+- **Half-closed.** A client may close its sending half after a request, and is answered.
 """
 
 import asyncio
@@ -18,14 +16,15 @@ from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr
 from uvicorn.server import ServerState
 
 from app import open_files
 from app.admission import shutting_down
 from app.errors import HeadTimeout, ServiceError, answer, error_response
-from app.http.exchange import CLOSE, VERSION, Exchange
+from app.http.exchange import VERSION, Exchange, whole_response
+from app.http.flow import Flow
+from app.http.half_closed import abort_when_gone
 from app.http.receiver import Enough, Receiver
 from app.http.traffic import TICK_S, Traffic
 from encoder import Overloaded
@@ -33,11 +32,9 @@ from encoder import Overloaded
 logger = logging.getLogger(__name__)
 
 MAX_PIPELINED = 16  # requests that wait for the one before them; then the connection ends with the last of them
-HIGH_WATER = 64 * 1024  # bytes in the transport; beyond that `send` waits until all of them have left
 LINGER_TICKS = round(10 / TICK_S)
 MAX_LINGER_BYTES = 256 * 1024 * 1024  # dropped as they come, so they take no memory
 MAX_REFUSED = 32  # connections beyond the limit that are listened to until they have read that they are
-PROBE_S = 0.1  # between looks at whether a half-closed client is gone
 RETRY_AFTER_S = 1
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # else the system keeps what it has of an unread reply, and goes on sending it
 
@@ -51,7 +48,7 @@ class Connection(asyncio.Protocol):
         state: new (nothing has come), head, body, working, writing, dropping (the rest of a refused body), idle,
             lingering (the reply is sent, the client may still be sending), closing, closed.
         since: the tick at which that began.
-        write_paused: whether the transport holds more than it should.
+        flow: of the transport, in both directions.
     """
 
     def __init__(
@@ -64,7 +61,6 @@ class Connection(asyncio.Protocol):
     ) -> None:
         self.traffic = traffic
         self.state, self.since = "new", traffic.tick
-        self.write_paused = False
         self._loop = _loop or asyncio.get_running_loop()
         self._app: ASGIApp = config.loaded_app
         self._server_state = server_state
@@ -79,9 +75,6 @@ class Connection(asyncio.Protocol):
         self._waiting: deque[Exchange] = deque()
         self._deaf = False  # what comes is dropped: the last request that is answered here has come
         self._dropped = 0
-        self._eof = self._reading_paused = False
-        self._drained: asyncio.Event | None = None
-        self._buffered = self._progress_tick = 0  # bytes in the transport, and when they last became fewer
 
     @property
     def default_headers(self) -> list[tuple[bytes, bytes]]:
@@ -93,7 +86,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         """Called once, first."""
         self._transport = transport
-        transport.set_write_buffer_limits(high=HIGH_WATER, low=0)
+        self.flow = Flow(transport, self.traffic)
         self._client = get_remote_addr(transport)
         scope = {**self._scope, "client": self._client, "server": get_local_addr(transport)}
         self._receiver = Receiver(self._begin_request, self._start_or_queue, self._request_arrived, scope)
@@ -129,8 +122,7 @@ class Connection(asyncio.Protocol):
             if exchange is not None:
                 exchange.disconnect()
         self._waiting.clear()
-        if self._drained is not None:
-            self._drained.set()
+        self.flow.resume_writing()
 
     def close_if_silent(self, seconds: float) -> None:
         """Close, unless a request is being answered, or has come within these `seconds`, to the next tick.
@@ -149,15 +141,15 @@ class Connection(asyncio.Protocol):
     def close(self) -> None:
         """Send what has been written, then close; if the client may still be sending, once it has had time to read."""
         if self.state not in ENDING and not self._transport.is_closing():
-            self._close(lingers=self._receiver.incoming is not None or self._reading_paused)
+            self._close(lingers=self._receiver.incoming is not None or self.flow.read_paused)
 
     def _close(self, *, lingers: bool) -> None:
         self._deaf, self._dropped = True, 0
-        if self._eof or not lingers:
+        if self.flow.eof or not lingers:
             self._enter("closing")
             self._transport.close()
         else:
-            self.resume_reading()
+            self.flow.resume_reading()
             self._enter("lingering")
             self._transport.write_eof()
 
@@ -167,7 +159,7 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """End of what the client sends. True keeps the connection open to answer what it has sent before."""
-        self._eof = True
+        self.flow.eof = True
         if self._current is None or self._current.more_body or self.state in ENDING:
             return False
         self._deaf = True
@@ -175,17 +167,8 @@ class Connection(asyncio.Protocol):
         if not self._current.started:
             self._transport.write(VERSION)
             self._current.version_sent = True
-        self._loop.call_later(PROBE_S, self._probe)
+        abort_when_gone(self._transport, lambda: self.state in ENDING)
         return True
-
-    def _probe(self) -> None:
-        """Abort if the half-closed client is gone: it has answered with a reset."""
-        if self.state in ENDING:
-            return
-        if self._transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            self.abort()
-        else:
-            self._loop.call_later(PROBE_S, self._probe)
 
     # time
 
@@ -220,16 +203,14 @@ class Connection(asyncio.Protocol):
     def _count_timeout(self, kind: str) -> None:
         self.traffic.timeouts[kind] += 1
 
-    def _sweep_reply(self, limit: int) -> None:
-        buffered = self._transport.get_write_buffer_size()
-        if buffered != self._buffered:
-            self._buffered, self._progress_tick = buffered, self.traffic.tick
-        if self._current is None or self.traffic.tick - self._current.reply_tick > limit:
-            self.give_up_reply(f"it was not read within {self.traffic.write_timeout_s:g} s")
-
     def stalled_ticks(self) -> int:
         """How long the reply has made no progress; 0 if none is being sent."""
-        return self.traffic.tick - self._progress_tick if self.state == "writing" else 0
+        return self.flow.stalled_ticks() if self.state == "writing" else 0
+
+    def _sweep_reply(self, limit: int) -> None:
+        self.flow.note_progress()
+        if self._current is None or self.traffic.tick - self._current.reply_tick > limit:
+            self.give_up_reply(f"it was not read within {self.traffic.write_timeout_s:g} s")
 
     def give_up_reply(self, why: str) -> None:
         """Abort the reply that is being sent, and give back its memory."""
@@ -276,7 +257,7 @@ class Connection(asyncio.Protocol):
             self._start(exchange)
         else:
             self._waiting.append(exchange)
-            self.pause_reading()
+            self.flow.pause_reading()
         exchange.arrived(0)  # the head
 
     def _start(self, exchange: Exchange) -> None:
@@ -309,7 +290,7 @@ class Connection(asyncio.Protocol):
         incoming = self._receiver.incoming
         self._dropped = 0
         self._enter("idle" if incoming is None else "dropping" if incoming is exchange else "head")
-        self.resume_reading()
+        self.flow.resume_reading()
 
     def _answer(self, error: Exception, *, lingers: bool = True) -> None:
         """Answer what is no request, and close. Requests before it that still run end as if the client were gone."""
@@ -322,12 +303,10 @@ class Connection(asyncio.Protocol):
         self._deaf = True
         self._disconnect()
         if not within_reply:
-            headers = [*self.default_headers, *response.raw_headers, CLOSE]
-            head = [STATUS_LINE[response.status_code], *(b"%b: %b\r\n" % header for header in headers), b"\r\n"]
-            self._transport.write(b"".join(head) + response.body)
+            self._transport.write(whole_response(response, self.default_headers))
         self._close(lingers=lingers)
 
-    # the transport
+    # what the transport calls, and what is written to it
 
     def write(self, data: bytes | memoryview) -> None:
         """Send, unless the connection is ending."""
@@ -335,34 +314,13 @@ class Connection(asyncio.Protocol):
             self._transport.write(data)
 
     def pause_writing(self) -> None:
-        """Called when the transport holds too much."""
-        self.write_paused = True
-        self._buffered, self._progress_tick = self._transport.get_write_buffer_size(), self.traffic.tick
+        """The transport holds too much."""
+        self.flow.pause_writing()
         if self.state not in ENDING:
             self._enter("writing")
 
     def resume_writing(self) -> None:
-        """Called when all of it has been sent."""
-        self.write_paused = False
+        """All of it has been sent."""
+        self.flow.resume_writing()
         if self.state == "writing":
             self._enter("working")
-        if self._drained is not None:
-            self._drained.set()
-
-    async def drain(self) -> None:
-        """Return when all that was written has been sent, or never will be."""
-        if self.write_paused and self.state not in ENDING:
-            self._drained = asyncio.Event()
-            await self._drained.wait()
-
-    def pause_reading(self) -> None:
-        """Let the client wait."""
-        if not self._reading_paused and not self._transport.is_closing():
-            self._reading_paused = True
-            self._transport.pause_reading()
-
-    def resume_reading(self) -> None:
-        """Go on after `pause_reading`."""
-        if self._reading_paused and not self._eof and not self._transport.is_closing():
-            self._reading_paused = False
-            self._transport.resume_reading()

@@ -4,8 +4,10 @@ import asyncio
 import logging
 import re
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Scope
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
@@ -98,7 +100,7 @@ class Exchange:
         self._parts.append(body)
         self._num_waiting += len(body)
         if self._num_waiting > READ_AHEAD:
-            self._connection.pause_reading()
+            self._connection.flow.pause_reading()
         self._notify()
 
     def body_ended(self) -> None:
@@ -177,7 +179,7 @@ class Exchange:
                 raise self._refusal
             if self._parts or not (self.more_body or self._delivered):
                 return self._take_body()
-            self._connection.resume_reading()
+            self._connection.flow.resume_reading()
             if self._wake is None:
                 self._wake = asyncio.Event()
             self._wake.clear()
@@ -200,8 +202,8 @@ class Exchange:
             self._write_body(message.get("body", b""), message.get("more_body", False))
         else:
             raise RuntimeError("The response is complete, nothing can be added to it.")
-        if self._connection.write_paused:
-            await self._connection.drain()
+        if self._connection.flow.write_paused:
+            await self._connection.flow.drain()
         if self.complete:
             self.end()
 
@@ -269,3 +271,10 @@ class Exchange:
     def _notify(self) -> None:
         if self._wake is not None:
             self._wake.set()
+
+
+def whole_response(response: Response, default_headers: Sequence[Header]) -> bytes:
+    """A response to what is no request, after which the connection is closed."""
+    headers = [*default_headers, *response.raw_headers, CLOSE]
+    lines = [STATUS_LINE[response.status_code], *(b"%b: %b\r\n" % header for header in headers), b"\r\n"]
+    return b"".join(lines) + response.body
