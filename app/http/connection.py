@@ -74,6 +74,7 @@ class Connection(asyncio.Protocol):
         self._current: Exchange | None = None  # is being answered
         self._waiting: deque[Exchange] = deque()
         self._deaf = False  # what comes is dropped: the last request that is answered here has come
+        self._refusal: ServiceError | None = None  # of what came behind it
         self._dropped = 0
 
     @property
@@ -233,7 +234,19 @@ class Connection(asyncio.Protocol):
         except Enough:
             pass
         except ServiceError as error:
+            self._refuse_request(error)
+
+    def _refuse_request(self, error: ServiceError) -> None:
+        """What has come is no request. It is told so once those before it have been answered."""
+        incoming = self._receiver.incoming
+        if self._current is None or self._current is incoming:
             self._answer(error)
+            return
+        self._deaf, self._refusal = True, error
+        if incoming is not None:
+            incoming.disconnect()
+            if incoming in self._waiting:
+                self._waiting.remove(incoming)
 
     def drop(self, num_bytes: int) -> None:
         """Count what nobody reads."""
@@ -287,13 +300,16 @@ class Connection(asyncio.Protocol):
         if self._waiting:
             self._start(self._waiting.popleft())
             return
+        if self._refusal is not None:
+            self._answer(self._refusal)
+            return
         incoming = self._receiver.incoming
         self._dropped = 0
         self._enter("idle" if incoming is None else "dropping" if incoming is exchange else "head")
         self.flow.resume_reading()
 
     def _answer(self, error: Exception, *, lingers: bool = True) -> None:
-        """Answer what is no request, and close. Requests before it that still run end as if the client were gone."""
+        """Answer in place of a request that is none, or that answers nothing; then close."""
         response = error_response(error)
         code = answer(error).code
         self.traffic.refusals[code] += 1
