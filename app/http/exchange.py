@@ -16,6 +16,7 @@ from app.errors import BodyTimeout, TooManyBytes, error_response
 from app.http.budget import Hold
 from app.http.head import Header
 from app.http.traffic import FREE_BYTES
+from app.request_context import SECURITY_HEADERS
 
 if TYPE_CHECKING:
     from app.http.connection import Connection
@@ -162,7 +163,7 @@ class Exchange:
             self._connection.close()
             return
         response = error_response(error)
-        headers = [*response.raw_headers, CLOSE]
+        headers = [*response.raw_headers, *SECURITY_HEADERS, CLOSE]
         await self.send({"type": "http.response.start", "status": response.status_code, "headers": headers})
         await self.send({"type": "http.response.body", "body": response.body})
 
@@ -275,6 +276,6 @@ class Exchange:
 
 def whole_response(response: Response, default_headers: Sequence[Header]) -> bytes:
     """A response to what is no request, after which the connection is closed."""
-    headers = [*default_headers, *response.raw_headers, CLOSE]
+    headers = [*default_headers, *response.raw_headers, *SECURITY_HEADERS, CLOSE]
     lines = [STATUS_LINE[response.status_code], *(b"%b: %b\r\n" % header for header in headers), b"\r\n"]
     return b"".join(lines) + response.body

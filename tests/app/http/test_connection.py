@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from app.http import connection as protocol
+from app.request_context import SECURITY_HEADERS
 from tests.app.http.raw import BODY, connected, head, read_all, send, statuses
 from tests.conftest import RunningServer, Start
 
@@ -183,6 +184,7 @@ def test_what_is_no_request_is_told_so_as_every_error_is(server: RunningServer, 
 
     assert start.startswith(b"HTTP/1.1 400 ")
     assert b"content-type: application/json" in start
+    assert all(b"\r\n%b: %b" % header in start for header in SECURITY_HEADERS)
     error = json.loads(body)["error"]
     assert error["code"] == "malformed_request"
     assert error["message"].isprintable()
