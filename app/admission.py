@@ -7,9 +7,12 @@ also while the service drains.
 import asyncio
 from typing import Any
 
+from starlette.types import Scope
+
 from encoder import NotReady
 
 RETRY_AFTER_S = 3  # until a supervisor has started another process, which then says itself how long it loads
+CANCELLED_FOR = "cancelled_for"  # in the state of a request's scope
 WORK = "POST"  # the method of every route that needs the model; the others answer to the end
 
 
@@ -47,6 +50,12 @@ class Admission:
         for task in self._unanswered:
             task.cancel()
         return len(self._unanswered)
+
+
+def why_cancelled(scope: Scope) -> Exception:
+    """What a request is answered with that the server has cancelled: what the server says, or that it ends."""
+    error: Exception | None = scope.get("state", {}).get(CANCELLED_FOR)
+    return error or shutting_down()
 
 
 def shutting_down() -> NotReady:

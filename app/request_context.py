@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import profile
-from app.admission import Admission, shutting_down
+from app.admission import Admission, why_cancelled
 from app.errors import answer_outside_routes
 from app.profile import Profile
 from app.trace_context import trace_id
@@ -88,7 +88,7 @@ class RequestContext:
         except asyncio.CancelledError:
             if status != DISCONNECTED:
                 raise
-            response = await answer_outside_routes(app, Request(scope), shutting_down())
+            response = await answer_outside_routes(app, Request(scope), why_cancelled(scope))
             await response(scope, receive, send_with_context)
         except Exception as error:  # noqa: BLE001  # whatever a request raises ends with the request
             response = await answer_outside_routes(app, Request(scope), error)

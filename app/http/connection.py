@@ -32,6 +32,7 @@ from encoder import Overloaded
 logger = logging.getLogger(__name__)
 
 MAX_PIPELINED = 16  # requests that wait for the one before them; then the connection ends with the last of them
+OVERDUE_TICKS = round(2 / TICK_S)  # for a request that is cancelled to answer that it is
 LINGER_TICKS = round(10 / TICK_S)
 MAX_LINGER_BYTES = 256 * 1024 * 1024  # dropped as they come, so they take no memory
 MAX_REFUSED = 32  # connections beyond the limit that are listened to until they have read that they are
@@ -45,8 +46,9 @@ class Connection(asyncio.Protocol):
     """What uvicorn makes for each connection, by `uvicorn.Config(http=partial(Connection, traffic))`.
 
     Attributes:
-        state: new (nothing has come), head, body, working, writing, dropping (the rest of a refused body), idle,
-            lingering (the reply is sent, the client may still be sending), closing, closed.
+        state: new (nothing has come), head, body, working, overdue (cancelled, since it takes too long), writing,
+            dropping (the rest of a refused body), idle, lingering (the reply is sent, the client may still be
+            sending), closing, closed.
         since: the tick at which that began.
         flow: of the transport, in both directions.
     """
@@ -190,6 +192,12 @@ class Connection(asyncio.Protocol):
                 self._count_timeout("body")
                 self._enter("working")
                 self._current.refuse_late()
+            case "working" if late > limits.answer and self._current is not None and not self._current.started:
+                self._count_timeout("answer")
+                self._enter("overdue")
+                self._current.cancel()
+            case "overdue" if late > OVERDUE_TICKS and self._current is not None:  # it has not heard of that
+                self._answer(self._current.overdue())
             case "writing":
                 self._sweep_reply(limits.write)
             case "idle" if late > limits.idle:
@@ -276,7 +284,7 @@ class Connection(asyncio.Protocol):
     def _start(self, exchange: Exchange) -> None:
         self._current = exchange
         self._enter("body" if exchange.more_body else "working")
-        task = self._loop.create_task(exchange.run(self._app))
+        exchange.task = task = self._loop.create_task(exchange.run(self._app))
         self._server_state.tasks.add(task)
         task.add_done_callback(self._server_state.tasks.discard)
 

@@ -11,12 +11,13 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Scope
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from app.admission import shutting_down
+from app.admission import CANCELLED_FOR, why_cancelled
 from app.errors import BodyTimeout, TooManyBytes, error_response
 from app.http.budget import Hold
 from app.http.head import Header
 from app.http.traffic import FREE_BYTES
 from app.request_context import SECURITY_HEADERS
+from encoder import DeadlineExceeded
 
 if TYPE_CHECKING:
     from app.http.connection import Connection
@@ -47,6 +48,7 @@ class Exchange:
         keep_alive: whether the connection may go on afterwards.
         version_sent: whether VERSION has been sent ahead of the response.
         hold: the bytes of results and reply; `request.state.hold`.
+        task: which answers it, once its turn has come.
     """
 
     def __init__(self, connection: "Connection") -> None:
@@ -61,6 +63,7 @@ class Exchange:
         self.expects_continue = False
         self.scope: Scope = {}
         self.hold = Hold(connection.traffic.replies)
+        self.task: asyncio.Task[None] | None = None
         self.received_at = time.perf_counter()
         self._connection = connection
         self._traffic = connection.traffic
@@ -72,6 +75,7 @@ class Exchange:
         self._wake: asyncio.Event | None = None  # made by the first `receive` that has to wait
         self._left: int | None = 0  # bytes of the response that its content-length promises; None without one
         self._chunked = False
+        self._ending: asyncio.TimerHandle | None = None  # ends a task that goes on though its client is gone
 
     # arrival
 
@@ -145,8 +149,8 @@ class Exchange:
         """Let the app answer. What it fails to answer is answered here."""
         try:
             await app(self.scope, self.receive, self.send)
-        except asyncio.CancelledError:  # by the end of the service
-            await self._answer(shutting_down())
+        except asyncio.CancelledError:  # RequestContext answers it
+            await self._answer(why_cancelled(self.scope))
             raise
         except BaseException:  # RequestContext lets none through
             logger.exception("Exception in ASGI application")
@@ -262,9 +266,25 @@ class Exchange:
         self.disconnected = True
         self._give_back_body()
         self._notify()
+        if self.task is not None and not self.task.done() and self._ending is None:
+            loop = asyncio.get_running_loop()
+            self._ending = loop.call_later(self._traffic.answer_timeout_s, self.cancel)
+
+    def cancel(self) -> None:
+        """End what has taken too long, whatever it does: it is answered with `overdue`, and the connection closed."""
+        assert self.task is not None, "only what has begun can take long"
+        self.keep_alive = False
+        self.scope["state"][CANCELLED_FOR] = self.overdue()
+        self.task.cancel()
+
+    def overdue(self) -> DeadlineExceeded:
+        """What is answered where the app has not answered in all its time, and some more."""
+        return DeadlineExceeded(f"No answer within {self._traffic.answer_timeout_s:g} s.", stage="")
 
     def end(self) -> None:
         """The response has left the process, or never will. Called once or more."""
+        if self._ending is not None:
+            self._ending.cancel()
         self._give_back_body()
         self.hold.release()
         self._connection.exchange_ended(self)

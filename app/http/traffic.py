@@ -14,8 +14,12 @@ from app.settings import Settings
 logger = logging.getLogger(__name__)
 
 # As far as they are counted; see `Connection.state` and `Traffic.timeouts`.
-CONNECTION_STATES = ("new", "head", "body", "working", "writing", "dropping", "idle", "lingering", "closing")
-TIMEOUTS = ("header", "idle", "body", "write", "close")
+CONNECTION_STATES = (
+    *("new", "head", "body", "working", "overdue", "writing"),
+    *("dropping", "idle", "lingering", "closing"),
+)
+TIMEOUTS = ("header", "idle", "body", "answer", "write", "close")
+ANSWER_SLACK_S = 5.0  # beyond a request's time, for it to say itself that its time is over
 TICK_S = 0.5
 STALLED_TICKS = 4  # without progress for so long, a body or a reply is given up when its bytes are needed
 # So many bytes were held, and a quarter of them at most for so long: then the process gives free memory back.
@@ -57,6 +61,7 @@ class Ticks:
 
     header: int
     body: int
+    answer: int
     write: int
     idle: int
 
@@ -73,7 +78,8 @@ class Traffic:
         arriving: bytes of heads and bodies of requests that are not answered yet, beyond FREE_BYTES each.
         replies: bytes of results and replies, from planning until they have left the process.
         arrivals: the requests in arrival that hold bytes of `arriving`, the youngest last.
-        timeouts: connections and requests that were too slow, by kind: header, idle, body, write, close.
+        timeouts: connections and requests that were too slow, by kind: header, idle, body, answer, write,
+            close.
         refusals: answers of the protocol itself, which no route has seen, by the code of their error.
         draining: whether each reply is the last on its connection.
     """
@@ -91,10 +97,12 @@ class Traffic:
         self._peak = self._quiet_ticks = 0  # bytes held since memory was given back, and for how long it was far fewer
         self.max_connections = settings.max_connections
         self.body_timeout_s = min(settings.body_timeout_s, settings.request_timeout_s)
+        self.answer_timeout_s = settings.request_timeout_s + ANSWER_SLACK_S
         self.write_timeout_s = settings.write_timeout_s
         self.limits = Ticks(
             header=_ticks(settings.header_timeout_s),
             body=_ticks(self.body_timeout_s),
+            answer=_ticks(self.answer_timeout_s),
             write=_ticks(settings.write_timeout_s),
             idle=_ticks(settings.idle_timeout_s),
         )

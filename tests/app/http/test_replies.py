@@ -19,6 +19,7 @@ from starlette.routing import Route
 from app.http import traffic as traffic_module
 from app.http.connection import Connection
 from app.request.disconnect import unless_disconnected
+from app.service import service_of
 from tests.app.http.raw import BODY, LIVEZ, connected, head, read_all, read_reply, send, statuses, traffic_of
 from tests.app.running import wait_for
 from tests.conftest import RunningServer, run_server
@@ -248,6 +249,65 @@ def test_client_that_is_gone_is_told_from_one_that_is_half_closed(
             tick = traffic_of(strict).tick
             wait_for(lambda: traffic_of(strict).tick >= tick + 2)
             assert slow.ended == 0
+
+
+class Stuck:
+    """A route that never answers, and may not even let itself be cancelled."""
+
+    def __init__(self, server: RunningServer, *, heeds: bool) -> None:
+        self.begun = self.cancelled = 0
+        self.heeds = heeds
+        self.may_end = threading.Event()
+        server.app.router.routes.insert(0, Route("/stuck", self.answer, methods=["POST"]))
+
+    async def answer(self, request: Request) -> PlainTextResponse:
+        self.begun += 1
+        while not self.may_end.is_set():
+            try:
+                await asyncio.sleep(0.01)
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                if self.heeds:
+                    raise
+        return PlainTextResponse("too late")
+
+
+@contextlib.contextmanager
+def stuck_route(server: RunningServer, monkeypatch: pytest.MonkeyPatch, *, heeds: bool = True) -> Iterator[Stuck]:
+    """The route, where the outermost limit is short."""
+    traffic = traffic_of(server)
+    monkeypatch.setattr(traffic, "limits", replace(traffic.limits, answer=1))
+    monkeypatch.setattr(traffic, "answer_timeout_s", 0.5)
+    route = Stuck(server, heeds=heeds)
+    yield route
+    route.may_end.set()
+    del server.app.router.routes[0]
+
+
+@pytest.mark.parametrize("heeds", [True, False])
+def test_request_that_never_answers_is_answered_and_ends(
+    strict: RunningServer, monkeypatch: pytest.MonkeyPatch, heeds: bool
+) -> None:
+    before = traffic_of(strict).timeouts["answer"]
+    with stuck_route(strict, monkeypatch, heeds=heeds) as stuck:
+        answer = send(strict, head(line="POST /stuck HTTP/1.1") + BODY)
+
+    assert statuses(answer) == [504]
+    assert b"connection: close\r\n" in answer
+    assert b'"code":"deadline_exceeded"' in answer
+    assert stuck.cancelled == 1
+    assert traffic_of(strict).timeouts["answer"] == before + 1
+
+
+def test_request_that_never_answers_ends_where_its_client_is_gone(
+    strict: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with stuck_route(strict, monkeypatch) as stuck:
+        with connected(strict) as connection:
+            connection.sendall(head(line="POST /stuck HTTP/1.1") + BODY)
+            wait_for(lambda: stuck.begun == 1)
+        wait_for(lambda: stuck.cancelled == 1)
+    assert not len(service_of(strict.app).admission)
 
 
 def test_client_that_ends_in_the_middle_of_its_body_is_gone(strict: RunningServer) -> None:
