@@ -172,7 +172,8 @@ def test_memory_goes_back_to_the_kernel_after_large_replies(
     """Malloc would keep it: hundreds of megabytes, for as long as the service lives."""
     returned = threading.Event()
     traffic = traffic_of(strict)
-    monkeypatch.setattr(traffic, "_peak", 0)  # of the tests before
+    wait_for(lambda: not traffic.replies.taken + traffic.arriving.taken)  # of the tests before
+    monkeypatch.setattr(traffic, "_peak", 0)
     monkeypatch.setattr(traffic_module, "return_memory", returned.set)
     monkeypatch.setattr(traffic_module, "PEAK_BYTES", SIZE // 2)
     monkeypatch.setattr(traffic_module, "QUIET_TICKS", 1)
