@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import threading
+from collections.abc import Mapping
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +22,9 @@ MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": (-1, 4 * 2**20),  # free bytes kept at the end of a heap
     "MALLOC_MMAP_THRESHOLD_": (-3, 2**19),  # bytes from which a block is a mapping of its own
 }
+
+# Each thread would get a heap of its own, up to eight for each CPU, and each keeps what its busiest moment took.
+HEAPS = {"MALLOC_ARENA_MAX": (-8, 2)}
 
 
 def open_standard_files() -> None:
@@ -48,6 +52,11 @@ def log_uncaught_exceptions() -> None:
     logging.captureWarnings(True)
 
 
+def share_heaps() -> None:
+    """Call before other threads begin."""
+    _tune_malloc(HEAPS)
+
+
 def tune_process() -> None:
     """Call once, after the model is loaded, so that memory freed while loading still goes back to the kernel."""
     sys.setswitchinterval(SWITCH_S)
@@ -56,13 +65,14 @@ def tune_process() -> None:
     gc.collect()
     gc.set_threshold(COLLECT_AFTER, *gc.get_threshold()[1:])
     gc.freeze()  # a full collection would walk all modules and routes, 50 ms during which no request is served
-    if sys.platform == "linux":
-        _keep_memory()
+    _tune_malloc(MALLOC)
 
 
-def _keep_memory() -> None:
+def _tune_malloc(tunables: Mapping[str, tuple[int, int]]) -> None:
+    if sys.platform != "linux":
+        return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # only glibc has it
-    for variable, (parameter, value) in MALLOC.items():
+    for variable, (parameter, value) in tunables.items():
         if mallopt is not None and variable not in os.environ:
             mallopt(parameter, value)
 

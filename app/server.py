@@ -21,7 +21,7 @@ from app import open_files, shutdown
 from app.http.connection import Connection
 from app.listen import curl_line, listening_socket
 from app.main import create_app
-from app.process import log_uncaught_exceptions, tune_process
+from app.process import log_uncaught_exceptions, share_heaps, tune_process
 from app.service import service_of
 from app.settings import Settings, is_loopback
 from app.watchdog import Watchdog
@@ -177,6 +177,7 @@ def serve(settings: Settings) -> NoReturn:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server can handle it
     open_files.raise_limit()
+    share_heaps()
     log_uncaught_exceptions()
     with listening_socket(settings) as sock:
         server = Server(create_app(settings), sock, tune_process, shutdown.exit_within)

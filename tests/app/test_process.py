@@ -47,6 +47,31 @@ for round in range(20):
     del blocks
 print(json.dumps(resident() - before))
 """
+HEAPS = """
+import ctypes, sys, tempfile, threading
+from app.process import share_heaps
+
+if sys.argv[1] == "shared":
+    share_heaps()
+libc = ctypes.CDLL(None)
+barrier = threading.Barrier(9)
+
+def use_a_heap():
+    libc.malloc(1000)
+    barrier.wait()
+    barrier.wait()
+
+for _ in range(8):
+    threading.Thread(target=use_a_heap).start()
+barrier.wait()
+with tempfile.NamedTemporaryFile() as file:
+    libc.fopen.restype = ctypes.c_void_p
+    stream = ctypes.c_void_p(libc.fopen(file.name.encode(), b"w"))
+    libc.malloc_info(0, stream)
+    libc.fclose(stream)
+    print(file.read().count(b"<heap nr="))
+barrier.wait()
+"""
 COLLECT = """
 import gc, json
 from app.main import create_app
@@ -121,6 +146,15 @@ def test_memory_of_large_results_goes_back_to_the_kernel() -> None:
     as_it_was, tuned = (output(RETURN, how) for how in ("as it was", "tuned"))
 
     assert tuned < 0.1 * as_it_was
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's memory")
+def test_threads_share_heaps() -> None:
+    """Each heap keeps what its busiest moment took."""
+    apart, shared = (output(HEAPS, how) for how in ("apart", "shared"))
+
+    assert apart > 2
+    assert shared <= 2
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's memory")
