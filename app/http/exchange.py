@@ -213,9 +213,7 @@ class Exchange:
             self.end()
 
     def _start(self, status: int, headers: Any) -> None:
-        """Write the head of the response."""
-        self.started, self.expects_continue, self.reply_tick = True, False, self._traffic.tick
-        self._give_back_body()
+        """Write the head of the response. Errors: RuntimeError, and nothing is written, for a header that is none."""
         self._left = None
         lines = [STATUS_LINE[status]]
         for name, value in [*self._connection.default_headers, *headers]:
@@ -236,6 +234,8 @@ class Exchange:
                 self.keep_alive = False
         self.keep_alive = self.keep_alive and not self._traffic.draining
         lines.append(b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")
+        self.started, self.expects_continue, self.reply_tick = True, False, self._traffic.tick
+        self._give_back_body()
         head = b"".join(lines)
         self._connection.write(head[len(VERSION) :] if self.version_sent else head)
 

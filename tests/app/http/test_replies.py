@@ -311,6 +311,22 @@ def test_request_that_never_answers_ends_where_its_client_is_gone(
     assert not len(service_of(strict.app).admission)
 
 
+def test_header_that_is_none_is_an_error_of_the_service(strict: RunningServer) -> None:
+    """Nothing of the response has left when it is noticed, so the client is told."""
+
+    async def wrong(request: Request) -> PlainTextResponse:
+        return PlainTextResponse("", headers={"x-two": "lines\r\nx-smuggled: 1"})
+
+    strict.app.router.routes.insert(0, Route("/wrong", wrong))
+    try:
+        answer = send(strict, b"GET /wrong HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+    finally:
+        del strict.app.router.routes[0]
+
+    assert statuses(answer) == [500]
+    assert b"smuggled" not in answer
+
+
 def test_client_that_ends_in_the_middle_of_its_body_is_gone(strict: RunningServer) -> None:
     with connected(strict) as connection:
         connection.sendall(head(length=100) + b"{")
