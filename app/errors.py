@@ -5,8 +5,6 @@
 ServiceError: what can go wrong in HTTP itself; the encoder's own errors are in `encoder.errors`
  ├─ MalformedRequest       what came is not HTTP/1
  ├─ MalformedHost          the Host header is not of the form host[:port]
-
-
  ├─ HeadTimeout            target and headers did not arrive in time
  ├─ TargetTooLong          target and headers are over the limit, by the target
  ├─ HeadersTooLarge        target and headers are over the limit, by the headers

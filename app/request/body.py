@@ -11,7 +11,7 @@ from app.errors import BodyTooLarge, ClientDisconnected, MalformedBody, Unsuppor
 from app.profile import stage
 from app.request.bounds import MAX_VALUES
 from app.request.charset import UTF_8, charset_of, decode
-from app.request.deadline import limited, set_deadline
+from app.request.deadline import limited, received_at, set_deadline
 from app.request.json_body import parse_json
 from app.request.msgpack_body import parse_msgpack
 from app.request.packed import coding_of, unpack
@@ -35,7 +35,11 @@ async def read_body(request: Request, model: type[Body], settings: Settings) -> 
     media_type, charset = _media_type(request)
     coding = coding_of(request)
     with stage("receive"):
-        body = await _read(request, settings.max_body_bytes)
+        if received_at(request) is not None:
+            body = await _read(request, settings.max_body_bytes)
+        else:  # another server than ours, which may wait for ever
+            async with limited(set_deadline(request, settings), "body"):
+                body = await _read(request, settings.max_body_bytes)
     with stage("parse"):
         if coding or len(body) > MAX_PARSED_ON_LOOP:
             async with limited(set_deadline(request, settings), "body"):
@@ -85,7 +89,7 @@ def _media_type(request: Request) -> tuple[str, str]:
 async def _read(request: Request, max_bytes: int) -> bytes:
     """The whole body. It is refused unread if it declares too many bytes, or as soon as it has sent too many.
 
-    Limits of its time and of the memory of all bodies are the server's: `receive` raises where they are exceeded.
+    Limits of its time and of the memory of all bodies are our server's: `receive` raises where they are exceeded.
     """
     declared = request.headers.get("content-length", "0")
     if declared.isdecimal() and int(declared) > max_bytes:

@@ -1,6 +1,6 @@
 """When a request must be answered: a time after its first byte, which covers every stage of it.
 
-The server bounds the arrival of a body and the sending of a reply by limits of their own.
+Our server bounds the arrival of a body and the sending of a reply by limits of their own.
 """
 
 import asyncio
@@ -23,9 +23,15 @@ def set_deadline(request: Request, settings: Settings, timeout_ms: int | None = 
     timeout_s = settings.request_timeout_s
     if timeout_ms is not None and timeout_ms < timeout_s * 1000:
         timeout_s = timeout_ms / 1000
-    began_at = request.scope.get("state", {}).get("received_at") or time.perf_counter()  # only our server says when
+    began_at = received_at(request) or request.scope.setdefault("began_at", time.perf_counter())
     deadline = request.scope["deadline"] = Deadline(timeout_s, began_at + timeout_s)
     return deadline
+
+
+def received_at(request: Request) -> float | None:
+    """When the first byte of the request came, in seconds of time.perf_counter; None under another server than ours."""
+    at: float | None = request.scope.get("state", {}).get("received_at")
+    return at
 
 
 def deadline_of(request: Request) -> Deadline:

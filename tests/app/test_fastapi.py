@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -368,3 +368,18 @@ def test_a_request_that_the_server_cancels_is_not_counted_as_a_client_that_left(
 
     assert "POST /encode 503" in caplog.text
     assert "499" not in caplog.text
+
+
+def test_a_body_that_another_server_waits_for_has_its_time(connect: Connect) -> None:
+    """uvicorn, for one, waits for ever."""
+
+    async def never() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.Event().wait()
+
+    client = connect(create_app(Settings(request_timeout_s=0.1)))
+    headers = {"content-type": "application/json"}
+    reply = client.request("POST", "/encode", content=never(), headers=headers)
+
+    assert reply.status_code == 504
+    assert "while the body was read" in reply.json()["error"]["message"]
