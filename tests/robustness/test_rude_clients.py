@@ -17,7 +17,13 @@ pytestmark = pytest.mark.anyio
 
 LONG = pytest.mark.long
 LIMITS = known(
-    body_timeout_s=2, header_timeout_s=2, write_timeout_s=2, idle_timeout_s=2, request_timeout_s=20, log_level="warning"
+    body_timeout_s=2,
+    header_timeout_s=2,
+    write_timeout_s=2,
+    idle_timeout_s=2,
+    request_timeout_s=20,
+    max_reply_bytes=2**26,
+    log_level="warning",
 )
 MAX_GROWTH_MB = 150.0  # of all rude clients together, whatever they send
 SHORT = ("half a head", "half of 1.9 MB", "endless trailers")
