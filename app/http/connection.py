@@ -93,7 +93,7 @@ class Connection(asyncio.Protocol):
         self._client = get_remote_addr(transport)
         scope = {**self._scope, "client": self._client, "server": get_local_addr(transport)}
         self._receiver = Receiver(self._begin_request, self._start_or_queue, self._request_arrived, scope)
-        self._server_state.connections.add(self)  # type: ignore[arg-type]  # uvicorn needs `shutdown` alone
+        self._server_state.connections.add(self)  # type: ignore[arg-type]  # only the code that Server replaces calls them
         allowed = self.traffic.max_connections
         if (by_files := open_files.max_connections()) is not None:
             allowed = min(allowed, by_files)

@@ -8,6 +8,7 @@ from fastapi.params import Depends
 from starlette.responses import Response
 
 from app import wire
+from app.http.budget import hold_of
 from app.reply.formats import Body
 from app.reply.json_parts import json_parts
 from app.reply.reply import PartsResponse, choose_format, respond
@@ -23,6 +24,7 @@ from app.service import Service, ServiceDep
 from app.threads import BUILDER, on
 from encoder import EncodeResult, Engine, Preset, TokenizedPrompt
 
+TOKEN_BYTES = 60  # of a token that waits to be spelled, and of its place in the reply
 MAX_TOKENS_ON_LOOP = 1000  # spelling and writing more would hold up the event loop for a noticeable time
 
 
@@ -56,7 +58,8 @@ async def tokenize(request: Request, service: ServiceDep) -> Response:
     preset, engine = body.resolve(service.catalog), service.engine
     deadline = deadline_of(request)
     prompts = await unless_disconnected(request, engine.tokenize(body.texts(), preset, deadline))
-    if sum(len(prompt.input_ids) for prompt in prompts) > MAX_TOKENS_ON_LOOP:
+    if (num_tokens := sum(len(prompt.input_ids) for prompt in prompts)) > MAX_TOKENS_ON_LOOP:
+        hold_of(request.scope).take(num_tokens * TOKEN_BYTES)
         async with limited(deadline, "reply"):
             parts = await on(BUILDER, _spell, media_type, prompts, preset, engine)
     else:

@@ -18,7 +18,9 @@ from starlette.routing import Route
 
 from app.http import traffic as traffic_module
 from app.http.connection import Connection
+from app.reply.formats import Body
 from app.request.disconnect import unless_disconnected
+from app.routes import prompts
 from app.service import service_of
 from tests.app.http.raw import BODY, LIVEZ, connected, head, read_all, read_reply, send, statuses, traffic_of
 from tests.app.running import wait_for
@@ -118,6 +120,23 @@ def test_replies_are_bounded_together_and_the_unread_make_room(
     assert (served.status_code, gone) == (200, 1)
     assert kept > SIZE
     assert "is given up: it makes no progress, and others need its memory" in caplog.text
+
+
+def test_tokens_are_held_before_they_are_spelled(strict: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One request is spelled at a time: the tokens of all others wait."""
+    taken = []
+
+    def spell(*arguments: Any) -> Body:
+        taken.append(traffic_of(strict).replies.taken)
+        return spell_before(*arguments)
+
+    spell_before = prompts._spell
+    monkeypatch.setattr(prompts, "_spell", spell)
+    with httpx.Client(base_url=strict.url, timeout=60) as client:
+        reply = client.post("/tokenize", json={"prompt": "x" * 2000, "max_sequence_length": 2000})
+
+    assert reply.status_code == 200
+    assert taken == [2000 * prompts.TOKEN_BYTES]
 
 
 @pytest.mark.parametrize(
