@@ -179,7 +179,8 @@ class Settings(BaseSettings):
     )
     api_key_file: Annotated[Path | None, BeforeValidator(_named)] = Field(
         default=None,
-        description="File with such tokens, each on a line of its own; # begins a comment. SIGHUP reads it again.",
+        description="File with such tokens, each on a line of its own; lines that begin with # are none. SIGHUP reads "
+        "it again.",
     )
     allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_hosts)] = Field(
         default=(),
@@ -219,8 +220,8 @@ class Settings(BaseSettings):
     )
     max_arriving_bytes: Positive = Field(
         default=64 * MIB,
-        description="Maximum bytes of requests that are not answered yet, bodies included and 16 KiB of each left out; "
-        "requests beyond that get 429.",
+        description="Maximum bytes of requests, heads and bodies, until their replies begin; the first 16 KiB of each "
+        "do not count. Requests beyond that get 429.",
     )
     max_reply_bytes: Positive = Field(
         default=512 * MIB,
@@ -249,7 +250,7 @@ class Settings(BaseSettings):
     header_timeout_s: Seconds = Field(
         default=10,
         description="Maximum time for a request's target and headers to arrive, and for a new connection to send "
-        "anything, in seconds; then the connection is closed.",
+        "anything, in seconds; then the connection is closed, after 408 if something has come.",
     )
     idle_timeout_s: Seconds = Field(
         default=75, description="Maximum time between two requests of a connection, in seconds; then it is closed."
@@ -260,8 +261,9 @@ class Settings(BaseSettings):
     )
     stall_s: Seconds = Field(
         default=120,
-        description="Maximum time of one step of a forward pass, in seconds; beyond it the pass is taken to hang, all "
-        "requests get 503, and the process ends with exit code 3. The same holds for one step of the event loop.",
+        description="Maximum time of one step of a forward pass, of the tokenizer or of the event loop, in seconds; "
+        "beyond it the step is taken to hang, all requests get 503, and the process ends with exit code 3. A forward "
+        "pass may take longer where others of its size did.",
     )
     drain_timeout_s: Seconds = Field(
         default=30, description="Maximum wait for accepted requests at shutdown, in seconds."

@@ -87,7 +87,7 @@ class QueueFull(Overloaded):
 
 
 class NotReady(Overloaded):
-    """The model is still loading or fails, or the service is shutting down."""
+    """No model works now: it is loading, is loaded again, or has failed; or the service is shutting down."""
 
 
 class DeadlineExceeded(EncoderError):

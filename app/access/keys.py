@@ -1,4 +1,4 @@
-"""The API keys of the service: given, read from a file, read again when the file has changed, and asked for.
+"""The API keys of the service: given, read from a file, read again at SIGHUP, and asked for.
 
 A key file has a key on each line. Blank lines and lines that begin with # are no keys.
 """
