@@ -71,7 +71,7 @@ def test_the_service_writes_to_its_temporary_folder_alone(tmp_path: Path) -> Non
             reply = httpx.post(f"{served.url}/encode", json={"prompt": "a"}, timeout=60)
             status = Path(f"/proc/{process.pid}/status").read_text()
         finally:
-            process.terminate()
+            served.end()
 
     assert reply.status_code == 200, "".join(served.lines)
     assert re.search(r"^CapEff:\s0+$", status, re.MULTILINE)

@@ -64,13 +64,19 @@ class Served:
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self.process = process
         self.lines: list[str] = []
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
         wait_for(lambda: self.curl is not None or process.poll() is not None)
 
     def _read(self) -> None:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.lines.append(line)
+
+    def end(self) -> None:
+        """End the service, and read what it still says."""
+        self.process.terminate()
+        self._reader.join()
 
     @property
     def curl(self) -> str | None:
