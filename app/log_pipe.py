@@ -68,13 +68,29 @@ class PipeHandler(logging.Handler):
         while True:
             self._there_are_lines.wait()
             self._hurry.wait(GATHER_S)
-            data, told = self._take()
-            lost = self._write(data)
-            with self._mutex:
-                self._dropped += lost - bool(told) if lost else -told
-                self.lost_lines += lost - bool(told) if lost else 0
-                if not self._lines:
-                    self._all_written.set()
+            try:
+                self._write_next()
+            except Exception:  # noqa: BLE001  # as without memory; if this thread ended, nothing would be logged again
+                self._drop_all()
+
+    def _write_next(self) -> None:
+        data, told = self._take()
+        lost = self._write(data)
+        with self._mutex:
+            self._dropped += lost - bool(told) if lost else -told
+            self.lost_lines += lost - bool(told) if lost else 0
+            if not self._lines:
+                self._all_written.set()
+
+    def _drop_all(self) -> None:
+        """Drop what waits, so that the next line finds everything as at the start."""
+        with self._mutex:
+            self._dropped += len(self._lines)
+            self.lost_lines += len(self._lines)
+            self._lines.clear()
+            self._waiting = 0
+            self._there_are_lines.clear()
+            self._all_written.set()
 
     def _take(self) -> tuple[bytes, int]:
         """The next lines. The last of all tells how many were dropped, if any; that number comes with them."""

@@ -54,6 +54,23 @@ def test_lines_come_in_order(pipe: Pipe) -> None:
     assert pipe.read_lines("line 999") == [f"line {number}" for number in range(1000)]
 
 
+def test_lines_are_written_after_one_that_could_not_be(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, failed = pipe.handler._write, threading.Event()
+
+    def fail(data: bytes) -> int:
+        monkeypatch.setattr(pipe.handler, "_write", write)
+        failed.set()
+        raise MemoryError
+
+    monkeypatch.setattr(pipe.handler, "_write", fail)
+    pipe.logger.info("lost")
+    assert failed.wait(PATIENCE_S)
+    pipe.handler.flush()
+    pipe.logger.info("written")
+
+    assert pipe.read_lines("written") == ["written"]
+
+
 def test_what_nobody_reads_is_dropped_and_counted(pipe: Pipe) -> None:
     for _ in range(3 * ENOUGH):
         pipe.logger.info(LINE)
