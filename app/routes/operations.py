@@ -1,6 +1,7 @@
 """The routes for whoever runs the service or wants to know what it serves."""
 
 from dataclasses import asdict
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -63,11 +64,16 @@ async def info(service: ServiceDep) -> dict[str, Any]:
     engine, settings = service.engine, service.settings
     loaded = asdict(engine.info)
     return loaded | {
-        "versions": loaded["versions"] | {name: version(name) for name in VERSIONED},
+        "versions": loaded["versions"] | _versions(),
         "default_preset": settings.catalog.default,
         "limits": asdict(engine.limits)
         | {"max_body_bytes": settings.max_body_bytes, "max_json_floats": settings.max_json_floats},
     }
+
+
+@cache  # it reads files
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in VERSIONED}
 
 
 @router.get("/metrics", response_class=PlainTextResponse, responses=errors(401))

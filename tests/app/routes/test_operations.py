@@ -113,3 +113,15 @@ def test_the_examples_of_the_api_description_work(server: RunningServer, client:
         content = methods.get("post", {}).get("requestBody", {}).get("content", {})
         for example in content.get("application/json", {}).get("examples", {}).values():
             assert client.post(path, json=example["value"] | {"max_sequence_length": 32}).status_code == 200
+
+
+def test_info_reads_no_files_again(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Versions are in files of other packages; a service out of file descriptors cannot open them."""
+
+    def fail(name: str) -> str:
+        raise OSError(f"{name}: too many open files")
+
+    first = client.get("/info")
+    monkeypatch.setattr("app.routes.operations.version", fail)
+
+    assert client.get("/info").json() == first.json()
