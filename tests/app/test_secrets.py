@@ -45,8 +45,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         text=True,
     ) as process:
         process.stderr = process.stdout
-        yield Served(process)
-        process.kill()
+        served = Served(process)
+        yield served
+        served.end()
 
 
 def bodies() -> Iterator[tuple[dict[str, str], bytes]]:
