@@ -257,7 +257,8 @@ class Settings(BaseSettings):
     )
     write_timeout_s: Seconds = Field(
         default=60,
-        description="Maximum time for a client to read its reply, in seconds; then the connection is closed.",
+        description="Maximum time for a client to read a whole reply, however large, in seconds; then the connection "
+        "is reset.",
     )
     stall_s: Seconds = Field(
         default=120,
