@@ -224,7 +224,7 @@ class Settings(BaseSettings):
         "do not count. Requests beyond that get 429.",
     )
     max_reply_bytes: Positive = Field(
-        default=512 * MIB,
+        default=GIB,
         description="Maximum bytes of results and replies that are planned, computed or being sent; requests beyond "
         "that get 429. Replies that make no progress are given up first.",
     )

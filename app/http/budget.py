@@ -12,6 +12,10 @@ from encoder import RequestTooLarge
 RETRY_AFTER_S = 2  # where nothing has been given back lately; by then what makes no progress has been given up
 MAX_RETRY_AFTER_S = 60
 MEMORY = 0.8  # of the rate of the past that stays after a second
+# Requests for more than SMALL_BYTES leave this share of the limit to smaller ones, so that a crowd of large ones, of
+# which each waits for the model or a slow client, shuts nobody else out.
+SMALL_BYTES = 2**20
+SMALL_SHARE = 1 / 8
 
 
 class Budget:
@@ -33,12 +37,16 @@ class Budget:
         self._given_back = 0  # since the last `measure`
         self._rate = 0.0  # bytes per second
 
-    def take(self, num_bytes: int) -> bool:
-        """Take bytes, or none of them and say False."""
-        missing = self.taken + num_bytes - self.limit
+    def take(self, num_bytes: int, spare: int = 0) -> bool:
+        """Take bytes, or none of them and say False.
+
+        Args:
+            spare: bytes that others shall find free afterwards.
+        """
+        missing = self.taken + num_bytes + spare - self.limit
         if missing > 0:
             self._make_room(missing)
-        if self.taken + num_bytes > self.limit:
+        if self.taken + num_bytes + spare > self.limit:
             return False
         self.taken += num_bytes
         return True
@@ -77,13 +85,14 @@ class Hold:
 
     def take(self, num_bytes: int) -> None:
         """Hold more bytes. Errors: RequestTooLarge if waiting would not help, TooManyBytes."""
-        budget = self._budget
-        if self.num_bytes + num_bytes > budget.limit:
+        budget, total = self._budget, self.num_bytes + num_bytes
+        spare = round(budget.limit * SMALL_SHARE) if total > SMALL_BYTES else 0
+        if total > budget.limit - spare:
             raise RequestTooLarge(
-                f"The results and the reply would take {self.num_bytes + num_bytes:,} bytes of memory; all requests "
-                f"together may take {budget.limit:,}. Ask for fewer prompts, layers or rows, or a shorter dtype."
+                f"The results and the reply would take {total:,} bytes of memory; large requests together may take "
+                f"{budget.limit - spare:,}. Ask for fewer prompts, layers or rows, or a shorter dtype."
             )
-        if not budget.take(num_bytes):
+        if not budget.take(num_bytes, spare):
             budget.refused += 1
             raise TooManyBytes(
                 f"Results and replies take {budget.taken:,} of {budget.limit:,} bytes of memory; this request adds "
