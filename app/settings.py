@@ -262,7 +262,7 @@ class Settings(BaseSettings):
     )
     stall_s: Seconds = Field(
         default=120,
-        description="Maximum time of one step of a forward pass, of the tokenizer or of the event loop, in seconds; "
+        description="Maximum time of one step of a forward pass, tokenizer, event loop or worker thread, in seconds; "
         "beyond it the step is taken to hang, all requests get 503, and the process ends with exit code 3. A forward "
         "pass may take longer where others of its size did.",
     )

@@ -5,6 +5,7 @@ import logging
 import math
 from collections import Counter
 from dataclasses import dataclass
+from threading import Thread
 from typing import Protocol
 
 from app.http.budget import Budget
@@ -117,7 +118,7 @@ class Traffic:
             await asyncio.sleep(TICK_S)
             try:
                 self.sweep()
-                await self._return_memory()
+                self._return_memory()
             except Exception:  # a bug; without sweeps nothing would have a limit
                 logger.exception("connections could not be swept")
 
@@ -133,14 +134,14 @@ class Traffic:
                 logger.exception("a connection could not be swept, it is closed")
                 connection.abort()
 
-    async def _return_memory(self) -> None:
+    def _return_memory(self) -> None:
         """Some time after many bytes were held, let the kernel have them: malloc keeps them for the next requests."""
         held = self.arriving.taken + self.replies.taken
         self._peak = max(self._peak, held)
         self._quiet_ticks = self._quiet_ticks + 1 if self._peak > PEAK_BYTES and held < self._peak / 4 else 0
         if self._quiet_ticks >= QUIET_TICKS:
             self._peak = self._quiet_ticks = 0
-            await asyncio.to_thread(return_memory)
+            Thread(target=return_memory, daemon=True, name="memory").start()  # nobody waits for it
 
     def _refuse_arrivals(self, missing: int) -> None:
         """Free bytes in arrival: of requests that make no progress, the slowest first, then of the youngest."""

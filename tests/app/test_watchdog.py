@@ -1,4 +1,4 @@
-"""The watchdog ends a process whose event loop hangs, and no other."""
+"""The watchdog ends a process whose event loop or worker hangs, and no other."""
 
 import signal
 import subprocess
@@ -52,6 +52,23 @@ def test_a_loop_that_hangs_ends_the_process_and_says_where(watched: Watched) -> 
     assert process.returncode == 3
     assert "the event loop has hung for more than 0.5 s" in log
     assert "thread MainThread:" in log and "run_until_complete" in log
+
+
+def test_a_worker_that_hangs_ends_the_process_and_idle_ones_do_not(watched: Watched) -> None:
+    """All later work of its kind would wait behind it."""
+    process = watched(
+        """
+        from app.threads import BUILDER, PARSER, on
+        await on(PARSER, time.sleep, 0.01)
+        await asyncio.sleep(1)
+        print("idle", flush=True)
+        await on(BUILDER, time.sleep, 1000)  # here it hangs
+        """
+    )
+    out, log = process.communicate(timeout=PATIENCE_S)
+
+    assert (process.returncode, out) == (3, "begun\nidle\n")
+    assert "the thread 'builder' has hung for more than 0.5 s" in log
 
 
 def test_a_log_that_nobody_reads_does_not_keep_the_process(

@@ -106,7 +106,7 @@ def test_replies_are_bounded_together_and_the_unread_make_room(
         wait_for(lambda: traffic.states() == {"writing": 10, "idle": 2})
         refused = post(strict, wanted(2))
         small = send(strict, LIVEZ[:-2] + b"Connection: close\r\n\r\n")
-        small_reply = post(strict, {"prompt": "a"})
+        small_reply = post(strict, {"prompt": "a", "layers": [0]})
         monkeypatch.setattr(traffic_module, "STALLED_TICKS", 1)
         tick = traffic.tick
         wait_for(lambda: traffic.tick >= tick + 2)
@@ -117,7 +117,7 @@ def test_replies_are_bounded_together_and_the_unread_make_room(
     assert refused.status_code == 429
     assert refused.json()["error"]["code"] == "too_many_bytes"
     assert 1 <= int(refused.headers["retry-after"]) <= 60
-    assert statuses(small) == [200]
+    assert (statuses(small), small_reply.status_code) == ([200], 200)
     assert (served.status_code, gone) == (200, 1)
     assert kept > SIZE
     assert "is given up: it makes no progress, and others need its memory" in caplog.text
