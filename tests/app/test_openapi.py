@@ -23,6 +23,7 @@ from fastapi import FastAPI
 from app import wire
 from app.main import create_app
 from app.request.fields import BOUND
+from app.routes.described import describe
 from app.settings import Settings
 from encoder import BUILT_IN
 from tests.conftest import RunningServer, Start
@@ -137,3 +138,14 @@ def test_the_description_is_made_beside_the_event_loop(start_server: Start, monk
         assert httpx.get(f"{server.url}/openapi.json").status_code == 200
 
     assert threads[0].startswith("builder")
+
+
+def test_the_description_is_made_once(start_server: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes milliseconds, in which nobody else is answered."""
+    made = []
+    monkeypatch.setattr("app.main.described.describe", lambda app: made.append(app) or describe(app))
+    with start_server() as server:
+        server.wait_until_ready()
+        first, second = (httpx.get(f"{server.url}/openapi.json") for _ in range(2))
+
+    assert (len(made), second.content, second.headers["content-type"]) == (1, first.content, "application/json")
