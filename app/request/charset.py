@@ -58,6 +58,7 @@ def decode(body: bytes, charset: str) -> str:
     try:
         return body.decode(encoding)
     except UnicodeDecodeError as error:
-        found = f"it is {detected.upper()}" if detected != UTF_8 else f"{error.reason} at byte {error.start}"
+        other = detected not in (UTF_8, encoding)
+        found = f"it is {detected.upper()}" if other else f"{error.reason} at byte {error.start}"
         hint = "Send UTF-8, or name the charset: 'content-type: application/json; charset=windows-1252'."
         raise MalformedBody(f"The body is not {encoding.upper()}: {found}.", hint) from error

@@ -64,6 +64,14 @@ def test_bytes_that_are_not_in_the_declared_charset_are_400(client: httpx.Client
     assert response.json()["error"]["message"] == "The body is not ASCII: ordinal not in range(128) at byte 12."
 
 
+def test_utf_16_that_is_cut_off_is_400(client: httpx.Client) -> None:
+    body = '{"prompt": "a"}'.encode("utf-16")[:-1]
+    response = tokens(client, body, "application/json; charset=utf-16")
+
+    assert response.status_code == 400
+    assert response.json()["error"]["message"] == "The body is not UTF-16: truncated data at byte 30."
+
+
 @pytest.mark.parametrize("route", ROUTES)
 def test_every_route_reads_past_a_byte_order_mark(client: httpx.Client, route: str) -> None:
     body = {
