@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import contextvars
 import errno
 import logging
 import os
@@ -108,7 +109,8 @@ class Server(uvicorn.Server):
         if self._loop is None:
             self.should_exit = True
             return
-        self._loop.call_soon_threadsafe(lambda: self._begin(self._drain()))
+        # In a context of its own: that of the request which the signal interrupts would put its id on what is logged.
+        self._loop.call_soon_threadsafe(lambda: self._begin(self._drain()), context=contextvars.Context())
 
     def _on_hangup(self) -> None:
         """Called for SIGHUP: read the keys again. Where the terminal that the service ran in is gone, end with it."""

@@ -252,3 +252,16 @@ def test_what_hangs_does_not_hold_up_the_end(
 
     assert connection.reply().status == 503
     assert served.process.wait(PATIENCE_S) == 0
+
+
+def test_the_end_is_not_logged_as_part_of_the_request_that_the_signal_interrupts(
+    serve_broken: Callable[[str], Served],
+) -> None:
+    served = serve_broken(
+        "import os, signal; from encoder import Engine; check = Engine.check_ready; "
+        "Engine.check_ready = lambda engine: (os.kill(os.getpid(), signal.SIGTERM), check(engine))"
+    )
+    httpx.get(f"{served.url}/readyz")
+    wait_for(lambda: any("draining" in line for line in served.lines))
+
+    assert [line for line in served.lines if "draining" in line and "request=" in line] == []
