@@ -19,7 +19,7 @@ ROUNDS = 20
 SERVED = [stage for stage in STAGES if stage not in AT_START]
 EVERY = [(stage, kind) for stage in SERVED for kind in ("exception", "memory", "exit", "slow", "hang")]
 EVERY.append(("select", "nan"))
-SAMPLE = [("tokenize", "exception"), ("take-batch", "exit"), ("select", "nan")]
+SAMPLE = [("tokenize", "exception"), ("select", "nan")]
 
 
 def test_every_stage_is_a_function_of_the_service() -> None:

@@ -17,10 +17,10 @@ pytestmark = pytest.mark.anyio
 
 LONG = pytest.mark.long
 LIMITS = known(
-    body_timeout_s=2,
-    header_timeout_s=2,
-    write_timeout_s=2,
-    idle_timeout_s=2,
+    body_timeout_s=1,
+    header_timeout_s=1,
+    write_timeout_s=1,
+    idle_timeout_s=1,
     request_timeout_s=20,
     max_reply_bytes=2**26,
     log_level="warning",
@@ -33,7 +33,7 @@ RETURN_S = 30.0
 
 async def test_rude_clients_hurt_nobody_else(log: Path) -> None:
     """Several kinds at once."""
-    await _attack(log, SHORT, seconds=5)
+    await _attack(log, SHORT, seconds=4)
 
 
 @LONG
