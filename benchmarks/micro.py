@@ -10,6 +10,7 @@ klein, 52 rows of 2560 numbers for Z-Image. `benchmarks.overhead` measures what 
 
 import asyncio
 import json
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -28,6 +29,7 @@ import pyperf
 from fastapi import FastAPI
 
 from app import wire
+from app.http.budget import Budget, Hold
 from app.main import create_app
 from app.reply.reply import collate
 from app.service import service_of
@@ -43,6 +45,7 @@ KLEIN, ZIMAGE = get_preset("flux2-klein"), get_preset("z-image")
 PROMPT = "a cat on a mat in the evening light of a long summer, oil on canvas"
 WIDTH = 2560
 AT_ONCE = 64
+BUDGET = Budget(sys.maxsize, make_room=lambda _: None)
 FOLDER = tempfile.TemporaryDirectory()
 
 Step = Callable[[], object]
@@ -192,7 +195,10 @@ async def ask(app: FastAPI, prompt: str, *headers: tuple[bytes, bytes]) -> None:
     async def send(message: Any) -> None:
         statuses.append(message.get("status"))
 
-    await app({**scope, "headers": sent}, receive, send)
+    hold = Hold(BUDGET)
+    state = {"received_at": time.perf_counter(), "hold": hold}  # what our server says beside a request
+    await app({**scope, "headers": sent, "state": state}, receive, send)
+    hold.release()
     assert statuses[0] == 200
 
 
