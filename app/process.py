@@ -15,14 +15,15 @@ logger = logging.getLogger(__name__)
 
 COLLECT_AFTER = 10_000  # new objects; requests leave none behind that reference counting does not free
 SWITCH_S = 0.001  # with Python's 5 ms the event loop makes the model thread wait while the GPU is idle
-# glibc's tunables: the environment variable in which a user may set each, and its number and value for mallopt(3).
-# Without them glibc raises both as it runs, and a service keeps for good what its busiest moment took. Small results
-# are made in memory that is kept. Large ones go back to the kernel: new pages cost less than the model takes for them.
+# glibc's tunables: the environment variable in which a user may set each, and its number and value for mallopt(3). The
+# first is how many free bytes the end of a heap keeps, the second from how many on a block is a mapping of its own.
+# Without them glibc raises both as it runs, and a service keeps for good what its busiest moment took. On a CPU, large
+# results go back to the kernel: new pages cost less than the model takes for them. A GPU is faster, so there memory is
+# kept, up to the largest values that are allowed.
 MALLOC = {
-    "MALLOC_TRIM_THRESHOLD_": (-1, 4 * 2**20),  # free bytes kept at the end of a heap
-    "MALLOC_MMAP_THRESHOLD_": (-3, 2**19),  # bytes from which a block is a mapping of its own
+    "cpu": {"MALLOC_TRIM_THRESHOLD_": (-1, 4 * 2**20), "MALLOC_MMAP_THRESHOLD_": (-3, 2**19)},
+    "gpu": {"MALLOC_TRIM_THRESHOLD_": (-1, 128 * 2**20), "MALLOC_MMAP_THRESHOLD_": (-3, 32 * 2**20)},
 }
-
 # Each thread would get a heap of its own, up to eight for each CPU, and each keeps what its busiest moment took.
 HEAPS = {"MALLOC_ARENA_MAX": (-8, 2)}
 
@@ -57,15 +58,19 @@ def share_heaps() -> None:
     _tune_malloc(HEAPS)
 
 
-def tune_process() -> None:
-    """Call once, after the model is loaded, so that memory freed while loading still goes back to the kernel."""
+def tune_process(device: str) -> None:
+    """Call once, after the model is loaded, so that memory freed while loading still goes back to the kernel.
+
+    Args:
+        device: that computes, a key of MALLOC.
+    """
     sys.setswitchinterval(SWITCH_S)
     # Texts come one at a time; the tokenizer's thread pool only adds a switch between threads.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     gc.collect()
     gc.set_threshold(COLLECT_AFTER, *gc.get_threshold()[1:])
     gc.freeze()  # a full collection would walk all modules and routes, 50 ms during which no request is served
-    _tune_malloc(MALLOC)
+    _tune_malloc(MALLOC[device])
 
 
 def _tune_malloc(tunables: Mapping[str, tuple[int, int]]) -> None:

@@ -182,7 +182,9 @@ def serve(settings: Settings) -> NoReturn:
     share_heaps()
     log_uncaught_exceptions()
     with listening_socket(settings) as sock:
-        server = Server(create_app(settings), sock, tune_process, shutdown.exit_within)
+        app = create_app(settings)
+        engine = service_of(app).engine
+        server = Server(app, sock, lambda: tune_process(engine.info.device), shutdown.exit_within)
         if server.service.keys is None and settings.uds is None and not is_loopback(address := sock.getsockname()[0]):
             logger.warning(OPEN, address)
         # Not asyncio.run: at its end it waits for threads and tasks, however long they take.
