@@ -16,8 +16,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
+
+from app.versions import version_of
 
 PACKAGES = ("qwen3-encoder", "mlx", "numpy", "tokenizers", "safetensors", "fastapi", "uvicorn")
 BACKENDS = ("mlx-cpu", "mlx-cuda-12", "mlx-cuda-13", "mlx-metal")
@@ -96,8 +97,8 @@ def examine() -> Report:
 
 def check_versions(report: Report) -> Section:
     """Versions of the packages, and that exactly one backend of MLX is installed."""
-    installed = {name: _version(name) for name in PACKAGES}
-    backends = {name: version for name in BACKENDS if (version := _version(name))}
+    installed = {name: version_of(name) for name in PACKAGES}
+    backends = {name: version for name in BACKENDS if (version := version_of(name))}
     for name, version in installed.items():
         if version is None:
             report.find(f"{name} is not installed.", REINSTALL)
@@ -219,13 +220,6 @@ def _warnings_of(package: str) -> Iterator[list[str]]:
 
 def _without_home(text: str) -> str:
     return text.replace(str(Path.home()), "~")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _cpu() -> tuple[str, frozenset[str]]:

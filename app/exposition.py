@@ -8,7 +8,6 @@ import platform
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
-from importlib.metadata import version
 from math import isinf
 from typing import get_args
 
@@ -20,6 +19,7 @@ from app.http.traffic import CONNECTION_STATES, TIMEOUTS, Traffic
 from app.log_pipe import PipeHandler
 from app.metrics import Metrics
 from app.profile import STAGES
+from app.versions import version_of
 from encoder import Distribution, Engine, NotReady, StateName
 
 NAMESPACE = "qwen3_encoder"
@@ -159,7 +159,8 @@ class Exposition(Collector):
 
 @cache  # it reads files
 def _versions() -> dict[str, str]:
-    return {"version": version("qwen3-encoder"), "mlx": version("mlx"), "python": platform.python_version()}
+    installed = {"version": version_of("qwen3-encoder"), "mlx": version_of("mlx"), "python": platform.python_version()}
+    return {name: version or "unknown" for name, version in installed.items()}
 
 
 def _name(name: str) -> str:

@@ -12,10 +12,10 @@ import os
 import sys
 import threading
 import time
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from app.profile import Profile
+from app.versions import version_of
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -64,7 +64,7 @@ class Tracing:
 
         self.provider = provider
         self.trace = trace
-        self.tracer = provider.get_tracer(NAME, version(NAME))
+        self.tracer = provider.get_tracer(NAME, version_of(NAME))
 
     def enter(self, request: Profile) -> RequestSpan | None:
         """The span of the request that is being served, whose ids are put into the profile; None if it has none."""
@@ -121,7 +121,7 @@ def _provider(exporter: str) -> "TracerProvider":
     resource = Resource.create()
     if str(resource.attributes["service.name"]).startswith("unknown_service"):
         resource = resource.merge(Resource({"service.name": NAME}))
-    resource = Resource({"service.version": version(NAME)}).merge(resource)
+    resource = Resource({"service.version": version_of(NAME) or "unknown"}).merge(resource)
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return provider

@@ -95,7 +95,7 @@ def test_another_number_of_backends_than_one_is_a_finding(
     backends: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two overwrite each other's libmlx.so."""
-    monkeypatch.setattr(doctor, "_version", lambda name: "1" if name in (*doctor.PACKAGES, *backends) else None)
+    monkeypatch.setattr(doctor, "version_of", lambda name: "1" if name in (*doctor.PACKAGES, *backends) else None)
     report = doctor.Report()
 
     doctor.check_versions(report)

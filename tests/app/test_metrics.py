@@ -13,9 +13,10 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from app import metrics
+from app import exposition, metrics
 from app.profile import STAGES
 from app.service import service_of
+from app.versions import version_of
 from encoder import Distribution, RequestStage
 from tests.app.running import MANY, ONE_BY_ONE, TOKENS, abandoned_request, metric, wait_for
 from tests.conftest import RunningServer, Start
@@ -211,3 +212,13 @@ def test_the_versions_and_the_model_are_named(server: RunningServer, client: htt
 
     assert (labels["model"], labels["device"], labels["forward"]) == (info.model, info.device, info.forward)
     assert {name for name, _ in samples(client)} >= {"qwen3_encoder_build_info", "process_resident_memory_bytes"}
+
+
+def test_what_runs_from_its_sources_has_metrics_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No version is known then."""
+    monkeypatch.setattr(exposition, "version_of", lambda package: None)
+    exposition._versions.cache_clear()
+
+    assert {exposition._versions()["version"], exposition._versions()["mlx"]} == {"unknown"}
+    exposition._versions.cache_clear()
+    assert version_of("a-package-that-nobody-has") is None
