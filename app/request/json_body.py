@@ -10,6 +10,7 @@ from app.request.bounds import MAX_DEPTH, as_object, refuse_deep, refuse_many
 # A string, whose closing quote may be missing, or a character that JSON's structure is made of. What is between them is
 # skipped. Nothing is ever read twice: the repetition is possessive.
 TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[][{},]', re.DOTALL)
+MAX_NUMBER_CHARS = 4300  # as Python's own limit for integers; a float of millions would take a tenth of a second
 TOKENS_PER_VALUE = 4  # its key, itself, the bracket or comma before it, the bracket after it
 
 
@@ -36,9 +37,10 @@ def check_size(text: str, max_values: int) -> int:
 
     Errors: BodyTooLarge, MalformedBody.
     """
-    tokens = values = depth = 0
+    tokens = values = depth = end = 0
     for tokens, match in enumerate(TOKEN.finditer(text), 1):
-        first = text[match.start()]
+        _refuse_long_number(text, end, match.start())
+        first, end = text[match.start()], match.end()
         if first in "[{":
             values += 1
             depth += 1
@@ -50,7 +52,16 @@ def check_size(text: str, max_values: int) -> int:
             refuse_deep()
         if values > max_values or tokens > TOKENS_PER_VALUE * max_values:
             refuse_many(max_values)
+    _refuse_long_number(text, end, len(text))
     return tokens
+
+
+def _refuse_long_number(text: str, start: int, end: int) -> None:
+    """Refuse what stands between two tokens if it is a number of absurd length. Blanks may be of any."""
+    if end - start > MAX_NUMBER_CHARS:
+        found = text[start:end].strip(" \t\r\n:")
+        if len(found) > MAX_NUMBER_CHARS and found[0] in "-0123456789":
+            raise MalformedBody(f"The body has a number of more than {MAX_NUMBER_CHARS:,} characters.")
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -146,6 +146,22 @@ def test_deep_bodies_are_refused(client: httpx.Client, media_type: str, body: by
     assert (response.status_code, response.json()["error"]["code"]) == (400, "malformed_body")
 
 
+@pytest.mark.parametrize("number", ["0." + "1" * 1_900_000, "1" * 1_900_000, "-1e" + "1" * 1_900_000])
+@pytest.mark.parametrize("body", ['{{"prompt": "a", "timeout_ms": {}}}', "{}"])
+def test_a_number_of_absurd_length_is_not_read(client: httpx.Client, body: str, number: str) -> None:
+    """Reading it would hold up all other requests."""
+    reply = client.post("/encode", content=body.format(number), headers={"content-type": wire.JSON})
+
+    assert reply.status_code == 400
+    assert reply.json()["error"]["message"] == "The body has a number of more than 4,300 characters."
+
+
+def test_blanks_between_values_may_be_of_any_length(client: httpx.Client) -> None:
+    body = '{"prompt":' + " " * 10_000 + '"a"' + "\n" * 10_000 + "}" + " " * 10_000
+
+    assert client.post("/encode", content=body, headers={"content-type": wire.JSON}).status_code == 200
+
+
 def test_declared_lists_make_no_room() -> None:
     """Each three bytes declare a list of 2,000, for which msgpack takes 16 kB."""
     body = b"\xdc\x07\xd0" * 1000
